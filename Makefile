@@ -1,0 +1,48 @@
+# Every target sets itself up in .venv, from a bare Python of at least 3.11, and does nothing twice.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help search test lint ui lock clean
+
+help:  ## Say what there is.
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+search: .venv/installed  ## Search VAE, flow and f-VAE on the digits; draw the map. ARGS="--dataset PATH" for your images.
+	@$(BIN)/python tune/search.py $(ARGS)
+
+test: .venv/installed-dev lint  ## Lint, check types, run every test.
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/installed-dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
+
+ui: .venv/installed  ## Open MLflow's pages on http://127.0.0.1:5000 (PORT=… for another).
+	@$(BIN)/python -m pipelines.ui --port $(or $(PORT),5000)
+
+lock: .venv/installed-dev  ## Resolve pyproject.toml anew into the lock files.
+	@for extra in "" dev; do \
+		$(BIN)/pip-compile --quiet --upgrade --strip-extras --no-annotate --no-header --no-emit-index-url \
+			--no-emit-find-links --no-emit-trusted-host $${extra:+--extra $$extra} \
+			--output-file requirements$${extra:+-$$extra}.lock pyproject.toml || exit 1; \
+		sed -i.bak -E 's/^(torch==[0-9.]+)\+.*/\1/' requirements$${extra:+-$$extra}.lock; rm requirements$${extra:+-$$extra}.lock.bak; \
+	done
+
+clean:  ## Remove .venv; runs/ stays.
+	rm -rf .venv
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed: make PYTHON=python3.11 …" >&2; exit 2; }
+	@$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python requirements.lock pyproject.toml
+	@echo "Installing into .venv (once, a few minutes) …"
+	@$(INSTALL) --requirement requirements.lock
+	@$(INSTALL) --no-deps --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.lock
+	@$(INSTALL) --requirement requirements-dev.lock
+	@touch $@

@@ -1,0 +1,220 @@
+"""Invertible layers of the flow F, each with its log_det.
+
+Layout: inside F every tensor is ``[B, H, W, C]`` (channels last in memory), which convolutions on
+CPU and GPU read without a copy and in which mixing channels is one matrix product. Every layer maps
+``forward(x) -> (y, log_det)`` and ``inverse(y) -> x``. ``log_det`` is in nats per image, ``[B]`` or
+a scalar where it does not depend on x.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fvae.config import Coupling, Mixing
+
+LOG_SCALE_BOUND = 2.0
+"""Largest |log-scale| of an affine coupling or split prior: tanh keeps it inside."""
+
+
+def squeeze(x: Tensor) -> Tensor:
+    """``[B, H, W, C]`` → ``[B, H/2, W/2, 4C]``: each 2×2 block becomes channels (RealNVP, §3.6)."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 5, 2, 4)
+    return x.reshape(b, h // 2, w // 2, 4 * c)
+
+
+def unsqueeze(x: Tensor) -> Tensor:
+    """``[B, H, W, 4C]`` → ``[B, 2H, 2W, C]``: the inverse of :func:`squeeze`."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, c // 4, 2, 2).permute(0, 1, 4, 2, 5, 3)
+    return x.reshape(b, 2 * h, 2 * w, c // 4)
+
+
+def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a convolution to ``[B, H, W, C]``; a permuted view is channels-last memory already."""
+    return layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def bounded(raw: Tensor) -> Tensor:
+    """Log-scale in ±``LOG_SCALE_BOUND`` with slope 1 at zero."""
+    return LOG_SCALE_BOUND * torch.tanh(raw / LOG_SCALE_BOUND)
+
+
+def zero_convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    """A 3×3 convolution that starts as zero, so that the layer around it starts as the identity."""
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+class PLUMixing(nn.Module):
+    """Trained 1×1 convolution W = P·L·(U + diag(sign·exp(log_diagonal))) (Glow, §3.2)."""
+
+    permutation: Tensor
+    sign: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        rotation = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))[0]
+        permutation, lower, upper = torch.linalg.lu(rotation)
+        diagonal = upper.diagonal()
+        default = torch.get_default_dtype()
+        self.register_buffer("permutation", permutation.to(default))
+        self.register_buffer("sign", diagonal.sign().to(default))
+        self.lower = nn.Parameter(lower.tril(-1).to(default))
+        self.upper = nn.Parameter(upper.triu(1).to(default))
+        self.log_diagonal = nn.Parameter(diagonal.abs().log().to(default))
+
+    def weight(self) -> Tensor:
+        """W, ``[C, C]``."""
+        lower = self.lower.tril(-1) + torch.eye(len(self.lower), dtype=self.lower.dtype, device=self.lower.device)
+        return self.permutation @ lower @ (self.upper.triu(1) + torch.diag(self.sign * self.log_diagonal.exp()))
+
+    def inverse_weight(self) -> Tensor:
+        """W⁻¹, ``[C, C]``, by two triangular solves in float64."""
+        lower, upper = self.lower.double(), self.upper.double()
+        diagonal = torch.diag(self.sign.double() * self.log_diagonal.double().exp())
+        solved = torch.linalg.solve_triangular(
+            lower.tril(-1), self.permutation.double().T, upper=False, unitriangular=True
+        )
+        inverse = torch.linalg.solve_triangular(upper.triu(1) + diagonal, solved, upper=True)
+        return inverse.to(self.lower.dtype)
+
+    def log_det(self) -> Tensor:
+        """log|det W| in nats per pixel, a scalar."""
+        return self.log_diagonal.sum()
+
+
+class PermutationMixing(nn.Module):
+    """Fixed random permutation of the channels, saved with the weights as a matrix."""
+
+    matrix: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("matrix", torch.eye(channels)[torch.randperm(channels)])
+
+    def weight(self) -> Tensor:
+        """The permutation matrix, ``[C, C]``."""
+        return self.matrix
+
+    def inverse_weight(self) -> Tensor:
+        """Its transpose."""
+        return self.matrix.T
+
+    def log_det(self) -> Tensor:
+        """0: a permutation keeps volume."""
+        return self.matrix.new_zeros(())
+
+
+class ChannelAffine(nn.Module):
+    """ActNorm then mixing: y = W·(exp(s)⊙(x + b)), folded into one matrix product.
+
+    ActNorm (Glow, §3.1) sets b and s from the first batch, so that its output has mean 0 and
+    variance 1 per channel; until then it is the identity. ``initialized`` is a saved buffer.
+    """
+
+    initialized: Tensor
+
+    def __init__(self, channels: int, mixing: Mixing) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        self.mixing = PLUMixing(channels) if mixing == "plu" else PermutationMixing(channels)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Set ActNorm from a batch ``[B, H, W, C]``; does nothing the second time."""
+        if self.initialized:
+            return
+        flat = x.reshape(-1, x.shape[-1])
+        self.bias.copy_(-flat.mean(0))
+        # A constant channel has no scale to measure: the floor keeps the log_det finite.
+        self.log_scale.copy_(-flat.std(0, correction=0).clamp_min(1e-3).log())
+        self.initialized.fill_(True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.mixing.weight() * self.log_scale.exp()  # W·diag(exp(s))
+        pixels = x.shape[1] * x.shape[2]
+        log_det = pixels * (self.log_scale.sum() + self.mixing.log_det())
+        return F.linear(x, weight, weight @ self.bias), log_det
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """x = exp(−s)⊙W⁻¹y − b."""
+        return F.linear(y, self.mixing.inverse_weight()) * torch.exp(-self.log_scale) - self.bias
+
+
+class CouplingLayer(nn.Module):
+    """y = (x₁, exp(s(x₁))⊙x₂ + t(x₁)) (RealNVP, eq. 7–8); ``additive`` has s = 0 (NICE, eq. 10).
+
+    An odd number of channels is split with the larger part second. Likelihood terms keep
+    the dtype of x, whatever precision autocast gives the network.
+    """
+
+    def __init__(self, channels: int, width: int, coupling: Coupling) -> None:
+        super().__init__()
+        self.kept = channels // 2
+        self.changed = channels - self.kept
+        self.affine = coupling == "affine"
+        self.input = nn.Conv2d(self.kept, width, 3, padding=1)
+        self.hidden = nn.Conv2d(width, width, 1)
+        self.output = zero_convolution(width, self.changed * (2 if self.affine else 1))
+
+    def _log_scale_and_shift(self, kept: Tensor) -> tuple[Tensor | None, Tensor]:
+        hidden = convolve(self.input, kept).relu()
+        hidden = convolve(self.hidden, hidden).relu()
+        raw = convolve(self.output, hidden).to(kept.dtype)  # [B, H, W, changed] or twice that
+        if not self.affine:
+            return None, raw
+        log_scale, shift = raw.split(self.changed, dim=-1)
+        return bounded(log_scale), shift
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kept, changed = x.split((self.kept, self.changed), dim=-1)
+        log_scale, shift = self._log_scale_and_shift(kept)
+        if log_scale is None:
+            return torch.cat((kept, changed + shift), dim=-1), x.new_zeros(())
+        changed = torch.addcmul(shift, changed, log_scale.exp())
+        return torch.cat((kept, changed), dim=-1), log_scale.flatten(1).sum(1)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """x₂ = exp(−s(y₁))⊙(y₂ − t(y₁))."""
+        kept, changed = y.split((self.kept, self.changed), dim=-1)
+        log_scale, shift = self._log_scale_and_shift(kept)
+        changed = changed - shift
+        if log_scale is not None:
+            changed = changed * torch.exp(-log_scale)
+        return torch.cat((kept, changed), dim=-1)
+
+
+class SplitPrior(nn.Module):
+    """Second half of the channels leaves F as ε = exp(−s(h))⊙(z − m(h)), h the first half.
+
+    With ε ~ N(0, I) this is Glow's split prior N(m(h), exp(2s(h))) written as a bijection; the
+    convolution for (m, s) starts as zero.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.kept = channels // 2
+        self.left = channels - self.kept
+        self.prior = zero_convolution(self.kept, 2 * self.left)
+
+    def _mean_and_log_scale(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        mean, raw = convolve(self.prior, kept).to(kept.dtype).split(self.left, dim=-1)
+        return mean, bounded(raw)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[B, H, W, C]`` → the half that goes on, ε, log_det."""
+        kept, left = x.split((self.kept, self.left), dim=-1)
+        mean, log_scale = self._mean_and_log_scale(kept)
+        return kept, (left - mean) * torch.exp(-log_scale), -log_scale.flatten(1).sum(1)
+
+    def inverse(self, kept: Tensor, noise: Tensor) -> Tensor:
+        """The halves back into ``[B, H, W, C]``."""
+        mean, log_scale = self._mean_and_log_scale(kept)
+        return torch.cat((kept, torch.addcmul(mean, noise, log_scale.exp())), dim=-1)

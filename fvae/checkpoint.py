@@ -1,0 +1,73 @@
+"""Models and training states on disk: safetensors with JSON, never a pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fvae.config import ConfigError, ModelConfig
+from fvae.files import write_bytes, write_text
+from fvae.model import Model, build
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def save(model: Model, path: str | Path) -> None:
+    """Write ``model.safetensors`` and ``config.json`` into the folder ``path``, each whole or absent.
+
+    The config also stands in the weights' header, which :func:`load` compares with the JSON.
+    """
+    path = Path(path)
+    config = json.dumps(model.config.to_dict(), indent=1)
+    write_text(path / CONFIG, config + "\n")
+    write_tensors(path / WEIGHTS, model.state_dict(), {"config": model.config.to_dict()})
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Model:
+    """The model saved in the folder ``path``, on ``device``, in evaluation mode.
+
+    Raises ``ConfigError`` where a file is missing, damaged or belongs to another model.
+    """
+    path = Path(path)
+    for name in (WEIGHTS, CONFIG):
+        if not (path / name).is_file():
+            raise ConfigError(f"{path}: no {name} there; a saved model is a folder with {WEIGHTS} and {CONFIG}")
+    tensors, metadata = read_tensors(path / WEIGHTS, device)
+    try:
+        values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path / CONFIG}: not JSON ({error})") from error
+    if values != metadata.get("config"):
+        raise ConfigError(f"{path}: {CONFIG} and {WEIGHTS} are of different models; save the model again")
+    model = build(ModelConfig.from_dict(values))
+    dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
+    model.to(device=device, dtype=dtype)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ConfigError(f"{path / WEIGHTS}: does not fit its own config ({str(error).splitlines()[0]})") from error
+    return model.eval()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """One safetensors file, whole or absent, with ``metadata`` (JSON values) in its header."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {key: json.dumps(value) for key, value in metadata.items()}
+    write_bytes(path, safetensors.torch.save(contiguous, metadata=header))
+
+
+def read_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What :func:`write_tensors` wrote. Raises ``ConfigError`` on a damaged file."""
+    try:
+        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ConfigError(f"{path}: not a whole safetensors file ({error})") from error
+    return tensors, metadata

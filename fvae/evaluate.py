@@ -1,0 +1,48 @@
+"""Bits/dim of a whole split: every image, in float32, with noise that a seed fixes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fvae.model import Model, iwae_bits_per_dim
+
+BATCH_SIZE = 512
+"""Images at once. The noise of a seed depends on it, so it is no setting."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss, gradient or bits/dim that is NaN or infinite: the trial ends here. One line says where."""
+
+
+@torch.no_grad()
+def evaluate(model: Model, images: Tensor, *, k: int = 1, seed: int = 0) -> Tensor:
+    """Bits/dim of each image with k samples (k = 1: the ELBO; more: IWAE), float64 ``[N]`` on the CPU.
+
+    ``images`` integer ``[N, C, H, W]``. Runs in float32 whatever precision trained the model.
+    Raises :class:`NonFiniteError` where any image's figure is not finite: none is left out.
+    """
+    device = model.log_sigma1.device
+    generator = torch.Generator(device).manual_seed(seed)
+    training = model.training
+    model.eval()  # a fresh model must not take its ActNorm from images that it is measured on
+    try:
+        with torch.autocast(device.type, enabled=False):
+            parts = [
+                iwae_bits_per_dim(model, batch.to(device), k, generator).double().cpu()
+                for batch in images.split(BATCH_SIZE)
+            ]
+    finally:
+        model.train(training)
+    bits = torch.cat(parts)
+    bad = (~bits.isfinite()).nonzero().flatten()
+    if len(bad):
+        raise NonFiniteError(
+            f"bits/dim of {len(bad)} of {len(bits)} images is not finite (image {int(bad[0])}: {float(bits[bad[0]])})"
+        )
+    return bits
+
+
+def standard_error(bits: Tensor) -> float:
+    """Standard error of the mean over images, in bits/dim."""
+    return float(bits.std() / len(bits) ** 0.5) if len(bits) > 1 else float("nan")

@@ -1,0 +1,253 @@
+"""The one objective of all three families (arXiv 1809.05861, §3), and what a trained model can do.
+
+    −ELBO(x') = E_u[½‖z‖² − ½‖u‖² − log|det ∂F_x/∂u|] + E_u[‖x' − G(w)‖²/(2σ2²)] + D log σ2 + (D/2) log 2π
+
+with w = σ1⊙u + E(x') and z = F(w). The families choose the parts:
+
+    vae    E a network with its own σ1(x'), F the identity, G a network
+    flow   E and G the identity, σ1 = σ2 fixed: every σ term cancels
+    fvae   E and G networks, F a flow, σ1 and σ2 trained scalars
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fvae import likelihood
+from fvae.config import ModelConfig
+from fvae.flow import IdentityFlow, MultiScaleFlow
+from fvae.networks import Decoder, Encoder
+
+
+class ELBOTerms(NamedTuple):
+    """One-sample ELBO of dequantized images, in nats per image, each ``[B]``."""
+
+    prior: Tensor
+    """log N(z; 0, I)."""
+    posterior: Tensor
+    """log N(u; 0, I)."""
+    log_det: Tensor
+    """log|det ∂F_x/∂u|, with the log σ1 of every latent dimension."""
+    reconstruction: Tensor
+    """log N(x'; G(w), σ2² I)."""
+
+    @property
+    def elbo(self) -> Tensor:
+        """The bound on log p(x'), ``[B]``."""
+        return self.prior - self.posterior + self.log_det + self.reconstruction
+
+
+class Model(nn.Module):
+    """A VAE, a flow or an f-VAE: :func:`build` makes one from its config.
+
+    ``images`` are integer tensors ``[B, C, H, W]`` with levels 0 … bins − 1 (uint8 as a rule).
+    Noise comes from ``generator`` where one is given, else from torch's global one.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        sizes = {"levels": config.encoder_levels, "blocks": config.encoder_blocks, "width": config.encoder_width}
+        log_sigma1 = torch.tensor(math.log(config.sigma1_init), dtype=torch.get_default_dtype())
+        log_sigma2 = torch.tensor(math.log(config.sigma2_init), dtype=torch.get_default_dtype())
+        self.flow: MultiScaleFlow | IdentityFlow
+        if config.has_flow:
+            self.flow = MultiScaleFlow(
+                config.latent_shape,
+                levels=config.flow_levels,
+                depth=config.flow_depth,
+                width=config.coupling_width,
+                coupling=config.coupling,
+                mixing=config.mixing,
+            )
+        else:
+            self.flow = IdentityFlow(config.latent_shape)
+        self.encoder: Encoder | None = None
+        self.decoder: Decoder | None = None
+        if config.has_encoder:
+            self.encoder = Encoder(config.image_shape, config.latent_shape, **sizes, heads=1 if config.has_flow else 2)
+            self.decoder = Decoder(config.image_shape, config.latent_shape, **sizes)
+            self.log_sigma1 = nn.Parameter(log_sigma1)
+            self.log_sigma2 = nn.Parameter(log_sigma2)
+        else:
+            self.register_buffer("log_sigma1", log_sigma1)
+            self.register_buffer("log_sigma2", log_sigma1.clone())
+        self._initialized = not config.has_flow
+
+    # --- the objective ---------------------------------------------------------------------------
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean E(x') and log-scale log σ1 of w given dequantized ``x [B, C, H, W]``.
+
+        The mean has w's shape; the log-scale is a scalar, or w's shape for ``vae``.
+        """
+        if self.encoder is None:
+            return x, self.log_sigma1
+        mean, *rest = self.encoder(x)
+        return mean, self.log_sigma1 + rest[0] if rest else self.log_sigma1
+
+    def decoder_mean(self, w: Tensor) -> Tensor:
+        """G(w): the mean of p(x'|w), ``[B, C, H, W]``."""
+        return w if self.decoder is None else self.decoder(w)
+
+    def elbo_terms(self, x: Tensor, u: Tensor) -> ELBOTerms:
+        """The objective's terms for dequantized ``x [B, C, H, W]`` and ``u ~ N(0, I)`` of w's shape."""
+        mean, log_sigma1 = self.posterior(x)
+        w = torch.addcmul(mean, u, log_sigma1.exp())  # [B, *latent_shape]
+        z, flow_log_det = self.flow(w)
+        per_image = u.numel() // len(u)
+        shared = log_sigma1.ndim == 0
+        sigma_log_det = per_image * log_sigma1 if shared else likelihood.sum_per_image(log_sigma1)
+        residual = (x - self.decoder_mean(w)) * torch.exp(-self.log_sigma2)
+        return ELBOTerms(
+            prior=likelihood.standard_normal_log_prob(z),
+            posterior=likelihood.standard_normal_log_prob(u),
+            log_det=flow_log_det + sigma_log_det,
+            reconstruction=likelihood.standard_normal_log_prob(residual) - self.config.dimensions * self.log_sigma2,
+        )
+
+    def noise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Fresh ``r ~ U[0, 1)`` ``[count, C, H, W]`` and ``u ~ N(0, I)`` ``[count, *latent_shape]``."""
+        like = self.log_sigma1
+        r = torch.rand(count, *self.config.image_shape, generator=generator, dtype=like.dtype, device=like.device)
+        u = torch.randn(count, *self.config.latent_shape, generator=generator, dtype=like.dtype, device=like.device)
+        return r, u
+
+    def bits_per_dim(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Upper bound on bits/dim from one sample of r and u: ``[B]``, unbiased for −ELBO.
+
+        In training mode the first call also initialises ActNorm from its images. Raises
+        ``ValueError`` where images have another shape, are not integers, or leave 0 … bins − 1.
+        """
+        images = self._checked(images)
+        r, u = self.noise(len(images), generator)
+        x = likelihood.dequantize(images, self.config.bins, r)
+        if self.training and not self._initialized:
+            self._initialize(x, u)
+        return likelihood.bits_per_dim(self.elbo_terms(x, u).elbo, self.config.dimensions, self.config.bins)
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The same as :meth:`bits_per_dim`, so that a wrapper (DDP, ``torch.compile``) can stand around it."""
+        return self.bits_per_dim(images, generator)
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor, generator: torch.Generator | None = None) -> None:
+        """Set every ActNorm from this batch, once; later calls do nothing."""
+        images = self._checked(images)
+        r, u = self.noise(len(images), generator)
+        self._initialize(likelihood.dequantize(images, self.config.bins, r), u)
+
+    @torch.no_grad()
+    def _initialize(self, x: Tensor, u: Tensor) -> None:
+        mean, log_sigma1 = self.posterior(x)
+        self.flow.initialize(torch.addcmul(mean, u, log_sigma1.exp()))
+        self._initialized = True
+
+    # --- what a trained model does ---------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Every latent: z = F(E(x')) at the posterior's mean and the middle of each bin, ``[B, d]``."""
+        return self.flow(self._latent_mean(images))[0]
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Images of latents ``z [B, d]``: G(F⁻¹(z)) as uint8 ``[B, C, H, W]``."""
+        return likelihood.quantize(self.decoder_mean(self.flow.inverse(z)), self.config.bins)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """G(E(x')) as uint8 ``[B, C, H, W]``: what the posterior's mean keeps of the images."""
+        return likelihood.quantize(self.decoder_mean(self._latent_mean(images)), self.config.bins)
+
+    @torch.no_grad()
+    def sample(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """``n`` images from the model: G(F⁻¹(T·u)), u ~ N(0, I), as uint8 ``[n, C, H, W]``."""
+        if not (isinstance(n, int) and n >= 0):
+            raise ValueError(f"n={n!r}: must be an integer of at least 0")
+        if not temperature >= 0:
+            raise ValueError(f"temperature={temperature!r}: must be at least 0")
+        u = self.noise(n, generator)[1]
+        return self.decode(temperature * u.flatten(1))
+
+    @torch.no_grad()
+    def interpolate(self, first: Tensor, second: Tensor, steps: int = 8) -> Tensor:
+        """Images on the line between two images' latents (the paper's figure): ``[steps, C, H, W]``.
+
+        ``first`` and ``second`` are single images ``[C, H, W]``; both ends are their reconstructions.
+        """
+        ends = self.encode(torch.stack((first, second)))  # [2, d]
+        share = torch.linspace(0, 1, steps, dtype=ends.dtype, device=ends.device)[:, None]
+        return self.decode(torch.lerp(ends[:1], ends[1:], share))
+
+    def parameter_count(self) -> int:
+        """Trained numbers: ActNorm, σ's and all; buffers (permutations, flags) are not counted."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    @property
+    def sigma1(self) -> float:
+        """σ1 now (for ``vae`` the part of σ(x') that all images share)."""
+        return self.log_sigma1.exp().item()
+
+    @property
+    def sigma2(self) -> float:
+        """σ2 now."""
+        return self.log_sigma2.exp().item()
+
+    def _latent_mean(self, images: Tensor) -> Tensor:
+        images = self._checked(images)
+        middle = torch.full(images.shape, 0.5, dtype=self.log_sigma1.dtype, device=self.log_sigma1.device)
+        return self.posterior(likelihood.dequantize(images, self.config.bins, middle))[0]
+
+    def _checked(self, images: Tensor) -> Tensor:
+        shape, bins = self.config.image_shape, self.config.bins
+        if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+            needed = ", ".join(map(str, shape))
+            raise ValueError(f"images of shape {tuple(images.shape)}: this model needs [B, {needed}]")
+        if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
+            raise ValueError(f"images of dtype {images.dtype}: bits/dim needs integer levels 0 … {bins - 1}")
+        # uint8 images of a 256-level model cannot be out of range; elsewhere a look costs a device sync.
+        if not (images.dtype == torch.uint8 and bins == 256) and not images.is_cuda and len(images):
+            low, high = int(images.min()), int(images.max())
+            if low < 0 or high >= bins:
+                raise ValueError(f"images hold levels {low} … {high}: this model has bins={bins}, so 0 … {bins - 1}")
+        return images.to(self.log_sigma1.device)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        super()._load_from_state_dict(*args, **kwargs)
+        self._initialized = False  # the ActNorm flags just loaded decide, each for itself
+
+
+def build(config: ModelConfig) -> Model:
+    """A new model, in training mode, its weights drawn from torch's global random state."""
+    return Model(config)
+
+
+@torch.no_grad()
+def iwae_bits_per_dim(
+    model: Model, images: Tensor, k: int, generator: torch.Generator | None = None, batch_size: int = 4096
+) -> Tensor:
+    """Importance-weighted upper bound on bits/dim with k samples (IWAE, arXiv 1509.00519, eq. 8): ``[B]``.
+
+    Each sample has fresh dequantization noise r and posterior noise u, so the bound falls towards
+    the exact −log₂ P(x)/D as k grows; k = 1 is the ELBO. ``batch_size`` bounds the samples in
+    memory at once. Raises ``ValueError`` for k < 1.
+    """
+    if not (isinstance(k, int) and k >= 1):
+        raise ValueError(f"k={k!r}: must be an integer of at least 1")
+    config = model.config
+    images = model._checked(images)
+    at_once = max(1, min(k, batch_size // max(1, len(images))))
+    log_weights = []
+    for start in range(0, k, at_once):
+        samples = min(at_once, k - start)
+        repeated = images.repeat(samples, 1, 1, 1)  # [samples·B, C, H, W]
+        r, u = model.noise(len(repeated), generator)
+        terms = model.elbo_terms(likelihood.dequantize(repeated, config.bins, r), u)
+        log_weights.append(terms.elbo.double().reshape(samples, -1))
+    log_mean = torch.logsumexp(torch.cat(log_weights), dim=0) - math.log(k)  # [B]
+    return likelihood.bits_per_dim(log_mean, config.dimensions, config.bins)

@@ -1,0 +1,187 @@
+"""Training: repeatable and resumable to the bit, guarded against non-finite figures, honest about its data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
+from fvae.evaluate import BATCH_SIZE, evaluate
+
+FAMILIES = ("vae", "flow", "fvae")
+SETTINGS = TrainConfig(epochs=3, batch_size=16, warmup_steps=4, learning_rate=3e-3)
+
+
+def config(family: str, **changes: object) -> ModelConfig:
+    small = {"bins": 8, "coupling_width": 8, "flow_depth": 2, "encoder_width": 8, "flow_levels": 1}
+    return ModelConfig(family=family, channels=1, height=4, width=4, **{**small, **changes})  # type: ignore[arg-type]
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    """Smooth random images: neighbours are alike, so there is something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randint(0, 6, (count, 1, 1, 1), generator=generator)
+    return (base + torch.randint(0, 2, (count, 1, 4, 4), generator=generator)).to(torch.uint8)
+
+
+def trainer(family: str = "fvae", train: TrainConfig = SETTINGS, **changes: object) -> Trainer:
+    return Trainer(config(family, **changes), train, images(50), images(20, seed=1))
+
+
+def weights(trained: Trainer) -> list[Tensor]:
+    states = (trained.model.state_dict(), trained.ema.state_dict(), trained.best_model().state_dict())
+    return [tensor for state in states for tensor in state.values()]
+
+
+def run(trained: Trainer) -> list[dict]:
+    """Train to the end; the epochs' metrics, without what depends on the clock."""
+    epochs = []
+    while not trained.finished:
+        metrics = dataclasses.asdict(trained.train_epoch())
+        epochs.append({name: metrics[name] for name in metrics if name not in ("seconds", "images_per_second")})
+    return epochs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_same_seed_same_weights_to_the_bit(family: str) -> None:
+    first, second = trainer(family), trainer(family)
+    torch.manual_seed(999)  # the trainer's random state is its own
+    assert run(first) == run(second)
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
+    other = trainer(family, dataclasses.replace(SETTINGS, seed=1))
+    assert run(other) != run(trainer(family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("epochs", "steps"), [(0, 1), (1, 0), (1, 2), (2, 3)])
+def test_resumed_equals_uninterrupted_to_the_bit(family: str, epochs: int, steps: int, tmp_path: Path) -> None:
+    whole = trainer(family)
+    measured = run(whole)
+    stopped = trainer(family)
+    for _ in range(epochs):
+        stopped.train_epoch()
+    for _ in range(steps):
+        stopped.train_step()
+    stopped.save(tmp_path / "state.safetensors")
+    resumed = trainer(family)
+    resumed.restore(tmp_path / "state.safetensors")
+    assert run(resumed) == measured[epochs:]
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
+def test_restore_refuses_another_training(tmp_path: Path) -> None:
+    trained = trainer("flow")
+    trained.train_step()
+    path = tmp_path / "state.safetensors"
+    trained.save(path)
+    with pytest.raises(ConfigError, match="model differs"):
+        trainer("flow", coupling_width=9).restore(path)
+    with pytest.raises(ConfigError, match="train differs"):
+        trainer("flow", dataclasses.replace(SETTINGS, epochs=4)).restore(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match="not a whole safetensors file"):
+        trainer("flow").restore(path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_lowers_the_validation_bits(family: str) -> None:
+    long = dataclasses.replace(SETTINGS, epochs=40, learning_rate=1e-2)
+    epochs = run(trainer(family, long))
+    assert epochs[-1]["val_bpd"] < epochs[0]["val_bpd"] - 0.1
+    assert epochs[-1]["images"] == 40 * 50
+
+
+def test_best_model_is_that_of_the_lowest_epoch() -> None:
+    trained = trainer("flow", dataclasses.replace(SETTINGS, epochs=30, learning_rate=5e-2))
+    epochs = run(trained)
+    lowest = min(epochs, key=lambda epoch: epoch["val_bpd"])
+    assert trained.best_epoch == lowest["epoch"]
+    assert trained.best_val_bpd == lowest["val_bpd"]
+    best = float(evaluate(trained.best_model(), images(20, seed=1), seed=SETTINGS.seed).mean())
+    assert best == lowest["val_bpd"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_non_finite_loss_ends_training_with_step_and_cause(family: str) -> None:
+    trained = trainer(family)
+    for _ in range(5):
+        trained.train_step()
+    name, parameter = next(iter(trained.model.named_parameters()))
+    with torch.no_grad():
+        parameter.fill_(math.inf)
+    with pytest.raises(NonFiniteError, match=r"step 5 \(epoch 2\): loss (nan|inf)") as caught:
+        trained.train_step()
+    assert "first non-finite in" in str(caught.value)
+
+
+def test_a_spoilt_model_is_never_saved(tmp_path: Path) -> None:
+    trained = trainer("flow")
+    trained.train_step()
+    trained._bad_step.fill_(0)
+    with pytest.raises(NonFiniteError, match="step 0"):
+        trained.save(tmp_path / "state.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_non_finite_image_fails_the_evaluation() -> None:
+    trained = trainer("flow")
+    with torch.no_grad():
+        next(trained.model.parameters()).fill_(math.nan)
+    with pytest.raises(NonFiniteError, match="20 of 20 images"):
+        evaluate(trained.model, images(20))
+
+
+def test_evaluation_counts_every_image_of_a_ragged_last_batch() -> None:
+    model = trainer("flow").best_model()
+    bits = evaluate(model, images(BATCH_SIZE + 3), k=2)
+    assert bits.shape == (BATCH_SIZE + 3,)
+    assert bits.dtype == torch.float64
+
+
+@given(st.integers(1, 30), st.integers(1, 12))
+@settings(max_examples=20, deadline=None)
+def test_an_epoch_trains_on_every_image_once(count: int, batch_size: int) -> None:
+    """Batches of an epoch put together are the images, whatever the batch size divides."""
+    numbered = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4)
+    train = TrainConfig(epochs=2, batch_size=batch_size)
+    trained = Trainer(config("flow", bins=256), train, numbered, numbered)
+    seen = []
+    for _ in range(trained.steps_per_epoch):
+        seen += trained._next_batch()[:, 0, 0, 0].tolist()
+        trained.step += 1
+    assert sorted(seen) == list(range(count))
+    assert trained._images_seen(trained.step) == count
+
+
+def test_bf16_trains_near_float32_and_evaluates_in_float32() -> None:
+    plain, half = (trainer("fvae", dataclasses.replace(SETTINGS, precision=p, epochs=6)) for p in ("float32", "bf16"))
+    in_plain, in_half = run(plain)[-1]["val_bpd"], run(half)[-1]["val_bpd"]
+    assert in_half == pytest.approx(in_plain, abs=0.05)
+    assert in_half != in_plain  # autocast was really on
+    assert all(parameter.dtype == torch.float32 for parameter in half.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("learning_rate", -1e-3),
+        ("learning_rate", math.nan),
+        ("ema_decay", 1.0),
+        ("precision", "fp8"),
+        ("seed", -1),
+        ("gradient_clip", 0.0),
+        ("weight_decay", -0.1),
+    ],
+)
+def test_impossible_settings_are_named(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{field}="):
+        TrainConfig(**{field: value})  # type: ignore[arg-type]
