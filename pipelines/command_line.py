@@ -1,0 +1,55 @@
+"""What every command shares: options from a dataclass, and one clear line for a user's mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+from fvae.config import ConfigError
+
+Settings = TypeVar("Settings")
+
+BAD_INPUT = 2
+"""Exit status for bad input."""
+
+
+def parse(settings: type[Settings]) -> Settings:
+    """Read ``sys.argv`` into a dataclass with tyro. Raises ``ConfigError`` for options that do not fit."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(settings)
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        raise ConfigError(_first_message(said.getvalue())) from None
+
+
+def run(main: Callable[[Settings], int], settings: type[Settings]) -> None:
+    """Parse, run ``main``, exit with its status; bad input exits with :data:`BAD_INPUT` and one line."""
+    try:
+        status = main(parse(settings))
+    except ConfigError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        status = BAD_INPUT
+    sys.exit(status)
+
+
+def _first_message(box: str) -> str:
+    """The first paragraph inside tyro's box, on one line."""
+    words = []
+    for line in box.splitlines():
+        if line.startswith("╭"):
+            continue
+        inside = line.strip("│╰╯ ").strip()
+        if re.fullmatch(r"[─╰╯]*", inside):
+            break
+        words.append(inside)
+    return " ".join(words) or "the options do not fit; see --help"
