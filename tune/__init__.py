@@ -1,0 +1,1 @@
+"""The search: space, trials, scheduler, searcher, ledger and the trade-off map."""

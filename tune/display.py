@@ -1,0 +1,153 @@
+"""What a search looks like while it runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tune.ledger import Ledger, TrialRecord
+
+STYLES = {"running": "cyan", "complete": "green", "stopped": "yellow", "failed": "red"}
+RECENT = 10
+"""Finished trials that the live table shows."""
+
+
+def duration(seconds: float) -> str:
+    """``75`` → ``1m15s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+class SearchDisplay:
+    """Shows records as they change. Use as a context manager around the search."""
+
+    def __init__(self, console: Console, ledger: Ledger, *, trials: int, epochs: int) -> None:
+        self.console, self.ledger, self.trials, self.epochs = console, ledger, trials, epochs
+        self._started = time.monotonic()
+        self._done_before = len(ledger.with_status("complete", "stopped", "failed"))
+        self._seconds_before = {record.id: record.seconds for record in ledger.records.values()}
+        self._announced = {record.id for record in ledger.records.values() if record.status != "running"}
+        self._live = Live(console=console, refresh_per_second=2, get_renderable=self._table, transient=True)
+
+    def __enter__(self) -> SearchDisplay:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def watch(self, record: TrialRecord) -> None:
+        """A record has changed."""
+        if record.status == "running" or record.id in self._announced:
+            return
+        self._announced.add(record.id)
+        if not self.console.is_terminal:
+            self.console.print(self._line(record), soft_wrap=True, highlight=False)
+
+    def time_left(self) -> float | None:
+        """Seconds until every trial is done; None before anything is known."""
+        elapsed = time.monotonic() - self._started
+        epochs_done, spent = 0, 0.0
+        for record in self.ledger.records.values():
+            seconds = record.seconds - self._seconds_before.get(record.id, 0.0)
+            if seconds > 0:
+                spent += seconds
+                epochs_done += record.epochs
+        if not epochs_done or spent <= 0:
+            return None
+        ended = self.ledger.with_status("complete", "stopped", "failed")
+        mean_epochs = sum(record.epochs for record in ended) / len(ended) if ended else self.epochs
+        running = sum(max(0.0, mean_epochs - record.epochs) for record in self.ledger.with_status("running"))
+        waiting = max(0, self.trials - len(self.ledger.records)) * mean_epochs
+        seconds_per_epoch = spent / epochs_done
+        side_by_side = max(1.0, spent / elapsed)
+        return (running + waiting) * seconds_per_epoch / side_by_side
+
+    def _line(self, record: TrialRecord) -> str:
+        done = len(self.ledger.with_status("complete", "stopped", "failed"))
+        left = self.time_left()
+        bits = "         —" if record.val_bpd is None else f"{record.val_bpd:10.3f}"
+        line = (
+            f"[{done:3d}/{self.trials}] {record.id:<12}{record.params:>11,} parameters {bits} bits/dim  "
+            f"epoch {record.epochs:>3}/{self.epochs}  {duration(record.seconds):>6}  {record.status:<9}"
+        )
+        line += f" {duration(left)} left" if left is not None and done < self.trials else ""
+        return f"{line}  ({record.reason})" if record.status == "failed" else line.rstrip()
+
+    def _table(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("trial")
+        table.add_column("family")
+        for name in ("parameters", "epoch", "bits/dim now", "best so far", "seconds"):
+            table.add_column(name, justify="right")
+        table.add_column("status")
+        running = self.ledger.with_status("running")
+        ended = self.ledger.with_status("complete", "stopped", "failed")
+        for record in (*ended[-RECENT:], *running):
+            best = min((point.val_bpd for point in record.history), default=None)
+            last = record.history[-1].val_bpd if record.history else None
+            table.add_row(
+                record.id,
+                record.family,
+                f"{record.params:,}",
+                f"{record.epochs}/{self.epochs}",
+                "" if last is None else f"{last:.3f}",
+                "" if best is None else f"{best:.3f}",
+                f"{record.seconds:.0f}",
+                Text(record.status, style=STYLES[record.status]),
+            )
+        return Group(table, Text(), self._summary(len(ended)))
+
+    def _summary(self, ended: int) -> Text:
+        left = self.time_left()
+        text = Text(f"{ended} of {self.trials} trials done", style="bold")
+        text.append(f"   time left {'…' if left is None else duration(left)}", style="default")
+        complete = self.ledger.with_status("complete")
+        for family in dict.fromkeys(record.family for record in self.ledger.records.values()):
+            best = min(
+                ((record.val_bpd, record.params) for record in complete if record.family == family and record.val_bpd),
+                default=None,
+            )
+            if best is not None:
+                text.append(f"   {family} {best[0]:.3f} bits/dim with {best[1]:,}", style="default")
+        return text
+
+
+def summary(tradeoff: dict[str, Any]) -> RenderableType:
+    """The finished map in a terminal: each family's front, and the verdict."""
+    trials = {trial["id"]: trial for trial in tradeoff["trials"]}
+    table = Table(box=None, pad_edge=False, header_style="bold", title="Pareto fronts", title_justify="left")
+    table.add_column("family")
+    table.add_column("trial")
+    for name in ("parameters", "val", "test", "test IWAE-64", "σ1", "σ2"):
+        table.add_column(name, justify="right")
+    for family, ids in tradeoff["fronts"].items():
+        if family == "all":
+            continue
+        for trial in (trials[trial_id] for trial_id in ids):
+            figures = (trial["val_bpd"], trial["test_bpd"], trial["test_bpd_iwae64"])
+            table.add_row(
+                family,
+                trial["id"],
+                f"{trial['params']:,}",
+                *("—" if figure is None else f"{figure:.3f}" for figure in figures),
+                f"{trial['sigma1']:.4f}",
+                f"{trial['sigma2']:.4f}",
+            )
+    claim = tradeoff["claim"]
+    verdict = Text(f"Verdict on the paper's claim: {claim['verdict']}. ", style="bold")
+    return Group(
+        table, Text("bits/dim; lower is better", style="dim"), Text(), verdict.append(claim["why"], style="default")
+    )

@@ -1,0 +1,131 @@
+"""Runs the trials on Ray: Tune drives, our searcher proposes, our scheduler stops, the ledger remembers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray import tune
+
+from fvae.config import ConfigError, require
+from fvae.data import ImageDataset
+from tune.ledger import Ledger, TestResult, TrialRecord
+from tune.scheduler import FrontScheduler
+from tune.searcher import FrontSearcher
+from tune.settings import SearchSettings
+from tune.trial import MODEL, TrialProcess, read_test_split
+
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Ray's shared memory on one machine, besides the images."""
+RETRIES = 2
+"""How often a trial whose process died starts again from its checkpoint."""
+
+
+@contextmanager
+def ray_session(settings: SearchSettings, dataset: ImageDataset) -> Iterator[None]:
+    """A Ray of our own on this machine, or the cluster that ``RAY_ADDRESS`` names; ours ends with the block.
+
+    Raises ``ConfigError`` where no node could ever run a trial.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        image_bytes = sum(images.nbytes for images in dataset.splits().values())
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES + 2 * image_bytes}
+    ray.init(address=address, **options)
+    try:
+        resources = ray.cluster_resources()
+        for name, needed in (("CPU", settings.cpus_per_trial), ("GPU", settings.gpus_per_trial)):
+            have = resources.get(name, 0)
+            require(
+                needed <= have,
+                f"--{name.lower()}s-per-trial={needed}: there {'is' if have == 1 else 'are'} {have:g} here",
+            )
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_trials(
+    settings: SearchSettings,
+    dataset: ImageDataset,
+    ledger: Ledger,
+    searcher: FrontSearcher,
+    callbacks: Sequence[tune.Callback],
+) -> bool:
+    """Train until the searcher has no more trials. False where Ctrl-C ended it before."""
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    images = {"train": dataset.train, "val": dataset.val}
+    process = tune.with_parameters(
+        TrialProcess, images=images, device=device(settings), threads=settings.cpus_per_trial
+    )
+    # Tune's own files are of no use to us, as the ledger holds everything, so they go when it ends.
+    with tempfile.TemporaryDirectory(prefix="fvae-tune-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(process, resources(settings)),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=FrontScheduler(ledger, settings.epochs),
+                num_samples=-1,
+                max_concurrent_trials=settings.concurrent,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=ledger.root.name,
+                storage_path=scratch,
+                callbacks=list(callbacks),
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except tune.TuneError as error:
+            # What a callback or the searcher raised (a full disk, say) comes wrapped in Tune's traceback.
+            if isinstance(error.__context__, OSError | ConfigError):
+                raise error.__context__ from None
+            raise
+    return not ledger.with_status("running")
+
+
+def read_tests(
+    settings: SearchSettings, dataset: ImageDataset, ledger: Ledger, ids: Sequence[str]
+) -> list[TrialRecord]:
+    """Read the test split once for each model of ``ids`` that has not been read yet; side by side."""
+    unread = [record_id for record_id in ids if ledger.records[record_id].test is None]
+    if not unread:
+        return []
+    images = ray.put(dataset.test)
+    read = ray.remote(**ray_options(settings))(read_test_split)
+    pending = {
+        read.remote(
+            str(ledger.trial_dir(record_id) / MODEL), images, settings.seed, settings.cpus_per_trial, device(settings)
+        ): record_id
+        for record_id in unread
+    }
+    records = []
+    while pending:
+        (done,), _ = ray.wait(list(pending))
+        result: TestResult = ray.get(done)
+        records.append(ledger.update(pending.pop(done), test=result))
+    return records
+
+
+def device(settings: SearchSettings) -> str:
+    """Where trials train."""
+    return "cuda" if settings.gpus_per_trial else "cpu"
+
+
+def resources(settings: SearchSettings) -> dict[str, float]:
+    """What one trial takes, in Tune's words."""
+    return {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
+
+
+def ray_options(settings: SearchSettings) -> dict[str, float]:
+    """The same in Ray's words."""
+    return {"num_cpus": settings.cpus_per_trial, "num_gpus": settings.gpus_per_trial}

@@ -1,0 +1,149 @@
+"""The search's one source of truth: a record of every trial ever started, on disk.
+
+Optuna's studies, MLflow's runs and the map are all derived from it, so after a crash there is
+nothing to reconcile but what it says. One writer (the driver); every write is whole or absent.
+
+    runs/<name>/search.json           what is searched: data set, hash, seed, budget
+    runs/<name>/trials/<id>/trial.json    one record
+    runs/<name>/trials/<id>/              its checkpoint, model and pictures
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from fvae.config import from_fields
+from fvae.files import write_text
+
+Status = Literal["running", "complete", "stopped", "failed"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """What one epoch of one trial measured."""
+
+    epoch: int
+    """Epochs finished, from 1."""
+    train_bpd: float
+    """Mean bits/dim of the epoch's training batches, the weights in motion."""
+    val_bpd: float
+    """Bits/dim (k = 1) of the validation split under the averaged weights."""
+    grad_norm: float
+    """Mean gradient norm before clipping."""
+    images_per_second: float
+    """Training throughput of the epoch."""
+    images: int
+    """Training images seen since the start."""
+    seconds: float
+    """Training and validation seconds since the start, over all processes that ran the trial."""
+    sigma1: float
+    """σ1 under the averaged weights."""
+    sigma2: float
+    """σ2 under the averaged weights."""
+    time_ms: int
+    """When it was measured: milliseconds since 1970."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TestResult:
+    """The one reading of the test split, for a model of a front."""
+
+    __test__ = False  # not a test class, whatever pytest makes of its name
+
+    bpd: float
+    """Bits/dim, k = 1."""
+    bpd_iwae64: float
+    """Bits/dim, k = 64."""
+    standard_error: float
+    """Standard error of ``bpd`` over the images."""
+    standard_error_iwae64: float
+    """Standard error of ``bpd_iwae64`` over the images."""
+    seed: int
+    """Seed of the noise."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial. ``status`` ``running`` also covers one whose process died and which is to go on."""
+
+    id: str
+    """``0007-fvae``: the order of starting, and the family."""
+    family: str
+    config: dict[str, Any]
+    """``ModelConfig.to_dict()``."""
+    train: dict[str, Any]
+    """``TrainConfig.to_dict()``."""
+    params: int
+    """Trained parameters, known before training."""
+    flops_per_image: int
+    """Multiply-adds ×2 of one ELBO evaluation of one image (forward)."""
+    suggestion: dict[str, Any]
+    """The sampler's own parameters, as Optuna knows them."""
+    status: Status = "running"
+    reason: str = ""
+    """Why it was stopped or failed: one line."""
+    history: tuple[EpochRecord, ...] = ()
+    best_epoch: int | None = None
+    """The epoch whose weights were kept: the lowest validation bits/dim. Complete trials only."""
+    val_bpd: float | None = None
+    """Validation bits/dim of the kept weights. For a part-trained trial: the last one measured."""
+    test: TestResult | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs finished."""
+        return self.history[-1].epoch if self.history else 0
+
+    @property
+    def seconds(self) -> float:
+        """Training and validation seconds spent."""
+        return self.history[-1].seconds if self.history else 0.0
+
+    @property
+    def number(self) -> int:
+        """The order of starting, from 0."""
+        return int(self.id.split("-")[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; :meth:`from_dict` is the inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrialRecord:
+        """Raises ``ConfigError`` for a field it does not know."""
+        history = tuple(from_fields(EpochRecord, epoch) for epoch in values.get("history", ()))
+        test = values.get("test")
+        return from_fields(cls, values | {"history": history, "test": from_fields(TestResult, test) if test else None})
+
+
+class Ledger:
+    """The records under one run directory. Reading is done once, at opening."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.records: dict[str, TrialRecord] = {}
+        for path in sorted((root / "trials").glob("*/trial.json")):
+            record = TrialRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            self.records[record.id] = record
+
+    def trial_dir(self, trial_id: str) -> Path:
+        """Where a trial's record, checkpoint, model and pictures lie."""
+        return self.root / "trials" / trial_id
+
+    def put(self, record: TrialRecord) -> None:
+        """Write a record, replacing the trial's earlier one."""
+        write_text(self.trial_dir(record.id) / "trial.json", json.dumps(record.to_dict(), indent=1))
+        self.records[record.id] = record
+
+    def update(self, trial_id: str, **changes: Any) -> TrialRecord:
+        """Change fields of a record and write it."""
+        record = dataclasses.replace(self.records[trial_id], **changes)
+        self.put(record)
+        return record
+
+    def with_status(self, *statuses: Status) -> list[TrialRecord]:
+        """Records in any of these states, in order of starting."""
+        return [record for record in self.records.values() if record.status in statuses]

@@ -1,0 +1,191 @@
+"""The map as one self-contained page, ``tradeoff.html``: it loads nothing, so it works with no network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from fvae.config import FAMILIES
+from fvae.files import write_text
+from tune.figures import FONT, compute_figure, importance_figure, size_figure
+from tune.ledger import TrialRecord
+from tune.pareto import complete_trials
+from tune.style import COLORS, LABELS, format_count, format_seconds
+
+TEMPLATE = Path(__file__).with_name("page.html")
+VERDICT_COLORS = {"supported": "#1a7f5a", "refuted": "#b3261e", "undecided": "#4a5160"}
+PICTURES = (("samples", "samples.png"), ("reconstructions", "reconstructions.png"))
+
+Trial = Mapping[str, Any]
+
+
+def write_page(run_dir: Path, tradeoff: Mapping[str, Any], records: Sequence[TrialRecord]) -> Path:
+    """Write ``tradeoff.html`` and return its path.
+
+    ``records`` are the trials that ``tradeoff`` was built from: their histories draw the second panel.
+    Pictures are taken from ``run_dir/trials/<id>/`` where they exist. Raises ``OSError`` where it
+    cannot write.
+    """
+    # Every value is escaped but those that this module marks as safe: Plotly's code and its panels.
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        TEMPLATE.read_text(encoding="utf-8")
+    )
+    trials = tradeoff["trials"]
+    claim = tradeoff["claim"]
+    measured = any(trial["val_bpd"] is not None for trial in trials)
+    importance = tradeoff["importance"]
+    models = _front_trials(tradeoff)
+    statuses = ("complete", "stopped", "failed")
+    page = template.render(
+        font=Markup(FONT),
+        plotly_js=Markup(get_plotlyjs()),
+        dataset=tradeoff["dataset"],
+        seed=tradeoff["seed"],
+        budget=tradeoff["budget"],
+        counts={status: sum(trial["status"] == status for trial in trials) for status in statuses},
+        unfinished=len(tradeoff["unfinished"]),
+        claim=claim,
+        verdict_color=VERDICT_COLORS[claim["verdict"]],
+        open_ends=_open_ends(claim),
+        levels=_levels(claim["params_ratio_fvae_over_flow"]),
+        size_panel=_panel(size_figure(tradeoff)) if measured else None,
+        compute_panel=_panel(compute_figure(records)) if complete_trials(records) else None,
+        importance_panel=_panel(importance_figure(importance)) if any(importance.values()) else None,
+        fits=[_fit_row(tradeoff, family) for family in FAMILIES],
+        reference=_reference(tradeoff["hypervolume"]["reference"]),
+        models=[_model_row(trial, tradeoff) for trial in models],
+        pictures=[figure for trial in models if (figure := _pictures(run_dir, trial))],
+        unhappy=[_unhappy_row(trial) for trial in trials if trial["status"] != "complete"],
+    )
+    path = run_dir / "tradeoff.html"
+    write_text(path, page)
+    return path
+
+
+def _panel(figure: go.Figure) -> Markup:
+    """A panel's markup, for a page that already holds Plotly's code."""
+    config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
+
+
+def _front_trials(tradeoff: Mapping[str, Any]) -> list[Trial]:
+    """Trials on any front, family by family, by ascending parameters."""
+    by_id = {trial["id"]: trial for trial in tradeoff["trials"]}
+    return [by_id[trial_id] for family in FAMILIES for trial_id in tradeoff["fronts"][family]]
+
+
+def _model_row(trial: Trial, tradeoff: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": trial["id"],
+        "on_all": trial["id"] in tradeoff["fronts"]["all"],
+        "label": LABELS[trial["family"]],
+        "color": COLORS[trial["family"]],
+        "params": f"{trial['params']:,}",
+        "val": f"{trial['val_bpd']:.3f}",
+        "test": _with_error(trial["test_bpd"], trial["test_bpd_standard_error"]),
+        "iwae": _with_error(trial["test_bpd_iwae64"], trial["test_bpd_iwae64_standard_error"]),
+        "sigma1": f"{_number(trial['sigma1_init'])} → {_number(trial['sigma1'])}",
+        "sigma2": f"{_number(trial['sigma2_init'])} → {_number(trial['sigma2'])}",
+        "epochs": f"{trial['best_epoch']} of {trial['epochs']}",
+        "seconds": format_seconds(trial["seconds"]),
+    }
+
+
+def _unhappy_row(trial: Trial) -> dict[str, Any]:
+    return {
+        "id": trial["id"],
+        "label": LABELS[trial["family"]],
+        "params": f"{trial['params']:,}",
+        "status": "part-trained" if trial["status"] == "stopped" else trial["status"],
+        "epochs": trial["epochs"],
+        "val": _number(trial["val_bpd"]),
+        "reason": trial["reason"],
+    }
+
+
+def _fit_row(tradeoff: Mapping[str, Any], family: str) -> dict[str, Any]:
+    fit, area = tradeoff["fits"][family], tradeoff["hypervolume"][family]
+    intervals = fit["ci95"] or {}
+    notes = [fit["why"]] if fit["why"] else []
+    if fit.get("at_bounds"):
+        names = ", ".join("α" if name == "alpha" else name for name in fit["at_bounds"])
+        notes.append(f"{names} at its limit: the front does not determine it")
+    return {
+        "label": LABELS[family],
+        "color": COLORS[family],
+        **{name: _with_interval(fit[name], intervals.get(name)) for name in ("a", "b", "alpha")},
+        "trials": f"{fit['front_points']} / {fit['trials']}",
+        "hypervolume": _number(area),
+        "note": "; ".join(notes),
+    }
+
+
+def _levels(ratio: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [
+        {
+            "bpd": level,
+            "fvae": format_count(ratio["fvae_params"][level]),
+            "flow": format_count(ratio["flow_params"][level]),
+            "ratio": f"{value:.3g}",
+            "interval": _interval(ratio["at_bpd_ci95"][level]),
+        }
+        for level, value in ratio["at_bpd"].items()
+    ]
+
+
+def _open_ends(claim: Mapping[str, Any]) -> list[str]:
+    """Why the ends of the claim's intervals are open. JSON's ``null`` is a word for programs only."""
+    comparisons = (claim["params_ratio_fvae_over_flow"], claim["bpd_difference_fvae_minus_flow"])
+    texts = [text for comparison in comparisons for text in comparison["open_ends"].values()]
+    reasons = [text.partition(" = ")[2] for text in texts]
+    return [reason[0].upper() + reason[1:] for reason in reasons]
+
+
+def _reference(reference: Mapping[str, Any] | None) -> dict[str, str] | None:
+    if reference is None:
+        return None
+    return {"params": f"{reference['params']:,}", "val_bpd": f"{reference['val_bpd']:.3f}"}
+
+
+def _pictures(run_dir: Path, trial: Trial) -> dict[str, Any] | None:
+    """The pictures that a trial left, as base64; null where it left none."""
+    folder = run_dir / "trials" / trial["id"]
+    images = [
+        (name, base64.b64encode((folder / file).read_bytes()).decode())
+        for name, file in PICTURES
+        if (folder / file).is_file()
+    ]
+    if not images:
+        return None
+    return {
+        "id": trial["id"],
+        "color": COLORS[trial["family"]],
+        "params": format_count(trial["params"]),
+        "val": f"{trial['val_bpd']:.3f}",
+        "images": images,
+    }
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+
+def _with_interval(value: float | None, ci95: Sequence[float | None] | None) -> str:
+    return _number(value) if ci95 is None else f"{_number(value)} ({_interval(ci95)})"
+
+
+def _interval(ci95: Sequence[float | None]) -> str:
+    return " to ".join("no limit" if end is None else f"{end:.3g}" for end in ci95)

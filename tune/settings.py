@@ -1,0 +1,90 @@
+"""What a search is told: the options of ``python tune/search.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from fvae.config import FAMILIES, Family, require, require_choice, require_integer
+from fvae.train import Precision
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """Search VAE, flow and f-VAE on a set of images, and draw the map of parameters against bits/dim.
+
+    The same command again resumes an unfinished search, shows a finished one, and with more
+    --trials extends it.
+    """
+
+    dataset: str = "digits"
+    """'digits' (embedded), or a folder: images of one size, or the MNIST files."""
+    name: str | None = None
+    """Name of the run; its results lie in STORAGE/NAME. Default: the data set's name."""
+    storage: str = "runs"
+    """Folder for all runs."""
+    trials: int = 36
+    """Models to train, the families' shares being equal."""
+    epochs: int = 60
+    """Passes over the training images that every complete trial gets."""
+    families: tuple[Family, ...] = ("fvae", "flow", "vae")
+    """Families to search."""
+    batch_size: int = 64
+    """Images per training step."""
+    seed: int = 0
+    """Seeds proposals, weights, order and noise."""
+    cpus_per_trial: int = 1
+    """Cores (and torch threads) of each trial."""
+    gpus_per_trial: float = 0.0
+    """GPUs of each trial; a fraction shares one."""
+    concurrent: int | None = None
+    """Trials at a time. Default: as many as the machine or cluster has room for."""
+    precision: Precision = "float32"
+    """'bf16' runs the networks under autocast; likelihoods stay in float32."""
+
+    def __post_init__(self) -> None:
+        require_integer("--trials", self.trials, 1)
+        require_integer("--epochs", self.epochs, 1)
+        require_integer("--batch-size", self.batch_size, 1)
+        require_integer("--seed", self.seed, 0)
+        require_integer("--cpus-per-trial", self.cpus_per_trial, 1)
+        require(
+            math.isfinite(self.gpus_per_trial) and self.gpus_per_trial >= 0,
+            f"--gpus-per-trial={self.gpus_per_trial}: must be at least 0",
+        )
+        if self.concurrent is not None:
+            require_integer("--concurrent", self.concurrent, 1)
+        require(len(self.families) > 0, "--families: name at least one of " + ", ".join(FAMILIES))
+        for family in self.families:
+            require_choice("--families", family, FAMILIES)
+        require(len(set(self.families)) == len(self.families), "--families: each at most once")
+        require(self.dataset != "", "--dataset: empty; give 'digits' or a folder")
+        require(
+            self.name is None or re.fullmatch(r"[\w][\w.-]*", self.name) is not None,
+            f"--name={self.name!r}: letters, digits, '_', '-' and '.' only",
+        )
+        require(
+            "://" not in self.storage,
+            f"--storage={self.storage!r}: must be a folder of this machine",
+        )
+
+    def run_name(self, dataset_name: str) -> str:
+        """The run's name."""
+        return self.name or re.sub(r"[^\w.-]", "-", dataset_name)
+
+    def run_dir(self, dataset_name: str) -> Path:
+        """Where the run's files lie."""
+        return Path(self.storage).resolve() / self.run_name(dataset_name)
+
+    def budget(self, train_images: int) -> dict[str, Any]:
+        """The budget that every complete trial got, for ``tradeoff.json``."""
+        return {
+            "trials": self.trials,
+            "epochs": self.epochs,
+            "images_per_trial": self.epochs * train_images,
+            "batch_size": self.batch_size,
+            "precision": self.precision,
+        }

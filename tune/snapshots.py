@@ -1,0 +1,50 @@
+"""A trial's record in MLflow's words: params, metrics and artifacts under the product's fixed names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipelines.tracking import EpochMetrics, TrialSnapshot
+from tune.ledger import EpochRecord, TrialRecord
+from tune.trial import MODEL
+
+PICTURES = ("samples.png", "reconstructions.png", "interpolations.png")
+
+
+def snapshot(record: TrialRecord, dataset: dict[str, Any], trial_dir: Path) -> TrialSnapshot:
+    """What MLflow shows of a trial. ``dataset`` is the data set's part of ``search.json``."""
+    params = {f"model.{name}": value for name, value in record.config.items()}
+    params |= {f"train.{name}": value for name, value in record.train.items()}
+    params |= {f"data.{name}": value for name, value in dataset.items()}
+    final: dict[str, float] = {}
+    artifacts: tuple[Path, ...] = ()
+    if record.status == "complete" and record.val_bpd is not None:
+        final["best/val_bpd"] = record.val_bpd
+        if record.test is not None:
+            final |= {"test/bpd": record.test.bpd, "test/bpd_iwae64": record.test.bpd_iwae64}
+        artifacts = tuple(path for name in (*PICTURES, MODEL) if (path := trial_dir / name).exists())
+    return TrialSnapshot(
+        id=record.id,
+        family=record.family,
+        status=record.status,
+        reason=record.reason,
+        params=params,
+        constants={"size/params": record.params, "size/flops_per_image": record.flops_per_image},
+        history=tuple(_epoch(point) for point in record.history),
+        final=final,
+        artifacts=artifacts,
+    )
+
+
+def _epoch(point: EpochRecord) -> EpochMetrics:
+    metrics = {
+        "train/bpd": point.train_bpd,
+        "val/bpd": point.val_bpd,
+        "sigma1": point.sigma1,
+        "sigma2": point.sigma2,
+        "grad_norm": point.grad_norm,
+        "images_per_second": point.images_per_second,
+        "seconds": point.seconds,
+    }
+    return EpochMetrics(point.epoch, point.time_ms, metrics)

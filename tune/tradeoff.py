@@ -1,0 +1,148 @@
+"""The trade-off map as data: ``tradeoff.json`` and ``trials.csv``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fvae.config import FAMILIES
+from fvae.files import write_text
+from tune.claim import build_claim
+from tune.compute import training_flops
+from tune.importance import parameter_importance
+from tune.ledger import EpochRecord, TrialRecord
+from tune.pareto import complete_trials, fronts, hypervolume, size_and_bits
+from tune.scaling import fit_family
+
+
+def build_tradeoff(records: Sequence[TrialRecord], search: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the search found, JSON-ready: no NaN, no infinity.
+
+    ``search`` holds ``dataset`` (name, hash, shape, bins, train, val, test), ``seed`` and ``budget``.
+    Trials that are still running are not part of the map; their ids are in ``unfinished``.
+    Part-trained trials are among ``trials``, but fronts, hypervolume, fits, claim and importance
+    rest on complete ones alone. Raises ``ValueError`` for a complete trial with a bits/dim that is
+    not finite.
+    """
+    dataset, seed = search["dataset"], int(search["seed"])
+    ended = [record for record in records if record.status != "running"]
+    return {
+        "dataset": dict(dataset),
+        "seed": seed,
+        "budget": dict(search["budget"]),
+        "trials": [_trial(record, dataset["hash"]) for record in ended],
+        "unfinished": [record.id for record in records if record.status == "running"],
+        "fronts": fronts(ended),
+        "hypervolume": _hypervolumes(ended, int(dataset["bins"])),
+        "fits": {family: fit_family(ended, family, seed) for family in FAMILIES},
+        "claim": build_claim(ended, seed),
+        "importance": parameter_importance(ended),
+    }
+
+
+def write_tradeoff(run_dir: Path, tradeoff: Mapping[str, Any]) -> None:
+    """Write ``tradeoff.json`` and ``trials.csv`` under ``run_dir``. Raises ``OSError`` where it cannot."""
+    write_text(run_dir / "tradeoff.json", json.dumps(tradeoff, indent=1, allow_nan=False) + "\n")
+    write_text(run_dir / "trials.csv", _csv(tradeoff["trials"]))
+
+
+def _trial(record: TrialRecord, dataset_hash: str) -> dict[str, Any]:
+    kept = _kept_epoch(record)
+    images = record.history[-1].images if record.history else 0
+    sigma1_init = record.config.get("sigma1_init")
+    test = record.test
+    return {
+        "id": record.id,
+        "family": record.family,
+        "params": record.params,
+        "flops_per_image": record.flops_per_image,
+        "status": record.status,
+        "reason": record.reason,
+        "epochs": record.epochs,
+        "best_epoch": record.best_epoch,
+        "images": images,
+        "training_flops": training_flops(record.flops_per_image, images),
+        "seconds": record.seconds,
+        "val_bpd": _finite(record.val_bpd),
+        "test_bpd": test.bpd if test else None,
+        "test_bpd_standard_error": _finite(test.standard_error) if test else None,
+        "test_bpd_iwae64": test.bpd_iwae64 if test else None,
+        "test_bpd_iwae64_standard_error": _finite(test.standard_error_iwae64) if test else None,
+        "sigma1": _finite(kept.sigma1) if kept else None,
+        "sigma2": _finite(kept.sigma2) if kept else None,
+        "sigma1_init": sigma1_init,
+        # A flow has one fixed σ, which is both.
+        "sigma2_init": sigma1_init if record.family == "flow" else record.config.get("sigma2_init"),
+        "figures": _figures(record, dataset_hash),
+        "config": record.config,
+        "train": record.train,
+        "suggestion": record.suggestion,
+    }
+
+
+def _figures(record: TrialRecord, dataset_hash: str) -> dict[str, dict[str, Any]]:
+    """What each of the trial's bits/dim was measured on, and how."""
+    common = {"dataset_hash": dataset_hash, "fully_trained": record.status == "complete"}
+    figures = {}
+    if record.val_bpd is not None:
+        figures["val_bpd"] = common | {"split": "val", "k": 1, "seed": record.train.get("seed")}
+    if record.test:
+        on_test = common | {"split": "test", "seed": record.test.seed}
+        figures["test_bpd"] = on_test | {"k": 1}
+        figures["test_bpd_iwae64"] = on_test | {"k": 64}
+    return figures
+
+
+def _kept_epoch(record: TrialRecord) -> EpochRecord | None:
+    """The epoch whose weights a complete trial kept; otherwise the last one."""
+    if not record.history:
+        return None
+    return next((epoch for epoch in record.history if epoch.epoch == record.best_epoch), record.history[-1])
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN. Only a trial that failed on one has it, and its reason says so."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _hypervolumes(records: Sequence[TrialRecord], bins: int) -> dict[str, Any]:
+    """Area dominated in (log10 parameters, validation bits/dim), in decades × bits/dim; larger is better.
+
+    The reference point is the same for all: the largest complete trial's parameters, and log2(bins),
+    the bits/dim of a uniform guess.
+    """
+    complete = complete_trials(records)
+    if not complete:
+        return {"all": None, **dict.fromkeys(FAMILIES), "reference": None}
+    largest = max(record.params for record in complete)
+    reference = (math.log10(largest), math.log2(bins))
+
+    def of(trials: Sequence[TrialRecord]) -> float:
+        return hypervolume([(math.log10(params), bits) for params, bits in size_and_bits(trials)], reference)
+
+    return {
+        "all": of(complete),
+        **{family: of(complete_trials(records, family)) for family in FAMILIES},
+        "reference": {"params": largest, "log10_params": reference[0], "val_bpd": reference[1]},
+    }
+
+
+def _csv(trials: Sequence[Mapping[str, Any]]) -> str:
+    """One row a trial; the configuration's fields as ``model.*``, the training's as ``train.*``."""
+    rows = []
+    for trial in trials:
+        row = {name: value for name, value in trial.items() if not isinstance(value, Mapping)}
+        row |= {f"model.{name}": value for name, value in trial["config"].items()}
+        row |= {f"train.{name}": value for name, value in trial["train"].items()}
+        rows.append(row)
+    columns = list(dict.fromkeys(name for row in rows for name in row)) or ["id"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
