@@ -4,16 +4,19 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help search test lint ui lock clean
+.PHONY: help search test test-gpu lint ui lock clean
 
 help:  ## Say what there is.
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 search: .venv/installed  ## Search VAE, flow and f-VAE on the digits; draw the map. ARGS="--dataset PATH" for your images.
 	@$(BIN)/python tune/search.py $(ARGS)
 
 test: .venv/installed-dev lint  ## Lint, check types, run every test.
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: .venv/installed-dev  ## The tests that need a CUDA GPU.
+	@$(BIN)/python -m pytest tests/gpu $(ARGS)
 
 lint: .venv/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy

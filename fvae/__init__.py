@@ -10,7 +10,8 @@ from fvae.config import ConfigError, ModelConfig
 from fvae.data import ImageDataset
 from fvae.evaluate import NonFiniteError, evaluate
 from fvae.model import Model, build, iwae_bits_per_dim
-from fvae.train import EpochMetrics, TrainConfig, Trainer
+from fvae.train import EpochMetrics, Trainer
+from fvae.train_config import TrainConfig
 
 __all__ = [
     "ConfigError",

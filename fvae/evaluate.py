@@ -27,7 +27,8 @@ def evaluate(model: Model, images: Tensor, *, k: int = 1, seed: int = 0) -> Tens
     training = model.training
     model.eval()  # a fresh model must not take its ActNorm from images that it is measured on
     try:
-        with torch.autocast(device.type, enabled=False):
+        # True float32: no autocast, and no TF32, which cuDNN would use for convolutions by default.
+        with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             parts = [
                 iwae_bits_per_dim(model, batch.to(device), k, generator).double().cpu()
                 for batch in images.split(BATCH_SIZE)

@@ -14,71 +14,17 @@ import dataclasses
 import math
 import time
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fvae.checkpoint import read_tensors, write_tensors
-from fvae.config import (
-    ConfigError,
-    ModelConfig,
-    from_fields,
-    require,
-    require_choice,
-    require_integer,
-    require_positive,
-)
+from fvae.config import ConfigError, ModelConfig, require
 from fvae.data import epoch_order
 from fvae.evaluate import NonFiniteError, evaluate
 from fvae.model import Model, build
-
-Precision = Literal["float32", "bf16"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How a model is trained. Raises ``ConfigError`` for a value that cannot work."""
-
-    epochs: int = 60
-    """Passes over the training images. Every trial of a search has the same."""
-    batch_size: int = 64
-    """Images per step; the last batch of an epoch may be smaller."""
-    learning_rate: float = 4e-3
-    """Adam's peak rate, after warm-up; it then falls to 0 along a cosine."""
-    warmup_steps: int = 100
-    """Steps over which the rate rises from 0."""
-    gradient_clip: float = 1.0
-    """Largest norm of the gradient of the mean bits/dim."""
-    ema_decay: float = 0.995
-    """Decay per step of the averaged weights, which are the ones evaluated and kept."""
-    weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
-    precision: Precision = "float32"
-    """``bf16``: the networks under autocast; likelihood terms stay in float32."""
-    seed: int = 0
-    """Seeds initial weights, order and noise."""
-
-    def __post_init__(self) -> None:
-        require_integer("epochs", self.epochs, 1)
-        require_integer("batch_size", self.batch_size, 1)
-        require_integer("warmup_steps", self.warmup_steps, 0)
-        require_integer("seed", self.seed, 0)
-        require_positive("learning_rate", self.learning_rate)
-        require_positive("gradient_clip", self.gradient_clip)
-        require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay!r}: must be in [0, 1)")
-        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay!r}: must be at least 0")
-        require_choice("precision", self.precision, get_args(Precision))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-ready values; ``from_dict`` is its inverse."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """Build from ``to_dict``'s result. Raises ``ConfigError`` on a field it does not know."""
-        return from_fields(cls, values)
+from fvae.train_config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ import tune.environment  # noqa: F401  (before Ray and MLflow are imported)
 from fvae.config import ConfigError
 from fvae.data import ImageDataset
 from fvae.files import write_text
-from fvae.train import TrainConfig
+from fvae.train_config import TrainConfig
 from pipelines import command_line
 from pipelines.datasets import load_dataset
 from pipelines.tracking import SearchTracker

@@ -17,7 +17,7 @@ from ray.tune.search import Searcher
 
 from fvae.config import ConfigError, ModelConfig
 from fvae.flops import parameters_and_flops
-from fvae.train import TrainConfig
+from fvae.train_config import TrainConfig
 from tune.ledger import Ledger, TrialRecord
 from tune.space import SearchSpace, initial_designs, suggest
 
@@ -123,7 +123,7 @@ class FrontSearcher(Searcher):
             )
         for family, study in self._studies.items():
             share = len(range(self.families.index(family), self.trials, len(self.families)))
-            for design in initial_designs(family, self.space, max(1, share // 2)):
+            for design in initial_designs(family, self.space, max(1, 2 * share // 3)):
                 study.enqueue_trial(design, skip_if_exists=True)
 
     def _new_record(self) -> TrialRecord:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fvae.config import FAMILIES, Family, require, require_choice, require_integer
-from fvae.train import Precision
+from fvae.train_config import Precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

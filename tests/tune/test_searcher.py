@@ -147,8 +147,9 @@ def test_every_initial_design_is_a_model_and_sizes_rise(family: str, shape: tupl
         model, _ = suggest(trial, family, space, images)
         assert trial.params == design  # every key is asked for, every value inside its range
         sizes.append(parameters_and_flops(model)[0])
-    assert sizes == sorted(sizes)
-    assert sizes[-1] > 5 * sizes[0]
+    assert sizes[::2] == sorted(sizes[::2])  # every other f-VAE has a light encoder
+    assert sizes[1::2] == sorted(sizes[1::2])
+    assert max(sizes) > 5 * min(sizes)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,0 +1,89 @@
+"""The same code on a CUDA GPU. Not part of `make test`: run `make test-gpu` where there is one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fvae import ModelConfig, NonFiniteError, TrainConfig, Trainer, build, evaluate
+
+FAMILIES = ("vae", "flow", "fvae")
+SHAPES = [(1, 28, 28), (3, 32, 32)]
+
+
+def config(family: str, shape: tuple[int, int, int]) -> ModelConfig:
+    channels, height, width = shape
+    return ModelConfig(
+        family=family,  # type: ignore[arg-type]
+        channels=channels,
+        height=height,
+        width=width,
+        flow_levels=2,
+        flow_depth=4,
+        coupling_width=64,
+        encoder_levels=2,
+        encoder_width=64,
+    )
+
+
+def images(count: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
+    """Smooth random images: low resolution, enlarged, with a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    channels, height, width = shape
+    coarse = torch.rand(count, channels, height // 4, width // 4, generator=generator)
+    fine = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+    return (fine * 240 + 15 * torch.rand(fine.shape, generator=generator)).to(torch.uint8)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bits_on_the_gpu_equal_those_on_the_cpu(family: str, shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    model = build(config(family, shape))
+    batch = images(16, shape)
+    model.initialize(batch)
+    x = (batch.double() + 0.5) / 256 - 0.5
+    u = torch.randn(16, *shape, dtype=torch.float64)
+    with torch.no_grad():
+        on_cpu = model.double().elbo_terms(x, u).elbo
+        on_gpu = model.float().cuda().elbo_terms(x.float().cuda(), u.float().cuda()).elbo.cpu()
+    difference = (on_cpu - on_gpu).abs() / (math.prod(shape) * math.log(2))
+    assert float(difference.max()) < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_is_finite_and_learns(family: str, shape: tuple[int, int, int], precision: str) -> None:
+    train = TrainConfig(epochs=10, batch_size=64, learning_rate=1e-3, precision=precision)  # type: ignore[arg-type]
+    trainer = Trainer(config(family, shape), train, images(1024, shape), images(128, shape, seed=1), "cuda")
+    epochs = []
+    while not trainer.finished:
+        epochs.append(trainer.train_epoch().val_bpd)
+    assert all(math.isfinite(bits) for bits in epochs)
+    assert epochs[-1] < epochs[0]
+    assert evaluate(trainer.best_model(), images(64, shape, seed=2), k=8).isfinite().all()
+
+
+def test_flow_inverts_after_bf16_training() -> None:
+    train = TrainConfig(epochs=5, batch_size=64, learning_rate=1e-3, precision="bf16")
+    trainer = Trainer(config("flow", (3, 32, 32)), train, images(512, (3, 32, 32)), images(64, (3, 32, 32)), "cuda")
+    while not trainer.finished:
+        trainer.train_epoch()
+    model = trainer.best_model()
+    w = torch.rand(32, 3, 32, 32, device="cuda") - 0.5
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        z, _ = model.flow(w)
+        assert float((model.flow.inverse(z) - w).abs().max()) < 1e-4
+
+
+def test_non_finite_training_is_caught_within_an_epoch() -> None:
+    train = TrainConfig(epochs=2, batch_size=64)
+    trainer = Trainer(config("flow", (1, 28, 28)), train, images(256, (1, 28, 28)), images(64, (1, 28, 28)), "cuda")
+    trainer.train_step()
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(math.inf)
+    with pytest.raises(NonFiniteError, match="step 1 "):
+        trainer.train_epoch()
