@@ -21,7 +21,11 @@ from tune.style import COLORS, LABELS, format_count, format_seconds
 
 TEMPLATE = Path(__file__).with_name("page.html")
 VERDICT_COLORS = {"supported": "#1a7f5a", "refuted": "#b3261e", "undecided": "#4a5160"}
-PICTURES = (("samples", "samples.png"), ("reconstructions", "reconstructions.png"))
+PICTURES = (
+    ("samples", "samples.png"),
+    ("reconstructions (original, then rebuilt)", "reconstructions.png"),
+    ("interpolations between two images", "interpolations.png"),
+)
 
 Trial = Mapping[str, Any]
 

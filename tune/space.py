@@ -29,15 +29,17 @@ class SearchSpace:
     encoder_blocks: tuple[int, int]
     encoder_width: tuple[int, int]
     """Log scale."""
-    latent_share: tuple[float, ...] = (1.0, 0.5, 0.25)
-    """Choices of d/D; 1 keeps the image's own shape."""
+    latent_share: tuple[float, ...] = (1.0, 0.5)
+    """Choices of an f-VAE's d/D; 1 keeps the image's own shape."""
+    latent_share_vae: tuple[float, ...] = (1.0, 0.5, 0.25)
+    """Choices of a VAE's d/D."""
     sigma1: tuple[float, float] = (3e-3, 0.1)
     """Initial σ1 of an f-VAE, and σ of a flow; log scale."""
     sigma1_vae: tuple[float, float] = (0.03, 1.0)
     """Initial σ(x') of a VAE, whose prior has scale 1; log scale."""
     sigma2: tuple[float, float] = (1e-2, 0.2)
     """Initial σ2; log scale."""
-    learning_rate: tuple[float, float] = (2e-3, 1e-2)
+    learning_rate: tuple[float, float] = (3e-3, 1e-2)
     """Log scale."""
 
     @classmethod
@@ -81,7 +83,8 @@ def suggest(
         model["encoder_levels"] = trial.suggest_int("encoder_levels", *space.encoder_levels)
         model["encoder_blocks"] = trial.suggest_int("encoder_blocks", *space.encoder_blocks)
         model["encoder_width"] = trial.suggest_int("encoder_width", *space.encoder_width, log=True)
-        share = trial.suggest_categorical("latent_share", space.latent_share)
+        shares = space.latent_share_vae if family == "vae" else space.latent_share
+        share = trial.suggest_categorical("latent_share", shares)
         model["sigma2_init"] = trial.suggest_float("sigma2_init", *space.sigma2, log=True)
         if share < 1:
             model |= _smaller_latent(model, share)
@@ -127,7 +130,7 @@ def initial_designs(family: str, space: SearchSpace, count: int) -> list[dict[st
                 "encoder_levels": space.encoder_levels[0] if family == "fvae" else space.encoder_levels[1],
                 "encoder_blocks": space.encoder_blocks[0] if light else round(share * space.encoder_blocks[1]),
                 "encoder_width": _between_whole(space.encoder_width, share / 2 if light else share),
-                "latent_share": space.latent_share[0 if family == "fvae" else 1],
+                "latent_share": space.latent_share[0] if family == "fvae" else space.latent_share_vae[1],
                 "sigma2_init": _between(space.sigma2, 0.5),
             }
         if family == "vae":
