@@ -51,7 +51,10 @@ def zero_convolution(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 class PLUMixing(nn.Module):
-    """Trained 1×1 convolution W = P·L·(U + diag(sign·exp(log_diagonal))) (Glow, §3.2)."""
+    """Trained 1×1 convolution W = P·L·U (Glow, §3.2): L unit lower triangular, U upper, P and signs fixed.
+
+    ``factors [C, C]`` holds both triangles: L below the diagonal, U above it, log|diagonal of U| on it.
+    """
 
     permutation: Tensor
     sign: Tensor
@@ -64,28 +67,28 @@ class PLUMixing(nn.Module):
         default = torch.get_default_dtype()
         self.register_buffer("permutation", permutation.to(default))
         self.register_buffer("sign", diagonal.sign().to(default))
-        self.lower = nn.Parameter(lower.tril(-1).to(default))
-        self.upper = nn.Parameter(upper.triu(1).to(default))
-        self.log_diagonal = nn.Parameter(diagonal.abs().log().to(default))
+        factors = lower.tril(-1) + torch.diag(diagonal.abs().log()) + upper.triu(1)
+        self.factors = nn.Parameter(factors.to(default))
+
+    def _triangles(self, factors: Tensor) -> tuple[Tensor, Tensor]:
+        diagonal = self.sign.to(factors.dtype) * factors.diagonal().exp()
+        unit = torch.eye(len(factors), dtype=factors.dtype, device=factors.device)
+        return factors.tril(-1) + unit, factors.triu(1) + torch.diag(diagonal)
 
     def weight(self) -> Tensor:
         """W, ``[C, C]``."""
-        lower = self.lower.tril(-1) + torch.eye(len(self.lower), dtype=self.lower.dtype, device=self.lower.device)
-        return self.permutation @ lower @ (self.upper.triu(1) + torch.diag(self.sign * self.log_diagonal.exp()))
+        lower, upper = self._triangles(self.factors)
+        return self.permutation @ lower @ upper
 
     def inverse_weight(self) -> Tensor:
         """W⁻¹, ``[C, C]``, by two triangular solves in float64."""
-        lower, upper = self.lower.double(), self.upper.double()
-        diagonal = torch.diag(self.sign.double() * self.log_diagonal.double().exp())
-        solved = torch.linalg.solve_triangular(
-            lower.tril(-1), self.permutation.double().T, upper=False, unitriangular=True
-        )
-        inverse = torch.linalg.solve_triangular(upper.triu(1) + diagonal, solved, upper=True)
-        return inverse.to(self.lower.dtype)
+        lower, upper = self._triangles(self.factors.double())
+        solved = torch.linalg.solve_triangular(lower, self.permutation.double().T, upper=False, unitriangular=True)
+        return torch.linalg.solve_triangular(upper, solved, upper=True).to(self.factors.dtype)
 
     def log_det(self) -> Tensor:
         """log|det W| in nats per pixel, a scalar."""
-        return self.log_diagonal.sum()
+        return self.factors.diagonal().sum()
 
 
 class PermutationMixing(nn.Module):
@@ -161,12 +164,13 @@ class CouplingLayer(nn.Module):
         self.changed = channels - self.kept
         self.affine = coupling == "affine"
         self.input = nn.Conv2d(self.kept, width, 3, padding=1)
-        self.hidden = nn.Conv2d(width, width, 1)
+        self.hidden = nn.Linear(width, width)  # a 1×1 convolution, as the matrix product that it is
         self.output = zero_convolution(width, self.changed * (2 if self.affine else 1))
 
     def _log_scale_and_shift(self, kept: Tensor) -> tuple[Tensor | None, Tensor]:
-        hidden = convolve(self.input, kept).relu()
-        hidden = convolve(self.hidden, hidden).relu()
+        hidden = convolve(self.input, kept).relu_()  # in place: these activations are the largest
+        shape = hidden.shape
+        hidden = self.hidden(hidden.reshape(-1, shape[-1])).relu_().reshape(shape)
         raw = convolve(self.output, hidden).to(kept.dtype)  # [B, H, W, changed] or twice that
         if not self.affine:
             return None, raw

@@ -1,0 +1,47 @@
+"""The model library stands alone: torch, numpy, safetensors and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fvae
+
+PACKAGE = Path(fvae.__file__).parent
+ALLOWED = {"torch", "numpy", "safetensors", "fvae"}
+FOREIGN = ("ray", "mlflow", "optuna", "boto3", "sklearn", "pandas", "matplotlib", "tune", "pipelines")
+
+IMPORT_EVERYTHING = f"""
+import importlib, pkgutil, sys
+import fvae
+for module in pkgutil.walk_packages(fvae.__path__, "fvae."):
+    importlib.import_module(module.name)
+print(sorted(set({FOREIGN!r}) & set(sys.modules)))
+"""
+
+
+def test_importing_every_module_loads_no_foreign_package() -> None:
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_EVERYTHING], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_import_statement_is_allowed() -> None:
+    """Also those inside functions, which importing a module does not run."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path.name}:{node.lineno}: relative import"
+                names = [node.module or ""]
+            for name in names:
+                top = name.split(".")[0]
+                assert top in ALLOWED or top in sys.stdlib_module_names, f"{path.name}:{node.lineno}: {name}"
