@@ -148,8 +148,9 @@ def channels_first() -> Iterator[None]:
     """Inside, every convolution of F reads a contiguous ``[B, C, H, W]`` copy."""
     original = bijections.convolve
 
-    def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
-        return layer(x.permute(0, 3, 1, 2).contiguous()).permute(0, 2, 3, 1)
+    def convolve(layer: nn.Conv2d, x: Tensor, *, relu: bool = False) -> Tensor:
+        y = layer(x.permute(0, 3, 1, 2).contiguous())
+        return (y.relu_() if relu else y).permute(0, 2, 3, 1)
 
     bijections.convolve = convolve
     try:

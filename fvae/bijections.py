@@ -32,9 +32,13 @@ def unsqueeze(x: Tensor) -> Tensor:
     return x.reshape(b, 2 * h, 2 * w, c // 4)
 
 
-def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a convolution to ``[B, H, W, C]``; a permuted view is channels-last memory already."""
-    return layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+def convolve(layer: nn.Conv2d, x: Tensor, *, relu: bool = False) -> Tensor:
+    """Apply a convolution to ``[B, H, W, C]``; a permuted view is channels-last memory already.
+
+    ``relu`` follows in place on the convolution's own output: on the view it would cost a copy.
+    """
+    y = layer(x.permute(0, 3, 1, 2))
+    return (y.relu_() if relu else y).permute(0, 2, 3, 1)
 
 
 def bounded(raw: Tensor) -> Tensor:
@@ -168,7 +172,7 @@ class CouplingLayer(nn.Module):
         self.output = zero_convolution(width, self.changed * (2 if self.affine else 1))
 
     def _log_scale_and_shift(self, kept: Tensor) -> tuple[Tensor | None, Tensor]:
-        hidden = convolve(self.input, kept).relu_()  # in place: these activations are the largest
+        hidden = convolve(self.input, kept, relu=True)  # in place: these activations are the largest
         shape = hidden.shape
         hidden = self.hidden(hidden.reshape(-1, shape[-1])).relu_().reshape(shape)
         raw = convolve(self.output, hidden).to(kept.dtype)  # [B, H, W, changed] or twice that

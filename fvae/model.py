@@ -208,10 +208,12 @@ class Model(nn.Module):
         if images.ndim != 4 or tuple(images.shape[1:]) != shape:
             needed = ", ".join(map(str, shape))
             raise ValueError(f"images of shape {tuple(images.shape)}: this model needs [B, {needed}]")
+        if not len(images):
+            raise ValueError("images: an empty batch")
         if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
             raise ValueError(f"images of dtype {images.dtype}: bits/dim needs integer levels 0 … {bins - 1}")
         # uint8 images of a 256-level model cannot be out of range; elsewhere a look costs a device sync.
-        if not (images.dtype == torch.uint8 and bins == 256) and not images.is_cuda and len(images):
+        if not (images.dtype == torch.uint8 and bins == 256) and not images.is_cuda:
             low, high = int(images.min()), int(images.max())
             if low < 0 or high >= bins:
                 raise ValueError(f"images hold levels {low} … {high}: this model has bins={bins}, so 0 … {bins - 1}")

@@ -18,7 +18,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, H, W, width]`` → the same shape."""
-        return x + convolve(self.second, convolve(self.first, x.relu()).relu_())
+        return x + convolve(self.second, convolve(self.first, x.relu(), relu=True))
 
 
 def squeeze_times(x: Tensor, times: int) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -123,6 +125,18 @@ class SearchDisplay:
             if best is not None:
                 text.append(f"   {family} {best[0]:.3f} bits/dim with {best[1]:,}", style="default")
         return text
+
+
+def reading_progress(console: Console, records: Iterable[TrialRecord], total: int) -> Iterator[TrialRecord]:
+    """Pass records on as their test reading arrives, with a bar on a terminal and plain lines elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("Reading the test split for the fronts' models", total=total)
+        for count, record in enumerate(records, start=1):
+            progress.advance(task)
+            if not console.is_terminal:
+                console.print(f"Test split read for {count} of {total} front models: {record.id}", highlight=False)
+            yield record
 
 
 def summary(tradeoff: dict[str, Any]) -> RenderableType:

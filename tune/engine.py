@@ -95,25 +95,20 @@ def run_trials(
 
 def read_tests(
     settings: SearchSettings, dataset: ImageDataset, ledger: Ledger, ids: Sequence[str]
-) -> list[TrialRecord]:
-    """Read the test split once for each model of ``ids`` that has not been read yet; side by side."""
-    unread = [record_id for record_id in ids if ledger.records[record_id].test is None]
-    if not unread:
-        return []
+) -> Iterator[TrialRecord]:
+    """Read the test split for each model of ``ids``, side by side; yields each record when it is written."""
     images = ray.put(dataset.test)
     read = ray.remote(**ray_options(settings))(read_test_split)
     pending = {
         read.remote(
             str(ledger.trial_dir(record_id) / MODEL), images, settings.seed, settings.cpus_per_trial, device(settings)
         ): record_id
-        for record_id in unread
+        for record_id in ids
     }
-    records = []
     while pending:
         (done,), _ = ray.wait(list(pending))
         result: TestResult = ray.get(done)
-        records.append(ledger.update(pending.pop(done), test=result))
-    return records
+        yield ledger.update(pending.pop(done), test=result)
 
 
 def device(settings: SearchSettings) -> str:

@@ -8,6 +8,7 @@ Results lie in runs/<name>/: tradeoff.html, tradeoff.png, tradeoff.json and tria
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -27,7 +28,7 @@ from fvae.train_config import TrainConfig
 from pipelines import command_line
 from pipelines.datasets import load_dataset
 from pipelines.tracking import SearchTracker
-from tune.display import SearchDisplay, summary
+from tune.display import SearchDisplay, reading_progress, summary
 from tune.ledger import Ledger, TrialRecord
 from tune.page import write_page
 from tune.pareto import fronts
@@ -139,7 +140,8 @@ def run(
     tracker.start()
     finished = False
     try:
-        finished = search_and_test(settings, dataset, space, ledger, console, track)
+        with contextlib.suppress(KeyboardInterrupt):
+            finished = search_and_test(settings, dataset, space, ledger, console, track)
         files = draw(ledger, {**search, "budget": settings.budget(len(dataset.train))}, console)
         if finished:
             tracker.finish(files)
@@ -193,9 +195,9 @@ def search_and_test(
                 callback = LedgerCallback(ledger, (display.watch, track))
                 if not engine.run_trials(settings, dataset, ledger, searcher, [callback]):
                     return False
-        with console.status("Reading the test split for the fronts' models …"):
-            for record in engine.read_tests(settings, dataset, ledger, unread(ledger)):
-                track(record)
+        ids = unread(ledger)
+        for record in reading_progress(console, engine.read_tests(settings, dataset, ledger, ids), len(ids)):
+            track(record)
     return True
 
 

@@ -160,3 +160,13 @@ def test_coupling_and_split_start_as_the_identity(coupling: str) -> None:
     assert torch.equal(y, x) and not log_det.any()
     kept, noise, log_det = SplitPrior(5)(x)
     assert torch.equal(torch.cat((kept, noise), dim=-1), x) and not log_det.any()
+
+
+def test_every_entry_of_the_plu_factors_is_trained() -> None:
+    """Each counts as a parameter, so each must move W."""
+    torch.manual_seed(0)
+    mixing = prepared(PLUMixing(6))
+    (mixing.weight() * normal(0, 6, 6)).sum().backward()
+    assert sum(parameter.numel() for parameter in mixing.parameters()) == 36
+    for name, parameter in mixing.named_parameters():
+        assert parameter.grad is not None and parameter.grad.all(), name
