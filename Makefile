@@ -22,7 +22,7 @@ lint: .venv/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
 
 ui: .venv/installed  ## Open MLflow's pages on http://127.0.0.1:5000 (PORT=… for another).
-	@$(BIN)/python -m pipelines.ui --port $(or $(PORT),5000)
+	@$(BIN)/python -m pipelines.ui --port $(or $(PORT),5000) $(ARGS)
 
 lock: .venv/installed-dev  ## Resolve pyproject.toml anew into the lock files.
 	@for extra in "" dev; do \
@@ -38,7 +38,7 @@ clean:  ## Remove .venv; runs/ stays.
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed: make PYTHON=python3.11 …" >&2; exit 2; }
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 2; }
 
 .venv/installed: .venv/bin/python requirements.lock pyproject.toml
 	@echo "Installing into .venv (once, a few minutes) …"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fvae.config import ConfigError, ModelConfig
-from fvae.files import write_bytes, write_text
+from fvae.files import read_json, write_bytes, write_text
 from fvae.model import Model, build
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -39,10 +39,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Model:
         if not (path / name).is_file():
             raise ConfigError(f"{path}: no {name} there; a saved model is a folder with {WEIGHTS} and {CONFIG}")
     tensors, metadata = read_tensors(path / WEIGHTS, device)
-    try:
-        values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path / CONFIG}: not JSON ({error})") from error
+    values = read_json(path / CONFIG)
     if values != metadata.get("config"):
         raise ConfigError(f"{path}: {CONFIG} and {WEIGHTS} are of different models; save the model again")
     model = build(ModelConfig.from_dict(values))

@@ -60,8 +60,12 @@ class ImageDataset:
         return total.hexdigest()[:16]
 
 
+def derived_seed(seed: int, purpose: str) -> int:
+    """A seed of its own for each purpose, so that no two of them ever see the same noise."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:7], "big")
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> torch.Tensor:
     """The order of ``count`` images in an epoch, a pure function of (seed, epoch): int64 ``[count]``."""
-    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    generator = torch.Generator().manual_seed(derived_seed(seed, f"order/{epoch}"))
     return torch.randperm(count, generator=generator)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fvae.model import Model, iwae_bits_per_dim
-
-BATCH_SIZE = 512
-"""Images at once. The noise of a seed depends on it, so it is no setting."""
+from fvae.model import Model, images_at_once, iwae_bits_per_dim
 
 
 class NonFiniteError(ArithmeticError):
@@ -31,7 +28,7 @@ def evaluate(model: Model, images: Tensor, *, k: int = 1, seed: int = 0) -> Tens
         with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             parts = [
                 iwae_bits_per_dim(model, batch.to(device), k, generator).double().cpu()
-                for batch in images.split(BATCH_SIZE)
+                for batch in images.split(images_at_once(model.config))
             ]
     finally:
         model.train(training)

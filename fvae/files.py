@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from pathlib import Path
+from typing import Any
+
+from fvae.config import ConfigError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -28,3 +32,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """:func:`write_bytes`, for text in UTF-8."""
     write_bytes(path, content.encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ``ConfigError`` where it is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: damaged, not JSON ({error}); restore it or remove it") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: damaged, not a JSON object; restore it or remove it")
+    return values

@@ -190,8 +190,14 @@ class Model(nn.Module):
 
     @property
     def sigma1(self) -> float:
-        """σ1 now (for ``vae`` the part of σ(x') that all images share)."""
+        """σ1 now (for ``vae`` only the part of σ1(x') that all images share: see :meth:`mean_sigma1`)."""
         return self.log_sigma1.exp().item()
+
+    @torch.no_grad()
+    def mean_sigma1(self, images: Tensor) -> float:
+        """Geometric mean of σ1(x') over the first images and their dimensions; σ1 where it is a scalar."""
+        images = self._checked(images)[: images_at_once(self.config)]
+        return self._posterior_at_bin_middle(images)[1].mean().exp().item()
 
     @property
     def sigma2(self) -> float:
@@ -199,9 +205,11 @@ class Model(nn.Module):
         return self.log_sigma2.exp().item()
 
     def _latent_mean(self, images: Tensor) -> Tensor:
-        images = self._checked(images)
+        return self._posterior_at_bin_middle(self._checked(images))[0]
+
+    def _posterior_at_bin_middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
         middle = torch.full(images.shape, 0.5, dtype=self.log_sigma1.dtype, device=self.log_sigma1.device)
-        return self.posterior(likelihood.dequantize(images, self.config.bins, middle))[0]
+        return self.posterior(likelihood.dequantize(images, self.config.bins, middle))
 
     def _checked(self, images: Tensor) -> Tensor:
         shape, bins = self.config.image_shape, self.config.bins
@@ -229,21 +237,30 @@ def build(config: ModelConfig) -> Model:
     return Model(config)
 
 
+def images_at_once(config: ModelConfig) -> int:
+    """How many images an evaluation takes at once: 512, or fewer of more than 512 pixels.
+
+    The noise that a seed gives depends on it, so it is a function of the images' shape alone.
+    """
+    return max(1, min(512, 2**18 // (config.height * config.width)))
+
+
 @torch.no_grad()
 def iwae_bits_per_dim(
-    model: Model, images: Tensor, k: int, generator: torch.Generator | None = None, batch_size: int = 4096
+    model: Model, images: Tensor, k: int, generator: torch.Generator | None = None, batch_size: int | None = None
 ) -> Tensor:
     """Importance-weighted upper bound on bits/dim with k samples (IWAE, arXiv 1509.00519, eq. 8): ``[B]``.
 
     Each sample has fresh dequantization noise r and posterior noise u, so the bound falls towards
     the exact −log₂ P(x)/D as k grows; k = 1 is the ELBO. ``batch_size`` bounds the samples in
-    memory at once. Raises ``ValueError`` for k < 1.
+    memory at once (default: by the images' size). Raises ``ValueError`` for k < 1.
     """
     if not (isinstance(k, int) and k >= 1):
         raise ValueError(f"k={k!r}: must be an integer of at least 1")
     config = model.config
     images = model._checked(images)
-    at_once = max(1, min(k, batch_size // max(1, len(images))))
+    batch_size = batch_size or 4 * images_at_once(config)
+    at_once = max(1, min(k, batch_size // len(images)))
     log_weights = []
     for start in range(0, k, at_once):
         samples = min(at_once, k - start)

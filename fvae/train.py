@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fvae.checkpoint import read_tensors, write_tensors
 from fvae.config import ConfigError, ModelConfig, require
-from fvae.data import epoch_order
+from fvae.data import derived_seed, epoch_order
 from fvae.evaluate import NonFiniteError, evaluate
 from fvae.model import Model, build
 from fvae.train_config import TrainConfig
@@ -46,7 +46,7 @@ class EpochMetrics:
     seconds: float
     """Seconds of training and validation since the start, over every process that took part."""
     sigma1: float
-    """σ1 of the averaged weights."""
+    """σ1 of the averaged weights; for ``vae`` the mean (geometric) of σ1(x') over validation images."""
     sigma2: float
     """σ2 of the averaged weights."""
 
@@ -86,14 +86,15 @@ class Trainer:
             betas=(0.9, 0.99),
             fused=True,
         )
-        self.generator = torch.Generator(self.device).manual_seed(train_config.seed)
+        self.generator = torch.Generator(self.device).manual_seed(derived_seed(train_config.seed, "train"))
         self.steps_per_epoch = math.ceil(len(train_images) / train_config.batch_size)
         self.step = 0
         """Optimizer steps done."""
         self.best_val_bpd = math.inf
         self.best_epoch = 0
         self._best: dict[str, Tensor] = {}
-        self._seconds = 0.0
+        self.seconds = 0.0
+        """Seconds of training and validation that led here, over every process that took part."""
         self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # Σ bits/dim·images, Σ grad_norm
         self._bad_step = torch.tensor(-1, device=self.device)
 
@@ -121,11 +122,12 @@ class Trainer:
         images = self._images_seen(self.step) - self._images_seen(first_step)
         total_bpd, total_grad_norm = self._sums.tolist()
         self._sums.zero_()
-        val_bpd = float(evaluate(self.ema, self.val_images, seed=self.config.seed).mean())
+        # The same noise after every epoch and in every trial of a seed: their differences are the models'.
+        val_bpd = float(evaluate(self.ema, self.val_images, seed=derived_seed(self.config.seed, "val")).mean())
         if val_bpd < self.best_val_bpd:
             self.best_val_bpd, self.best_epoch = val_bpd, self.epoch
             self._best = {name: tensor.clone() for name, tensor in self.ema.state_dict().items()}
-        self._seconds += time.perf_counter() - started
+        self.seconds += time.perf_counter() - started
         return EpochMetrics(
             epoch=self.epoch,
             train_bpd=total_bpd / len(self.train_images),
@@ -133,8 +135,8 @@ class Trainer:
             grad_norm=total_grad_norm / self.steps_per_epoch,
             images_per_second=images / trained,
             images=self._images_seen(self.step),
-            seconds=self._seconds,
-            sigma1=self.ema.sigma1,
+            seconds=self.seconds,
+            sigma1=self.ema.mean_sigma1(self.val_images),
             sigma2=self.ema.sigma2,
         )
 
@@ -219,7 +221,7 @@ class Trainer:
                 "model": self.model.config.to_dict(),
                 "train": self.config.to_dict(),
                 "step": self.step,
-                "seconds": self._seconds,
+                "seconds": self.seconds,
                 "best_epoch": self.best_epoch,
                 "best_val_bpd": self.best_val_bpd,
                 "train_images": len(self.train_images),
@@ -249,7 +251,7 @@ class Trainer:
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.generator.set_state(tensors["generator"].cpu())
         self._sums = tensors["sums"]
-        self.step, self._seconds = metadata["step"], metadata["seconds"]
+        self.step, self.seconds = metadata["step"], metadata["seconds"]
         self.best_epoch, self.best_val_bpd = metadata["best_epoch"], metadata["best_val_bpd"]
         self.__dict__.pop("_order", None)
 

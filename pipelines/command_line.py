@@ -39,6 +39,9 @@ def run(main: Callable[[Settings], int], settings: type[Settings]) -> None:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         status = BAD_INPUT
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        status = 1
     sys.exit(status)
 
 

@@ -32,7 +32,11 @@ def load_dataset(source: str) -> ImageDataset:
     if source == "digits":
         return _digits()
     path = Path(source)
-    require(path.exists(), f"dataset {source!r}: no such folder; give 'digits' or a folder of images or MNIST files")
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise ConfigError(f"dataset {source[:40]!r}…: no path of this machine ({error.strerror})") from error
+    require(exists, f"dataset {source!r}: no such folder; give 'digits' or a folder of images or MNIST files")
     require(path.is_dir(), f"dataset {source!r}: a file; give the folder that holds the images or the MNIST files")
     name = path.resolve().name
     if _mnist_file(path, MNIST_FILES[0]):
@@ -141,10 +145,14 @@ def _size(images: np.ndarray) -> str:
 
 def _read_folder(folder: Path) -> np.ndarray:
     """Every image below ``folder`` (class folders and all), sorted by path: uint8 ``[N, C, H, W]``."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    paths = []
+    for path in folder.rglob("*"):  # stops at the first stray: the folder may be a whole disk, given by mistake
+        if path.is_file() and not path.name.startswith("."):
+            is_image = path.suffix.lower() in SUFFIXES
+            require(is_image, f"{path}: not an image; a data set folder holds only {', '.join(SUFFIXES)} files")
+            paths.append(path)
     require(bool(paths), f"dataset {str(folder)!r}: no images in it; needs {', '.join(SUFFIXES)} files")
-    stray = next((path for path in paths if path.suffix.lower() not in SUFFIXES), None)
-    require(stray is None, f"{stray}: not an image; a data set folder holds only {', '.join(SUFFIXES)} files")
+    paths.sort()
     arrays: list[np.ndarray] = []
     for path in paths:
         array = _read_image(path)

@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from pipelines.tracking import EpochMetrics, TrialSnapshot
+from pipelines.tracking import EpochSnapshot, TrialSnapshot
 
 # A stopped trial is no failure, but with KILLED the filter `attributes.status = 'FINISHED'` means the comparable ones.
 _RUN_STATUS = {"running": "RUNNING", "complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -208,7 +208,7 @@ class SearchRuns:
         run = self._client.create_run(self._experiment_id, start_time=start_ms, tags=tags, run_name=name)
         return _RunState.of(run, certain=True)
 
-    def _write_history(self, run: _RunState, history: Sequence[EpochMetrics]) -> list[Metric]:
+    def _write_history(self, run: _RunState, history: Sequence[EpochSnapshot]) -> list[Metric]:
         """Log the epochs that MLflow lacks; the last batch is returned instead, to be written with all the rest."""
         if history and history[-1].epoch > run.last_epoch and not run.certain:
             logged = self._client.get_metric_history(run.id, next(iter(history[-1].metrics)))

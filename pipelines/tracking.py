@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from fvae.files import write_text
+from fvae.files import read_json, write_text
 
 if TYPE_CHECKING:  # MLflow costs a second and 160 MiB to import: the background thread pays, not the caller
     from pipelines.mlflow_runs import SearchRuns
@@ -41,7 +41,7 @@ _MLFLOW_DEFAULTS = {
 }
 
 
-class EpochMetrics(NamedTuple):
+class EpochSnapshot(NamedTuple):
     """What one epoch measured."""
 
     epoch: int
@@ -71,7 +71,7 @@ class TrialSnapshot:
     """Flat, with their prefixes (``model.``, ``train.``, ``data.``). ``None`` means absent: it is not logged."""
     constants: Mapping[str, float] = field(default_factory=dict)
     """Metrics known before training, logged once at step 0: ``size/params``, ``size/flops_per_image``."""
-    history: Sequence[EpochMetrics] = ()
+    history: Sequence[EpochSnapshot] = ()
     """Every epoch so far, in order."""
     final: Mapping[str, float] = field(default_factory=dict)
     """Metrics of the kept weights, complete trials only, at the last epoch's step: ``best/val_bpd``, ``test/bpd``."""
@@ -291,7 +291,7 @@ def _search_id(run_dir: Path) -> str:
     path = run_dir / "tracking.json"
     if not path.exists():
         write_text(path, json.dumps({"search_id": uuid.uuid4().hex}))
-    return json.loads(path.read_text(encoding="utf-8"))["search_id"]
+    return read_json(path)["search_id"]
 
 
 def _one_line(error: Exception, limit: int = 300) -> str:

@@ -34,7 +34,8 @@ def main(settings: UISettings) -> int:
     if uri.startswith("sqlite:///"):
         database = uri.removeprefix("sqlite:///")
         require(Path(database).exists(), f"--runs={settings.runs}: no runs there yet ({database}); make search first")
-    require("://" in uri and not uri.startswith("http"), f"MLFLOW_TRACKING_URI={uri}: already a server; open it there")
+    require(not uri.startswith("http"), f"MLFLOW_TRACKING_URI={uri}: already a server; open it there")
+    require("://" in uri, f"MLFLOW_TRACKING_URI={uri}: not a database URI, such as sqlite:///runs/mlflow.db")
     quiet_mlflow()
     print(f"MLflow on http://{settings.host}:{settings.port} (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]

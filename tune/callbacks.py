@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune
 
-from tune.ledger import EpochRecord, Ledger, TrialRecord
+from tune.ledger import Ledger, TrialRecord, changes
 from tune.trial import CHECKPOINT
 
 Watcher = Callable[[TrialRecord], None]
@@ -42,24 +41,11 @@ class LedgerCallback(tune.Callback):
         self._show(record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The scheduler has put the reason into the ledger."""
-        self._show(self.ledger.records[trial.config["id"]])
+        """A trial whose process died more often than Tune starts it again: keep it with its reason."""
+        lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
+        reason = lines[-1] if lines else "its process died"
+        self._show(self.ledger.update(trial.config["id"], status="failed", reason=reason))
 
     def _show(self, record: TrialRecord) -> None:
         for watcher in self.watchers:
             watcher(record)
-
-
-def changes(record: TrialRecord, result: dict[str, Any]) -> dict[str, Any]:
-    """What a result of :class:`tune.trial.TrialProcess` changes in the trial's record."""
-    if "failure" in result:
-        return {"status": "failed", "reason": result["failure"]}
-    new: dict[str, Any] = {}
-    # After a crash the epochs since the last checkpoint are trained again; the first record of each stays.
-    if result["epoch"] > record.epochs:
-        fields = {name: result[name] for name in EpochRecord.__dataclass_fields__ if name != "time_ms"}
-        new["history"] = (*record.history, EpochRecord(**fields, time_ms=time.time_ns() // 1_000_000))
-        new["val_bpd"] = result["val_bpd"]
-    if "best_val_bpd" in result:
-        new |= {"status": "complete", "best_epoch": result["best_epoch"], "val_bpd": result["best_val_bpd"]}
-    return new

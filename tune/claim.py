@@ -12,8 +12,9 @@ How it is measured, and why so:
   lies between a bound and ∞ (or 0, for the flow). The lower end of an interval is the 2.5% quantile
   of the lower bounds, the upper end the 97.5% quantile of the upper bounds.
 
-An interval speaks of which configurations happened to be tried. It does not cover other data sets,
-other budgets, or a family whose best configurations the search space does not hold.
+An interval speaks of which configurations happened to be tried. It does not cover the noise of the
+validation images and of a trial's seed, other data sets, other budgets, or a family whose best
+configurations the search space does not hold.
 """
 
 from __future__ import annotations

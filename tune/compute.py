@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from fvae.flops import TRAINING_FACTOR
 from tune.ledger import EpochRecord, TrialRecord
 from tune.pareto import pareto_front
 
 Axis = Literal["flops", "seconds"]
-
-TRAINING_FLOPS_PER_FORWARD = 3
-"""A backward pass costs about two forward passes: the gradient of each layer's input, and of its weights."""
 
 
 class ComputeCurve(NamedTuple):
@@ -23,7 +21,7 @@ class ComputeCurve(NamedTuple):
 
 def training_flops(flops_per_image: int, images: int) -> float:
     """FLOPs of training on ``images`` images, forward and backward; validation not counted."""
-    return float(TRAINING_FLOPS_PER_FORWARD * flops_per_image * images)
+    return float(TRAINING_FACTOR * flops_per_image * images)
 
 
 def spent(record: TrialRecord, epoch: EpochRecord, axis: Axis) -> float:

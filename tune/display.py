@@ -35,7 +35,7 @@ class SearchDisplay:
     def __init__(self, console: Console, ledger: Ledger, *, trials: int, epochs: int) -> None:
         self.console, self.ledger, self.trials, self.epochs = console, ledger, trials, epochs
         self._started = time.monotonic()
-        self._done_before = len(ledger.with_status("complete", "stopped", "failed"))
+        self._epochs_before = {record.id: record.epochs for record in ledger.records.values()}
         self._seconds_before = {record.id: record.seconds for record in ledger.records.values()}
         self._announced = {record.id for record in ledger.records.values() if record.status != "running"}
         self._live = Live(console=console, refresh_per_second=2, get_renderable=self._table, transient=True)
@@ -66,7 +66,7 @@ class SearchDisplay:
             seconds = record.seconds - self._seconds_before.get(record.id, 0.0)
             if seconds > 0:
                 spent += seconds
-                epochs_done += record.epochs
+                epochs_done += record.epochs - self._epochs_before.get(record.id, 0)
         if not epochs_done or spent <= 0:
             return None
         ended = self.ledger.with_status("complete", "stopped", "failed")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
+import shutil
+import signal
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +25,9 @@ from tune.trial import MODEL, TrialProcess, read_test_split
 OBJECT_STORE_BYTES = 200 * 2**20
 """Ray's shared memory on one machine, besides the images."""
 RETRIES = 2
-"""How often a trial whose process died starts again from its checkpoint."""
+"""How often a trial that crashed starts again from its checkpoint before it has failed."""
+ANSWER_SECONDS = 5.0
+"""How long the cluster that ``RAY_ADDRESS`` names may take to accept a connection."""
 
 
 @contextmanager
@@ -33,22 +37,37 @@ def ray_session(settings: SearchSettings, dataset: ImageDataset) -> Iterator[Non
     Raises ``ConfigError`` where no node could ever run a trial.
     """
     address = os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if not address:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address:
+        require_answer(address)
+    else:
         image_bytes = sum(images.nbytes for images in dataset.splits().values())
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES + 2 * image_bytes}
-    ray.init(address=address, **options)
     try:
-        resources = ray.cluster_resources()
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"RAY_ADDRESS={address}" if address else "a Ray on this machine"
+        raise ConfigError(f"{where}: cannot be used ({str(error).splitlines()[0]})") from error
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for name, needed in (("CPU", settings.cpus_per_trial), ("GPU", settings.gpus_per_trial)):
-            have = resources.get(name, 0)
-            require(
-                needed <= have,
-                f"--{name.lower()}s-per-trial={needed}: there {'is' if have == 1 else 'are'} {have:g} here",
-            )
+            have = max(node.get(name, 0) for node in nodes)
+            verb = "is" if have == 1 else "are"
+            require(needed <= have, f"--{name.lower()}s-per-trial={needed}: there {verb} {have:g} on the largest node")
         yield
     finally:
         ray.shutdown()
+
+
+def require_answer(address: str) -> None:
+    """Raise ``ConfigError`` where nothing listens at ``host:port``: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return  # "auto" and the like, which Ray resolves
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from error
 
 
 def run_trials(
@@ -59,44 +78,51 @@ def run_trials(
     callbacks: Sequence[tune.Callback],
 ) -> bool:
     """Train until the searcher has no more trials. False where Ctrl-C ended it before."""
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are in the ledger, a line each
     images = {"train": dataset.train, "val": dataset.val}
     process = tune.with_parameters(
         TrialProcess, images=images, device=device(settings), threads=settings.cpus_per_trial
     )
-    # Tune's own files are of no use to us, as the ledger holds everything, so they go when it ends.
-    with tempfile.TemporaryDirectory(prefix="fvae-tune-") as scratch:
-        tuner = tune.Tuner(
-            tune.with_resources(process, resources(settings)),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=FrontScheduler(ledger, settings.epochs),
-                num_samples=-1,
-                max_concurrent_trials=settings.concurrent,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=ledger.root.name,
-                storage_path=scratch,
-                callbacks=list(callbacks),
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
-                verbose=0,
-            ),
-        )
-        try:
-            tuner.fit()
-        except tune.TuneError as error:
-            # What a callback or the searcher raised (a full disk, say) comes wrapped in Tune's traceback.
-            if isinstance(error.__context__, OSError | ConfigError):
-                raise error.__context__ from None
-            raise
-    return not ledger.with_status("running")
+    scratch = ledger.root / ".tune"  # Tune's own files: the ledger holds everything, so they go when it ends
+    shutil.rmtree(scratch, ignore_errors=True)
+    tuner = tune.Tuner(
+        tune.with_resources(process, resources(settings)),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=FrontScheduler(ledger, settings.epochs),
+            num_samples=-1,
+            max_concurrent_trials=settings.concurrent,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=ledger.root.name,
+            storage_path=str(scratch),
+            callbacks=list(callbacks),
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            verbose=0,
+        ),
+    )
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        tuner.fit()
+    except tune.TuneError as error:
+        # What a callback or the searcher raised (a full disk, say) comes wrapped in Tune's traceback.
+        if isinstance(error.__context__, OSError | ConfigError):
+            raise error.__context__ from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own handler, which only it listens to
+        shutil.rmtree(scratch, ignore_errors=True)
+    return len(ledger.records) >= searcher.trials and not ledger.with_status("running")
 
 
 def read_tests(
     settings: SearchSettings, dataset: ImageDataset, ledger: Ledger, ids: Sequence[str]
 ) -> Iterator[TrialRecord]:
-    """Read the test split for each model of ``ids``, side by side; yields each record when it is written."""
+    """Read the test split for each model of ``ids``, side by side; yields each record when it is written.
+
+    A model that cannot be measured fails its trial, with the reason: the fronts may then be others.
+    """
     images = ray.put(dataset.test)
     read = ray.remote(**ray_options(settings))(read_test_split)
     pending = {
@@ -107,8 +133,10 @@ def read_tests(
     }
     while pending:
         (done,), _ = ray.wait(list(pending))
-        result: TestResult = ray.get(done)
-        yield ledger.update(pending.pop(done), test=result)
+        result: TestResult | str = ray.get(done)
+        failed = isinstance(result, str)
+        outcome = {"status": "failed", "reason": result} if failed else {"test": result}
+        yield ledger.update(pending.pop(done), **outcome)
 
 
 def device(settings: SearchSettings) -> str:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any, Literal
 
 from fvae.config import from_fields
-from fvae.files import write_text
+from fvae.files import read_json, write_text
 
 Status = Literal["running", "complete", "stopped", "failed"]
 
@@ -119,6 +120,21 @@ class TrialRecord:
         return from_fields(cls, values | {"history": history, "test": from_fields(TestResult, test) if test else None})
 
 
+def changes(record: TrialRecord, result: dict[str, Any]) -> dict[str, Any]:
+    """What a result of :class:`tune.trial.TrialProcess` changes in the trial's record."""
+    if "failure" in result:
+        return {"status": "failed", "reason": result["failure"]}
+    new: dict[str, Any] = {}
+    # After a crash the epochs since the last checkpoint are trained again; the first record of each stays.
+    if result["epoch"] > record.epochs:
+        fields = {name: result[name] for name in EpochRecord.__dataclass_fields__ if name != "time_ms"}
+        new["history"] = (*record.history, EpochRecord(**fields, time_ms=time.time_ns() // 1_000_000))
+        new["val_bpd"] = result["val_bpd"]
+    if "best_val_bpd" in result:
+        new |= {"status": "complete", "best_epoch": result["best_epoch"], "val_bpd": result["best_val_bpd"]}
+    return new
+
+
 class Ledger:
     """The records under one run directory. Reading is done once, at opening."""
 
@@ -126,7 +142,7 @@ class Ledger:
         self.root = root
         self.records: dict[str, TrialRecord] = {}
         for path in sorted((root / "trials").glob("*/trial.json")):
-            record = TrialRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            record = TrialRecord.from_dict(read_json(path))
             self.records[record.id] = record
 
     def trial_dir(self, trial_id: str) -> Path:

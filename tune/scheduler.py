@@ -17,7 +17,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tune.ledger import Ledger, TrialRecord
+from tune.ledger import Ledger, TrialRecord, changes
 
 RUNGS = (1 / 8, 1 / 4, 1 / 2)
 """Shares of the epochs at which a trial may be stopped."""
@@ -58,6 +58,8 @@ def reason_to_stop(ledger: Ledger, record: TrialRecord, epoch: int, val_bpd: flo
     for rival in ledger.records.values():
         if rival.id == record.id or rival.family != record.family or rival.params > record.params:
             continue
+        if rival.status == "failed":
+            continue  # what it had reached before it diverged is no evidence
         at_rung = best_until(rival, epoch)
         if at_rung is not None and at_rung < needed:
             better.append((at_rung, rival))
@@ -88,12 +90,6 @@ class FrontScheduler(FIFOScheduler):
         reason = reason_to_stop(self.ledger, record, epoch, val_bpd)
         if reason is None:
             return TrialScheduler.CONTINUE
-        self.ledger.update(record.id, status="stopped", reason=reason)
+        # The epoch and the decision in one write: a crash leaves both or neither.
+        self.ledger.update(record.id, **changes(record, result), status="stopped", reason=reason)
         return TrialScheduler.STOP
-
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Keep a crashed trial with its reason: the last line of its error."""
-        lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
-        reason = lines[-1] if lines else "its process died"
-        self.ledger.update(trial.config["id"], status="failed", reason=reason)
-        super().on_trial_error(tune_controller, trial)

@@ -8,11 +8,8 @@ Results lie in runs/<name>/: tradeoff.html, tradeoff.png, tradeoff.json and tria
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
 import json
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +20,7 @@ from rich.console import Console
 import tune.environment  # noqa: F401  (before Ray and MLflow are imported)
 from fvae.config import ConfigError
 from fvae.data import ImageDataset
-from fvae.files import write_text
+from fvae.files import read_json, write_text
 from fvae.train_config import TrainConfig
 from pipelines import command_line
 from pipelines.datasets import load_dataset
@@ -38,7 +35,8 @@ from tune.snapshots import snapshot
 from tune.space import SearchSpace
 from tune.tradeoff import build_tradeoff, write_tradeoff
 
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+FORMAT = 1
+"""Raised whenever models, figures or records of an earlier version would no longer compare."""
 COMPARED = ("epochs", "batch_size", "precision", "seed")
 """Settings that all trials of a run share, besides the data set."""
 
@@ -55,7 +53,7 @@ def main(settings: SearchSettings) -> int:
         try:
             return run(settings, dataset, space, search, ledger)
         except OSError as error:
-            if error.errno not in STORAGE_ERRORS:
+            if error.errno is None or isinstance(error, ConnectionError):
                 raise
             raise storage_error(error) from error
 
@@ -75,12 +73,13 @@ def describe(dataset: ImageDataset) -> dict[str, Any]:
 def open_search(run_dir: Path, settings: SearchSettings, dataset: ImageDataset) -> dict[str, Any]:
     """``search.json`` of this run, made or checked. Raises ``ConfigError`` where it is another search's."""
     path = run_dir / "search.json"
-    mine = {"dataset": describe(dataset), **{name: getattr(settings, name) for name in COMPARED}}
+    mine = {"format": FORMAT, "dataset": describe(dataset), **{name: getattr(settings, name) for name in COMPARED}}
     if not path.exists():
-        search = {"id": uuid.uuid4().hex, **mine}
-        write_text(path, json.dumps(search, indent=1) + "\n")
-        return search
-    search = json.loads(path.read_text(encoding="utf-8"))
+        write_text(path, json.dumps(mine, indent=1) + "\n")
+        return mine
+    search = read_json(path)
+    if search.get("format") != FORMAT:
+        raise ConfigError(f"{run_dir}: a search of another version of this software; give another --name")
     theirs = search["dataset"]
     if theirs["hash"] != mine["dataset"]["hash"]:
         raise ConfigError(
@@ -138,16 +137,22 @@ def run(
     for record in ledger.records.values():
         track(record)
     tracker.start()
-    finished = False
+    finished = interrupted = False
     try:
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             finished = search_and_test(settings, dataset, space, ledger, console, track)
-        files = draw(ledger, {**search, "budget": settings.budget(len(dataset.train))}, console)
+            interrupted = not finished
+        except KeyboardInterrupt:
+            interrupted = True
+        files = draw(ledger, {**search, "budget": budget(settings, dataset, ledger)}, console)
         if finished:
             tracker.finish(files)
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
         console.print("Writing the last figures to MLflow …", style="dim")
-        tracker.close(interrupted=not finished)
+        tracker.close(interrupted=interrupted)
     for problem in tracker.problems:
         console.print(f"warning: {problem}", style="yellow", markup=False)
     if not finished:
@@ -195,9 +200,9 @@ def search_and_test(
                 callback = LedgerCallback(ledger, (display.watch, track))
                 if not engine.run_trials(settings, dataset, ledger, searcher, [callback]):
                     return False
-        ids = unread(ledger)
-        for record in reading_progress(console, engine.read_tests(settings, dataset, ledger, ids), len(ids)):
-            track(record)
+        while ids := unread(ledger):  # a model that cannot be measured leaves its front to others
+            for record in reading_progress(console, engine.read_tests(settings, dataset, ledger, ids), len(ids)):
+                track(record)
     return True
 
 
@@ -205,6 +210,17 @@ def unread(ledger: Ledger) -> list[str]:
     """The fronts' models whose test split has not been read."""
     on_fronts = {record_id for ids in fronts(list(ledger.records.values())).values() for record_id in ids}
     return sorted(record_id for record_id in on_fronts if ledger.records[record_id].test is None)
+
+
+def budget(settings: SearchSettings, dataset: ImageDataset, ledger: Ledger) -> dict[str, Any]:
+    """What every complete trial got, and how many trials there are, for ``tradeoff.json``."""
+    return {
+        "trials": len(ledger.records),
+        "epochs": settings.epochs,
+        "images_per_trial": settings.epochs * len(dataset.train),
+        "batch_size": settings.batch_size,
+        "precision": settings.precision,
+    }
 
 
 def plan(settings: SearchSettings, dataset: ImageDataset, ledger: Ledger) -> str:

@@ -8,6 +8,7 @@ The studies live in memory and are rebuilt from the ledger, so no crash can leav
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,9 +77,9 @@ class FrontSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study what the ledger says of the trial."""
         record = self.ledger.records[self._record_ids[trial_id]]
-        if record.status == "running" or record.id not in self._asked:
+        if record.id not in self._asked or (record.status == "running" and not error):
             return  # interrupted: a later run goes on with it
-        state, values = _outcome(record)
+        state, values = (TrialState.FAIL, None) if error else _outcome(record)
         self._studies[record.family].tell(self._asked.pop(record.id), values, state)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
@@ -104,27 +105,34 @@ class FrontSearcher(Searcher):
 
     def _replay(self) -> None:
         for record in self.ledger.records.values():
-            if record.family not in self._studies:
-                continue
-            study = self._studies[record.family]
             if record.status == "running":
-                study.enqueue_trial(record.suggestion)
-                self._asked[record.id] = study.ask()
-                suggest(self._asked[record.id], record.family, self.space, self.images)
                 self._waiting.append(record)
-                continue
-            fixed = optuna.trial.FixedTrial(record.suggestion)
-            suggest(fixed, record.family, self.space, self.images)
-            state, values = _outcome(record)
-            study.add_trial(
-                optuna.create_trial(
-                    state=state, values=values, params=record.suggestion, distributions=fixed.distributions
-                )
-            )
+            if record.family in self._studies:
+                self._replay_into(self._studies[record.family], record)
         for family, study in self._studies.items():
             share = len(range(self.families.index(family), self.trials, len(self.families)))
-            for design in initial_designs(family, self.space, max(1, 2 * share // 3)):
+            tried = sum(record.family == family for record in self.ledger.records.values())
+            for design in initial_designs(family, self.space, max(1, 2 * share // 3))[tried:]:
                 study.enqueue_trial(design, skip_if_exists=True)
+
+    def _replay_into(self, study: optuna.Study, record: TrialRecord) -> None:
+        state, values = _outcome(record)
+        fixed = optuna.trial.FixedTrial(record.suggestion)
+        try:
+            with warnings.catch_warnings():  # Optuna warns of a value out of range, and then refuses it
+                warnings.simplefilter("ignore", UserWarning)
+                suggest(fixed, record.family, self.space, self.images)
+                told = optuna.create_trial(
+                    state=state, values=values, params=record.suggestion, distributions=fixed.distributions
+                )
+        except ValueError:
+            return  # the space has changed since: the trial stands in the ledger, the sampler starts without it
+        if record.status == "running":
+            study.enqueue_trial(record.suggestion)
+            self._asked[record.id] = study.ask()
+            suggest(self._asked[record.id], record.family, self.space, self.images)
+        else:
+            study.add_trial(told)
 
     def _new_record(self) -> TrialRecord:
         counts = dict.fromkeys(self.families, 0)

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 from fvae.config import FAMILIES, Family, require, require_choice, require_integer
 from fvae.train_config import Precision
@@ -73,18 +72,8 @@ class SearchSettings:
 
     def run_name(self, dataset_name: str) -> str:
         """The run's name."""
-        return self.name or re.sub(r"[^\w.-]", "-", dataset_name)
+        return self.name or re.sub(r"[^\w.-]|^[.-]", "-", dataset_name) or "images"
 
     def run_dir(self, dataset_name: str) -> Path:
         """Where the run's files lie."""
         return Path(self.storage).resolve() / self.run_name(dataset_name)
-
-    def budget(self, train_images: int) -> dict[str, Any]:
-        """The budget that every complete trial got, for ``tradeoff.json``."""
-        return {
-            "trials": self.trials,
-            "epochs": self.epochs,
-            "images_per_trial": self.epochs * train_images,
-            "batch_size": self.batch_size,
-            "precision": self.precision,
-        }

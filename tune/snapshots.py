@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipelines.tracking import EpochMetrics, TrialSnapshot
+from pipelines.tracking import EpochSnapshot, TrialSnapshot
 from tune.ledger import EpochRecord, TrialRecord
 from tune.trial import MODEL
 
@@ -37,7 +37,7 @@ def snapshot(record: TrialRecord, dataset: dict[str, Any], trial_dir: Path) -> T
     )
 
 
-def _epoch(point: EpochRecord) -> EpochMetrics:
+def _epoch(point: EpochRecord) -> EpochSnapshot:
     metrics = {
         "train/bpd": point.train_bpd,
         "val/bpd": point.val_bpd,
@@ -47,4 +47,4 @@ def _epoch(point: EpochRecord) -> EpochMetrics:
         "images_per_second": point.images_per_second,
         "seconds": point.seconds,
     }
-    return EpochMetrics(point.epoch, point.time_ms, metrics)
+    return EpochSnapshot(point.epoch, point.time_ms, metrics)

@@ -12,8 +12,6 @@ import optuna
 
 from fvae.config import ConfigError, ModelConfig, halvings
 
-DEFAULT_BATCH = 64
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchSpace:

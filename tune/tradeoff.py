@@ -86,7 +86,10 @@ def _trial(record: TrialRecord, dataset_hash: str) -> dict[str, Any]:
 
 
 def _figures(record: TrialRecord, dataset_hash: str) -> dict[str, dict[str, Any]]:
-    """What each of the trial's bits/dim was measured on, and how."""
+    """What each of the trial's bits/dim was measured on, and how.
+
+    ``seed`` is the search's; the noise's own is derived from it and the purpose (``fvae.data.derived_seed``).
+    """
     common = {"dataset_hash": dataset_hash, "fully_trained": record.status == "complete"}
     figures = {}
     if record.val_bpd is not None:
@@ -139,6 +142,8 @@ def _csv(trials: Sequence[Mapping[str, Any]]) -> str:
         row = {name: value for name, value in trial.items() if not isinstance(value, Mapping)}
         row |= {f"model.{name}": value for name, value in trial["config"].items()}
         row |= {f"train.{name}": value for name, value in trial["train"].items()}
+        for name, figure in trial["figures"].items():
+            row |= {f"{name}.{key}": value for key, value in figure.items()}
         rows.append(row)
     columns = list(dict.fromkeys(name for row in rows for name in row)) or ["id"]
     text = io.StringIO()

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from ray import tune
 
-from fvae import ModelConfig, NonFiniteError, TrainConfig, Trainer, load, save
+from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer, load, save
+from fvae.data import derived_seed
 from fvae.evaluate import evaluate, standard_error
 from fvae.files import write_bytes
 from pipelines.pictures import png_grid
@@ -55,8 +56,13 @@ class TrialProcess(tune.Trainable):
         )
         checkpoint = self.directory / CHECKPOINT
         if checkpoint.exists():
-            self.trainer.restore(checkpoint)
-        self._saved = time.monotonic()
+            try:
+                self.trainer.restore(checkpoint)
+            except ConfigError:  # damaged, or of an older version: what it held is trained again
+                checkpoint.unlink()
+        # Seconds that a crash cost: spent after the checkpoint, in a process that is gone.
+        self.seconds_lost = max(0.0, config["seconds"] - self.trainer.seconds)
+        self._saved_at, self._saved_epoch = time.monotonic(), self.trainer.epoch
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in this process."""
@@ -65,19 +71,15 @@ class TrialProcess(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """One epoch. A non-finite figure ends the trial with its reason; it is no crash."""
-        if self.trainer.finished:  # killed after the last checkpoint, before its model was written
-            self._keep_model()
-            return {"epoch": self.trainer.epoch, "replayed": True, "done": True, **self._kept()}
         try:
+            self._save_now_and_then()
             metrics = self.trainer.train_epoch()
+            result = dataclasses.asdict(metrics) | {"seconds": metrics.seconds + self.seconds_lost}
             if self.trainer.finished:
-                self.trainer.save(self.directory / CHECKPOINT)
                 self._keep_model()
-                return {**dataclasses.asdict(metrics), **self._kept(), "done": True}
-            if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
-                self.trainer.save(self.directory / CHECKPOINT)
-                self._saved = time.monotonic()
-            return dataclasses.asdict(metrics)
+                kept = {"best_epoch": self.trainer.best_epoch, "best_val_bpd": self.trainer.best_val_bpd}
+                result |= {**kept, "done": True}
+            return result
         except NonFiniteError as error:
             return {"epoch": self.trainer.epoch, "failure": str(error), "done": True}
         except OSError as error:  # a full disk is the search's trouble, not this trial's
@@ -90,14 +92,18 @@ class TrialProcess(tune.Trainable):
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: :meth:`setup` restores."""
 
-    def _kept(self) -> dict[str, Any]:
-        return {"best_epoch": self.trainer.best_epoch, "best_val_bpd": self.trainer.best_val_bpd}
+    def _save_now_and_then(self) -> None:
+        """Before an epoch: Tune asks for it once the driver has recorded the last one, so that no
+        checkpoint is ever ahead of the ledger, wherever either process is killed."""
+        if self.trainer.epoch > self._saved_epoch and time.monotonic() - self._saved_at > CHECKPOINT_SECONDS:
+            self.trainer.save(self.directory / CHECKPOINT)
+            self._saved_at, self._saved_epoch = time.monotonic(), self.trainer.epoch
 
     def _keep_model(self) -> None:
         model = self.trainer.best_model()
         bins = model.config.bins
         device = self.trainer.device
-        generator = torch.Generator(device).manual_seed(self.trainer.config.seed)
+        generator = torch.Generator(device).manual_seed(derived_seed(self.trainer.config.seed, "samples"))
         samples = model.sample(64, generator=generator).cpu().numpy()
         originals = self.images["val"][:32]
         rebuilt = model.reconstruct(originals.to(device)).cpu()
@@ -111,15 +117,18 @@ class TrialProcess(tune.Trainable):
         save(model, self.directory / MODEL)
 
 
-def read_test_split(model_dir: str, images: np.ndarray, seed: int, threads: int, device: str) -> TestResult:
+def read_test_split(model_dir: str, images: np.ndarray, seed: int, threads: int, device: str) -> TestResult | str:
     """Test bits/dim of a saved model, k = 1 and 64, over every image ``[N, C, H, W]``.
 
-    Raises ``NonFiniteError``; a front's model that cannot be measured is an error, not a gap.
+    Returns one line instead where the model cannot be measured: not finite, or gone.
     """
     use_threads(threads)
-    model = load(model_dir, device)
     tensor = read_only_tensor(images)
-    one, many = (evaluate(model, tensor, k=k, seed=seed) for k in (1, 64))
+    try:
+        model = load(model_dir, device)
+        one, many = (evaluate(model, tensor, k=k, seed=derived_seed(seed, f"test/{k}")) for k in (1, 64))
+    except (NonFiniteError, ConfigError) as error:
+        return f"test split: {error}"
     return TestResult(
         bpd=float(one.mean()),
         bpd_iwae64=float(many.mean()),

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
-from fvae.evaluate import BATCH_SIZE, evaluate
+from fvae.data import derived_seed
+from fvae.evaluate import evaluate
+from fvae.model import images_at_once
 
 FAMILIES = ("vae", "flow", "fvae")
 SETTINGS = TrainConfig(epochs=3, batch_size=16, warmup_steps=4, learning_rate=3e-3)
@@ -104,7 +106,7 @@ def test_best_model_is_that_of_the_lowest_epoch() -> None:
     lowest = min(epochs, key=lambda epoch: epoch["val_bpd"])
     assert trained.best_epoch == lowest["epoch"]
     assert trained.best_val_bpd == lowest["val_bpd"]
-    best = float(evaluate(trained.best_model(), images(20, seed=1), seed=SETTINGS.seed).mean())
+    best = float(evaluate(trained.best_model(), images(20, seed=1), seed=derived_seed(SETTINGS.seed, "val")).mean())
     assert best == lowest["val_bpd"]
 
 
@@ -140,8 +142,9 @@ def test_a_non_finite_image_fails_the_evaluation() -> None:
 
 def test_evaluation_counts_every_image_of_a_ragged_last_batch() -> None:
     model = trainer("flow").best_model()
-    bits = evaluate(model, images(BATCH_SIZE + 3), k=2)
-    assert bits.shape == (BATCH_SIZE + 3,)
+    count = images_at_once(model.config) + 3
+    bits = evaluate(model, images(count), k=2)
+    assert bits.shape == (count,)
     assert bits.dtype == torch.float64
 
 

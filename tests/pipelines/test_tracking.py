@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking import EpochMetrics, SearchTracker, TrialSnapshot, default_tracking_uri, quiet_mlflow
+from pipelines.tracking import EpochSnapshot, SearchTracker, TrialSnapshot, default_tracking_uri, quiet_mlflow
 
 START_MS = 1_790_000_000_000
 PROJECT = Path(__file__).resolve().parents[2]
@@ -53,9 +53,9 @@ def open_tracker(runs_dir: Path, **changes) -> SearchTracker:
     return tracker
 
 
-def history(epochs: int, offset: float = 0.0) -> tuple[EpochMetrics, ...]:
+def history(epochs: int, offset: float = 0.0) -> tuple[EpochSnapshot, ...]:
     return tuple(
-        EpochMetrics(
+        EpochSnapshot(
             epoch,
             START_MS + 1000 * epoch,
             {

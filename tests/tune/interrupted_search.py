@@ -3,7 +3,8 @@
     interrupted_search.py SIGNAL MOMENT OPTIONS…      e.g. SIGKILL results:5 --trials 6
 
 Moments: ``results:N`` (after the N-th epoch's record is written), ``trials:N`` (after the N-th trial
-ended), ``tests:N`` (after the N-th model's test reading is written), ``drawing`` (before the map is).
+ended), ``tests:N`` (after the N-th model's test reading is written). ``worker:N`` sends the signal to
+the trial process that sent the N-th result instead.
 """
 
 from __future__ import annotations
@@ -16,20 +17,21 @@ from typing import Any
 import tune.environment  # noqa: F401
 from pipelines import command_line
 from tune import search
+from tune.callbacks import LedgerCallback
 from tune.ledger import Ledger
 from tune.settings import SearchSettings
 
 signal_name, moment = sys.argv[1], sys.argv[2]
 kind, _, count = moment.partition(":")
 left = int(count or 1)
-update, build_tradeoff = Ledger.update, search.build_tradeoff
+update, on_trial_result = Ledger.update, LedgerCallback.on_trial_result
 
 
-def end() -> None:
+def end(process: int) -> None:
     global left
     left -= 1
     if left == 0:
-        os.kill(os.getpid(), getattr(signal, signal_name))
+        os.kill(process, getattr(signal, signal_name))
 
 
 def counting_update(self: Ledger, trial_id: str, **changes: Any) -> Any:
@@ -40,17 +42,17 @@ def counting_update(self: Ledger, trial_id: str, **changes: Any) -> Any:
         "tests": "test" in changes,
     }
     if happened.get(kind):
-        end()
+        end(os.getpid())
     return record
 
 
-def counting_build(*arguments: Any) -> Any:
-    if kind == "drawing":
-        end()
-    return build_tradeoff(*arguments)
+def counting_result(self: LedgerCallback, *arguments: Any, result: dict[str, Any], **info: Any) -> None:
+    on_trial_result(self, *arguments, result=result, **info)
+    if kind == "worker":
+        end(result["pid"])
 
 
 Ledger.update = counting_update  # type: ignore[method-assign]
-search.build_tradeoff = counting_build
+LedgerCallback.on_trial_result = counting_result  # type: ignore[method-assign]
 sys.argv = ["search.py", *sys.argv[3:]]
 command_line.run(search.main, SearchSettings)

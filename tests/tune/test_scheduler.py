@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.tune.schedulers import TrialScheduler
 
 from tune.ledger import EpochRecord, Ledger, TrialRecord
-from tune.scheduler import LEAST_MARGIN, VOTES, margin, reason_to_stop, rungs
+from tune.scheduler import LEAST_MARGIN, VOTES, FrontScheduler, margin, reason_to_stop, rungs
 
 RUNG = 15
 
@@ -74,6 +77,25 @@ def test_rivals_that_have_not_reached_the_rung_stop_nobody(tmp_path: Path) -> No
 def test_what_rivals_reached_after_the_rung_does_not_count(tmp_path: Path) -> None:
     rivals = [record(number, 10, [*flat(3.1), 1.0]) for number in range(1, 6)]
     assert decide(tmp_path, record(0, 1000, flat(3.0)), rivals) is None
+
+
+def test_failed_rivals_stop_nobody(tmp_path: Path) -> None:
+    rivals = [dataclasses.replace(record(number, 10, flat(1.0)), status="failed") for number in range(1, 6)]
+    assert decide(tmp_path, record(0, 1000, flat(3.0)), rivals) is None
+
+
+def test_the_epoch_and_the_decision_are_one_write(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    trial = record(0, 1000, flat(3.0, RUNG - 1))
+    for each in (trial, record(1, 10, flat(1.0)), record(2, 10, flat(1.0))):
+        ledger.put(each)
+    scheduler = FrontScheduler(ledger, epochs=60)
+    last = dataclasses.asdict(record(9, 1, flat(3.0)).history[-1]) | {"images_per_second": 1.0}
+    decision = scheduler.on_trial_result(None, SimpleNamespace(config={"id": trial.id}), last)  # type: ignore[arg-type]
+    assert decision == TrialScheduler.STOP
+    on_disk = Ledger(tmp_path).records[trial.id]
+    assert (on_disk.status, on_disk.epochs) == ("stopped", RUNG)
+    assert on_disk.reason.startswith("epoch 15")
 
 
 @pytest.mark.parametrize(("gap", "stops"), [(LEAST_MARGIN - 0.001, False), (LEAST_MARGIN + 0.001, True)])

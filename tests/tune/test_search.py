@@ -17,6 +17,7 @@ from PIL import Image
 
 import tune.environment  # noqa: F401
 from fvae import evaluate, load
+from fvae.data import derived_seed
 from pipelines import command_line
 from pipelines.datasets import load_dataset
 from pipelines.tracking import default_tracking_uri
@@ -117,15 +118,18 @@ def test_reported_figures_are_those_of_the_saved_models(finished: Path) -> None:
             continue
         model = load(finished / "digits" / "trials" / trial["id"] / "model")
         assert model.parameter_count() == trial["params"]
-        val = evaluate(model, torch.from_numpy(digits.val), seed=0)
+        images = torch.from_numpy(digits.val)
+        val = evaluate(model, images, seed=derived_seed(0, "val"))
         assert float(val.mean()) == pytest.approx(trial["val_bpd"], abs=1e-5)
         if trial["test_bpd"] is None:
             continue
         test = torch.from_numpy(digits.test)
-        assert float(evaluate(model, test, seed=0).mean()) == pytest.approx(trial["test_bpd"], abs=1e-5)
-        tighter = float(evaluate(model, test, k=64, seed=0).mean())
+        assert float(evaluate(model, test, seed=derived_seed(0, "test/1")).mean()) == pytest.approx(
+            trial["test_bpd"], abs=1e-5
+        )
+        tighter = float(evaluate(model, test, k=64, seed=derived_seed(0, "test/64")).mean())
         assert tighter == pytest.approx(trial["test_bpd_iwae64"], abs=1e-5)
-        assert trial["sigma1"] == pytest.approx(model.sigma1, rel=1e-6)
+        assert trial["sigma1"] == pytest.approx(model.mean_sigma1(images), rel=1e-5)
         assert trial["sigma2"] == pytest.approx(model.sigma2, rel=1e-6)
 
 
@@ -231,8 +235,9 @@ def test_kill_9_then_the_same_command(tmp_path: Path, moment: str) -> None:
     check_whole(tmp_path, before)
 
 
-def test_ctrl_c_then_the_same_command(tmp_path: Path) -> None:
-    stopped = interrupted(tmp_path, "SIGINT", "trials:2", *SMALL)
+@pytest.mark.parametrize(("moment", "options"), [("trials:1", ("--concurrent", "1")), ("tests:1", ())])
+def test_ctrl_c_then_the_same_command(tmp_path: Path, moment: str, options: tuple[str, ...]) -> None:
+    stopped = interrupted(tmp_path, "SIGINT", moment, *SMALL, *options)
     assert stopped.returncode == 1, stopped.stdout + stopped.stderr
     assert "Interrupted. The same command goes on" in stopped.stdout
     assert "Traceback" not in stopped.stderr
@@ -242,6 +247,14 @@ def test_ctrl_c_then_the_same_command(tmp_path: Path) -> None:
     resumed = run(tmp_path, *SMALL)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     check_whole(tmp_path, before)
+
+
+def test_a_trial_whose_process_dies_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    survived = interrupted(tmp_path, "SIGKILL", "worker:5", *SMALL)
+    assert survived.returncode == 0, survived.stdout + survived.stderr
+    assert "failed" not in survived.stdout
+    check_whole(tmp_path, {})
+    assert {record["reason"] for record in records(tmp_path).values() if record["status"] == "complete"} == {""}
 
 
 def test_a_full_disk_is_one_line_and_the_search_goes_on_when_there_is_room(tmp_path: Path) -> None:

@@ -182,3 +182,49 @@ def test_records_survive_the_disk(tmp_path: Path) -> None:
     reread = Ledger(tmp_path).records
     assert reread == search.ledger.records
     assert isinstance(next(iter(reread.values())), TrialRecord)
+
+
+def test_a_changed_space_resumes_and_extends(tmp_path: Path) -> None:
+    first = searcher(tmp_path)
+    configs = [first.suggest(str(number)) for number in range(6)]
+    for number in range(3):
+        finish(first, str(number), configs[number]["id"], "complete")
+    narrower = dataclasses.replace(SPACE, learning_rate=(1e-4, 2e-4))
+    second = FrontSearcher(
+        ledger=Ledger(tmp_path),
+        space=narrower,
+        images=DIGITS,
+        train=TrainConfig(),
+        families=FAMILIES,
+        trials=8,
+        seed=0,
+    )
+    again = [second.suggest(f"again-{number}") for number in range(4)]
+    assert [config["model"] for config in again[:3]] == [config["model"] for config in configs[3:]]
+    assert again[3]["train"]["learning_rate"] <= 2e-4
+    finish(second, "again-0", again[0]["id"], "complete")
+
+
+def test_unfinished_trials_of_a_family_no_longer_searched_are_finished(tmp_path: Path) -> None:
+    first = searcher(tmp_path, trials=3)
+    started = [first.suggest(str(number))["id"] for number in range(3)]
+    second = searcher(tmp_path, trials=3, families=("vae",))
+    assert [second.suggest(f"again-{number}")["id"] for number in range(3)] == started
+    assert second.suggest("x") == Searcher.FINISHED
+    finish(second, "again-0", started[0], "complete")
+
+
+def test_an_extension_goes_on_with_the_sampler_not_with_the_designs_again(tmp_path: Path) -> None:
+    first = searcher(tmp_path, trials=9)
+    for number in range(9):
+        finish(first, str(number), first.suggest(str(number))["id"], "complete", 2.0 + number / 10)
+    more = searcher(tmp_path, trials=15)
+    waiting = [t for s in more._studies.values() for t in s.trials if t.state == TrialState.WAITING]
+    assert waiting == []
+
+
+def test_a_crash_is_told_as_failed(tmp_path: Path) -> None:
+    search = searcher(tmp_path)
+    search.suggest("0")
+    search.on_trial_complete("0", error=True)  # before the ledger hears of it
+    assert told(search)[TrialState.FAIL] == 1
