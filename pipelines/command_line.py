@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -28,7 +27,9 @@ def parse(settings: type[Settings]) -> Settings:
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
-        raise ConfigError(_first_message(said.getvalue())) from None
+        message = _first_message(said.getvalue())
+        # A setting that refused itself has said which option it is.
+        raise ConfigError(message.removeprefix(f"Error parsing {settings.__name__}: ")) from None
 
 
 def run(main: Callable[[Settings], int], settings: type[Settings]) -> None:
@@ -46,13 +47,13 @@ def run(main: Callable[[Settings], int], settings: type[Settings]) -> None:
 
 
 def _first_message(box: str) -> str:
-    """The first paragraph inside tyro's box, on one line."""
-    words = []
-    for line in box.splitlines():
-        if line.startswith("╭"):
+    """The first paragraph inside tyro's box, on one line: below the title, above the next rule."""
+    words: list[str] = []
+    for line in box.splitlines()[1:]:
+        inside = line.strip("│ ")
+        if not inside.strip("─-╰╯"):  # a rule; dashes where the terminal knows no boxes
+            if words:
+                break
             continue
-        inside = line.strip("│╰╯ ").strip()
-        if re.fullmatch(r"[─╰╯]*", inside):
-            break
         words.append(inside)
     return " ".join(words) or "the options do not fit; see --help"

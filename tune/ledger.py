@@ -18,34 +18,17 @@ from typing import Any, Literal
 
 from fvae.config import from_fields
 from fvae.files import read_json, write_text
+from fvae.train import EpochMetrics
 
 Status = Literal["running", "complete", "stopped", "failed"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EpochRecord:
-    """What one epoch of one trial measured."""
+class EpochRecord(EpochMetrics):
+    """What one epoch of one trial measured, and when."""
 
-    epoch: int
-    """Epochs finished, from 1."""
-    train_bpd: float
-    """Mean bits/dim of the epoch's training batches, the weights in motion."""
-    val_bpd: float
-    """Bits/dim (k = 1) of the validation split under the averaged weights."""
-    grad_norm: float
-    """Mean gradient norm before clipping."""
-    images_per_second: float
-    """Training throughput of the epoch."""
-    images: int
-    """Training images seen since the start."""
-    seconds: float
-    """Training and validation seconds since the start, over all processes that ran the trial."""
-    sigma1: float
-    """σ1 under the averaged weights."""
-    sigma2: float
-    """σ2 under the averaged weights."""
     time_ms: int
-    """When it was measured: milliseconds since 1970."""
+    """Milliseconds since 1970."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

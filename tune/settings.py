@@ -25,7 +25,7 @@ class SearchSettings:
     """Name of the run; its results lie in STORAGE/NAME. Default: the data set's name."""
     storage: str = "runs"
     """Folder for all runs."""
-    trials: int = 36
+    trials: int = 48
     """Models to train, the families' shares being equal."""
     epochs: int = 60
     """Passes over the training images that every complete trial gets."""

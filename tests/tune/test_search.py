@@ -373,4 +373,4 @@ def test_help_shows_every_option_with_its_default() -> None:
     )
     for option in ("--dataset", "--trials", "--epochs", "--storage", "--families", "--gpus-per-trial"):
         assert option in shown.stdout
-    assert "default: 36" in shown.stdout
+    assert "default: 48" in shown.stdout
