@@ -196,6 +196,8 @@ class Model(nn.Module):
     @torch.no_grad()
     def mean_sigma1(self, images: Tensor) -> float:
         """Geometric mean of σ1(x') over the first images and their dimensions; σ1 where it is a scalar."""
+        if self.config.has_flow:
+            return self.sigma1
         images = self._checked(images)[: images_at_once(self.config)]
         return self._posterior_at_bin_middle(images)[1].mean().exp().item()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from fvae.bijections import convolve, squeeze, unsqueeze, zero_convolution
@@ -56,7 +58,7 @@ class Encoder(nn.Module):
         channels = image_shape[0]
         self.levels, self.heads = levels, heads
         self.reshapes = latent_shape == image_shape
-        self.skip = _dimension(latent_shape) == _dimension(image_shape)
+        self.skip = math.prod(latent_shape) == math.prod(image_shape)
         self.entries = nn.ModuleList()
         self.blocks = nn.ModuleList()
         inputs = channels
@@ -99,7 +101,7 @@ class Decoder(nn.Module):
         channels = image_shape[0]
         self.levels = levels
         self.reshapes = latent_shape == image_shape
-        self.skip = _dimension(latent_shape) == _dimension(image_shape)
+        self.skip = math.prod(latent_shape) == math.prod(image_shape)
         self.entry = nn.Conv2d(channels * 4**levels if self.reshapes else latent_shape[0], width, 3, padding=1)
         self.blocks = nn.ModuleList()
         self.exits = nn.ModuleList()
@@ -124,7 +126,3 @@ class Decoder(nn.Module):
         if self.skip:
             h = h + unsqueeze_times(latent, self.levels)
         return h.permute(0, 3, 1, 2)
-
-
-def _dimension(shape: tuple[int, int, int]) -> int:
-    return shape[0] * shape[1] * shape[2]

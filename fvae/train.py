@@ -79,6 +79,7 @@ class Trainer:
         self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema: Model = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.parameters = list(self.model.parameters())
+        self._ema_parameters = list(self.ema.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             train_config.learning_rate,
@@ -158,7 +159,7 @@ class Trainer:
         self.step += 1
         # Early on the average follows the weights closely, or it would remember the initial ones.
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        get_ema_multi_avg_fn(decay)(list(self.ema.parameters()), self.parameters, 0)
+        get_ema_multi_avg_fn(decay)(self._ema_parameters, self.parameters, 0)
         self._sums += torch.stack((loss.detach().double() * len(batch), grad_norm.double()))
 
     def best_model(self) -> Model:

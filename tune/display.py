@@ -69,7 +69,7 @@ class SearchDisplay:
                 epochs_done += record.epochs - self._epochs_before.get(record.id, 0)
         if not epochs_done or spent <= 0:
             return None
-        ended = self.ledger.with_status("complete", "stopped", "failed")
+        ended = self.ledger.ended()
         mean_epochs = sum(record.epochs for record in ended) / len(ended) if ended else self.epochs
         running = sum(max(0.0, mean_epochs - record.epochs) for record in self.ledger.with_status("running"))
         waiting = max(0, self.trials - len(self.ledger.records)) * mean_epochs
@@ -78,7 +78,7 @@ class SearchDisplay:
         return (running + waiting) * seconds_per_epoch / side_by_side
 
     def _line(self, record: TrialRecord) -> str:
-        done = len(self.ledger.with_status("complete", "stopped", "failed"))
+        done = len(self.ledger.ended())
         left = self.time_left()
         bits = "         —" if record.val_bpd is None else f"{record.val_bpd:10.3f}"
         line = (
@@ -96,7 +96,7 @@ class SearchDisplay:
             table.add_column(name, justify="right")
         table.add_column("status")
         running = self.ledger.with_status("running")
-        ended = self.ledger.with_status("complete", "stopped", "failed")
+        ended = self.ledger.ended()
         for record in (*ended[-RECENT:], *running):
             best = min((point.val_bpd for point in record.history), default=None)
             last = record.history[-1].val_bpd if record.history else None

@@ -86,7 +86,7 @@ def run_trials(
     scratch = ledger.root / ".tune"  # Tune's own files: the ledger holds everything, so they go when it ends
     shutil.rmtree(scratch, ignore_errors=True)
     tuner = tune.Tuner(
-        tune.with_resources(process, resources(settings)),
+        tune.with_resources(process, {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=FrontScheduler(ledger, settings.epochs),
@@ -124,7 +124,7 @@ def read_tests(
     A model that cannot be measured fails its trial, with the reason: the fronts may then be others.
     """
     images = ray.put(dataset.test)
-    read = ray.remote(**ray_options(settings))(read_test_split)
+    read = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=settings.gpus_per_trial)(read_test_split)
     pending = {
         read.remote(
             str(ledger.trial_dir(record_id) / MODEL), images, settings.seed, settings.cpus_per_trial, device(settings)
@@ -142,13 +142,3 @@ def read_tests(
 def device(settings: SearchSettings) -> str:
     """Where trials train."""
     return "cuda" if settings.gpus_per_trial else "cpu"
-
-
-def resources(settings: SearchSettings) -> dict[str, float]:
-    """What one trial takes, in Tune's words."""
-    return {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}
-
-
-def ray_options(settings: SearchSettings) -> dict[str, float]:
-    """The same in Ray's words."""
-    return {"num_cpus": settings.cpus_per_trial, "num_gpus": settings.gpus_per_trial}

@@ -1,4 +1,4 @@
-"""Settings of Ray, Tune, MLflow and Optuna that must stand before they are imported.
+"""Settings of Ray and Tune that must stand before they are imported (MLflow's: ``pipelines.tracking``).
 
 Nobody is called home, and nothing prints into the live table. A variable that the user has set stays.
 """
@@ -9,10 +9,8 @@ import os
 
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's CSV, JSON and TensorBoard copies of the ledger
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own progress tables
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 for _name, _value in DEFAULTS.items():

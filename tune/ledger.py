@@ -143,6 +143,10 @@ class Ledger:
         self.put(record)
         return record
 
+    def ended(self) -> list[TrialRecord]:
+        """Records of trials that are not to go on, in order of starting."""
+        return self.with_status("complete", "stopped", "failed")
+
     def with_status(self, *statuses: Status) -> list[TrialRecord]:
         """Records in any of these states, in order of starting."""
         return [record for record in self.records.values() if record.status in statuses]

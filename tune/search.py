@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-import tune.environment  # noqa: F401  (before Ray and MLflow are imported)
+import tune.environment  # noqa: F401  (before Ray is imported)
 from fvae.config import ConfigError
 from fvae.data import ImageDataset
 from fvae.files import read_json, write_text
@@ -226,7 +226,7 @@ def budget(settings: SearchSettings, dataset: ImageDataset, ledger: Ledger) -> d
 def plan(settings: SearchSettings, dataset: ImageDataset, ledger: Ledger) -> str:
     """What is about to run, in two lines."""
     channels, height, width = dataset.shape
-    ended, unfinished = len(ledger.with_status("complete", "stopped", "failed")), len(ledger.with_status("running"))
+    ended, unfinished = len(ledger.ended()), len(ledger.with_status("running"))
     resumed = f" ({ended} done before, {unfinished} to resume)" if ledger.records else ""
     return (
         f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.val):,} validation and {len(dataset.test):,} "

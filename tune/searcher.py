@@ -111,8 +111,7 @@ class FrontSearcher(Searcher):
                 self._replay_into(self._studies[record.family], record)
         for family, study in self._studies.items():
             share = len(range(self.families.index(family), self.trials, len(self.families)))
-            tried = sum(record.family == family for record in self.ledger.records.values())
-            for design in initial_designs(family, self.space, max(1, 2 * share // 3))[tried:]:
+            for design in initial_designs(family, self.space, max(1, 2 * share // 3))[self._started(family) :]:
                 study.enqueue_trial(design, skip_if_exists=True)
 
     def _replay_into(self, study: optuna.Study, record: TrialRecord) -> None:
@@ -134,12 +133,11 @@ class FrontSearcher(Searcher):
         else:
             study.add_trial(told)
 
+    def _started(self, family: str) -> int:
+        return sum(record.family == family for record in self.ledger.records.values())
+
     def _new_record(self) -> TrialRecord:
-        counts = dict.fromkeys(self.families, 0)
-        for record in self.ledger.records.values():
-            if record.family in counts:
-                counts[record.family] += 1
-        family = min(self.families, key=lambda name: counts[name])
+        family = min(self.families, key=self._started)
         number = 1 + max((record.number for record in self.ledger.records.values()), default=-1)
         trial, model, searched = self._ask(family)
         record_id = f"{number:04d}-{family}"

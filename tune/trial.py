@@ -24,11 +24,6 @@ CHECKPOINT_SECONDS = 5.0
 CHECKPOINT, MODEL = "training.safetensors", "model"
 
 
-def use_threads(threads: int) -> None:
-    """Keep torch in this process to the cores that its trial was given."""
-    torch.set_num_threads(threads)
-
-
 def read_only_tensor(array: np.ndarray) -> torch.Tensor:
     """A tensor over Ray's shared read-only memory, not a copy: nothing may write to it."""
     with warnings.catch_warnings():
@@ -44,7 +39,7 @@ class TrialProcess(tune.Trainable):
 
     def setup(self, config: dict[str, Any], images: dict[str, np.ndarray], device: str, threads: int) -> None:
         """``images``: the uint8 arrays ``train`` and ``val``, ``[N, C, H, W]``."""
-        use_threads(threads)
+        torch.set_num_threads(threads)
         self.directory = Path(config["directory"])
         self.images = {split: read_only_tensor(array) for split, array in images.items()}
         self.trainer = Trainer(
@@ -122,7 +117,7 @@ def read_test_split(model_dir: str, images: np.ndarray, seed: int, threads: int,
 
     Returns one line instead where the model cannot be measured: not finite, or gone.
     """
-    use_threads(threads)
+    torch.set_num_threads(threads)
     tensor = read_only_tensor(images)
     try:
         model = load(model_dir, device)
