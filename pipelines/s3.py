@@ -1,0 +1,245 @@
+"""Objects in a bucket of S3 or of a store that speaks its protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import itertools
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipelines import s3_multipart
+from pipelines.local_storage import copy_stream, local_files
+from pipelines.s3_file import CHECKSUM, RangedFile, SpoiltError, verify
+from pipelines.s3_requests import DamagedError, client, in_threads, request, status_and_code, store_time
+from pipelines.storage import READ_AHEAD, ChangedError, ObjectInfo, Storage, check_key
+
+CREATION = "creation"
+"""Metadata entry by which a writer knows its own object again when the answer to its request was lost."""
+
+_known_buckets: set[tuple[str, str]] = set()
+
+
+class S3Storage(Storage):
+    """Objects below ``prefix`` (may be empty) of ``bucket``.
+
+    Endpoint, region and credentials are those of the process that uses it, from the usual places (``AWS_*``,
+    ``~/.aws``, the machine's role), read at each use.
+    """
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self.bucket = bucket
+        self.prefix = prefix
+        self.uri = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+
+    @property
+    def local_path(self) -> None:
+        return None
+
+    def read(self, key: str) -> bytes:
+        def call() -> bytes:
+            answer = client().get_object(Bucket=self.bucket, Key=self._key(key))
+            content = _body(answer)
+            verify(answer, hashlib.sha256(content).hexdigest())
+            return content
+
+        return self._request("read", key, call)
+
+    def read_range(self, key: str, start: int, length: int, version: str | None = None) -> bytes:
+        if length <= 0:
+            return b""
+        condition = {} if version is None else {"IfMatch": version}
+
+        def call() -> bytes:
+            span = f"bytes={start}-{start + length - 1}"
+            try:
+                answer = client().get_object(Bucket=self.bucket, Key=self._key(key), Range=span, **condition)
+            except client().exceptions.ClientError as error:
+                if status_and_code(error)[0] == 416:  # starts at the object's end or after it
+                    return b""
+                raise
+            content = _body(answer)
+            # A store that knows no ranges sends everything.
+            return content if "ContentRange" in answer else content[start : start + length]
+
+        try:
+            return self._request("read", key, call)
+        except FileExistsError as error:
+            raise ChangedError(f"{self._uri(key)}: cannot read: the object changed meanwhile") from error
+
+    def open(self, key: str) -> BinaryIO:
+        return io.BufferedReader(RangedFile(self, key), READ_AHEAD)
+
+    def write(self, key: str, content: bytes) -> None:
+        if len(content) > s3_multipart.THRESHOLD:
+            s3_multipart.upload(self.bucket, self._key(key), io.BytesIO(content), len(content), _checksums(content))
+            return
+        self._request("write", key, lambda: self._put(key, content, _checksums(content)))
+
+    def create(self, key: str, content: bytes) -> bool:
+        return self._put_if(key, content, IfNoneMatch="*") is not None
+
+    def replace(self, key: str, content: bytes, version: str) -> str | None:
+        try:
+            return self._put_if(key, content, IfMatch=version)
+        except FileNotFoundError:
+            return None
+
+    def upload(self, path: Path, key: str) -> None:
+        if not path.is_dir():
+            self._upload_file(path, key)
+            return
+        files = sorted((file.stat().st_size, file) for file in local_files(path))
+        small = [file for size, file in files if size <= s3_multipart.THRESHOLD]
+        in_threads(lambda file: self._upload_file(file, f"{key}/{file.relative_to(path).as_posix()}"), small)
+        for _, file in files[len(small) :]:  # each in threads of its own
+            self._upload_file(file, f"{key}/{file.relative_to(path).as_posix()}")
+
+    def download(self, key: str, path: Path) -> None:
+        try:
+            self._download_file(key, path)
+        except FileNotFoundError:
+            found = [info.key for info in self.list(key)]
+            if not found:
+                raise
+            in_threads(lambda below: self._download_file(below, path / below.removeprefix(f"{key}/")), found)
+
+    def info(self, key: str) -> ObjectInfo:
+        head = self.head(key)
+        return ObjectInfo(key, head["ContentLength"], head["LastModified"].timestamp(), head["ETag"])
+
+    def age(self, key: str) -> float:
+        head = self.head(key)
+        return store_time(head) - float(head["LastModified"].timestamp())
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return (found for found in self._list(prefix) if not found.key.endswith("/"))  # folders of other tools
+
+    def delete(self, *keys: str) -> None:
+        # One request each: not every store knows DeleteObjects, or the checksum it is sent with.
+        in_threads(self._delete_one, keys)
+
+    def delete_prefix(self, prefix: str) -> None:
+        self.delete(*(found.key for found in self._list(prefix)))
+
+    def child(self, name: str) -> S3Storage:
+        return S3Storage(self.bucket, self._key(name))
+
+    def clean_up(self, older_than_seconds: float = 0.0) -> int:
+        return s3_multipart.abort_unfinished(self.bucket, self._folder(""), older_than_seconds)
+
+    def _key(self, key: str) -> str:
+        return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
+
+    def _folder(self, prefix: str) -> str:
+        """``prefix`` of this storage as a prefix of the bucket's keys, with its last ``/``."""
+        whole = "/".join(part for part in (self.prefix, prefix.rstrip("/")) if part)
+        return f"{whole}/" if whole else ""
+
+    def _uri(self, key: str) -> str:
+        return f"{self.uri}/{key}" if key else self.uri
+
+    def _request(self, operation: str, key: str, call: Any) -> Any:
+        return request(operation, self._uri(key), call)
+
+    def _put(self, key: str, content: bytes, metadata: dict[str, str], **condition: str) -> str:
+        """The new version."""
+        put = client().put_object(
+            Bucket=self.bucket, Key=self._key(key), Body=content, Metadata=metadata, **condition
+        )  # fmt: skip
+        return str(put["ETag"])
+
+    def _put_if(self, key: str, content: bytes, **condition: str) -> str | None:
+        """The new version, or ``None`` where the condition did not hold."""
+        metadata = _checksums(content)
+        attempts = itertools.count(1)
+
+        def call() -> str:
+            first = next(attempts) == 1
+            try:
+                return self._put(key, content, metadata, **condition)
+            except client().exceptions.ClientError as error:
+                if status_and_code(error)[0] != 412 or first:
+                    raise
+                # What is there may be ours: put by an attempt whose answer was lost.
+                held = client().head_object(Bucket=self.bucket, Key=self._key(key))
+                if held["Metadata"].get(CREATION) != metadata[CREATION]:
+                    raise
+                return str(held["ETag"])
+
+        try:
+            return str(self._request("write", key, call))
+        except FileExistsError:
+            return None
+
+    def head(self, key: str) -> dict[str, Any]:
+        try:
+            head: dict[str, Any] = self._request(
+                "read", key, lambda: client().head_object(Bucket=self.bucket, Key=self._key(key))
+            )
+        except FileNotFoundError:
+            self._require_bucket()  # the answer to HEAD has no body that would tell which of both is missing
+            raise
+        _known_buckets.add((client().meta.endpoint_url, self.bucket))
+        return head
+
+    def _require_bucket(self) -> None:
+        if (client().meta.endpoint_url, self.bucket) not in _known_buckets:
+            self._request("list", "", lambda: client().list_objects_v2(Bucket=self.bucket, MaxKeys=1))
+            _known_buckets.add((client().meta.endpoint_url, self.bucket))
+
+    def _list(self, prefix: str) -> Iterator[ObjectInfo]:
+        asked = {"Bucket": self.bucket, "Prefix": self._folder(prefix)}
+        while True:
+            page = self._request("list", prefix, lambda: client().list_objects_v2(**asked))
+            for found in page.get("Contents", ()):
+                key = found["Key"].removeprefix(self._folder(""))
+                if key:
+                    yield ObjectInfo(key, found["Size"], found["LastModified"].timestamp(), found["ETag"])
+            if not page.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _delete_one(self, key: str) -> None:
+        whole = f"{self._key(key.rstrip('/'))}{'/' if key.endswith('/') else ''}"
+        with contextlib.suppress(FileNotFoundError):
+            self._request("remove", key, lambda: client().delete_object(Bucket=self.bucket, Key=whole))
+
+    def _upload_file(self, path: Path, key: str) -> None:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if size <= s3_multipart.THRESHOLD:
+                self.write(key, file.read())
+                return
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            s3_multipart.upload(self.bucket, self._key(key), file, size, _metadata(checksum))
+
+    def _download_file(self, key: str, path: Path) -> None:
+        def call() -> None:
+            with self.open(key) as file:
+                try:
+                    copy_stream(file, path)
+                except SpoiltError as error:
+                    raise DamagedError(str(error.__cause__)) from error
+                except ChangedError as error:
+                    raise DamagedError("the object changed meanwhile") from error
+
+        self._request("read", key, call)
+
+
+def _body(answer: dict[str, Any]) -> bytes:
+    content: bytes = answer["Body"].read()
+    if len(content) != answer["ContentLength"]:
+        raise DamagedError(f"{len(content)} bytes of {answer['ContentLength']} came")
+    return content
+
+
+def _checksums(content: bytes) -> dict[str, str]:
+    return _metadata(hashlib.sha256(content).hexdigest())
+
+
+def _metadata(checksum: str) -> dict[str, str]:
+    return {CHECKSUM: checksum, CREATION: uuid.uuid4().hex}

@@ -1,0 +1,198 @@
+"""One way to read and write, whether on a local folder or on S3."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from fvae.config import ConfigError, require
+
+if TYPE_CHECKING:
+    import pyarrow.fs
+
+READ_AHEAD = 8 * 2**20
+"""Bytes that :meth:`Storage.open` fetches at a time."""
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+_BUCKET = re.compile(r"^(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+
+
+class StorageError(OSError):
+    """A store that does not answer, or does not keep what it is given, after every retry.
+
+    ``str(error)`` is one line: the URI of the object, the operation, the cause and the attempts. What only the user
+    can mend (no such bucket, refused credentials) is ``ConfigError`` instead.
+    """
+
+
+class ChangedError(StorageError):
+    """An object is no longer the version that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a store knows of one object without reading it."""
+
+    key: str
+    """Relative to the storage that was asked."""
+    size: int
+    """Bytes."""
+    modified: float
+    """Seconds since 1970, by the store's clock."""
+    version: str
+    """Opaque; another one once the object's content is another."""
+
+
+class Storage(ABC):
+    """Named objects below one place: a local folder, or a prefix of an S3 bucket.
+
+    Keys are relative, with ``/`` between their parts (``trials/0007/best.safetensors``). An object is whole or
+    absent, whatever fails. Storages are picklable and safe to use from several threads. Every method raises
+    ``StorageError`` where the store fails and ``ConfigError`` where its settings do.
+    """
+
+    uri: str
+    """``s3://bucket/prefix`` without a last ``/``, or the folder's absolute path."""
+
+    @property
+    @abstractmethod
+    def local_path(self) -> Path | None:
+        """The folder, or ``None`` for a remote store."""
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """An object's content, verified against its recorded checksum. ``FileNotFoundError`` where it is absent."""
+
+    @abstractmethod
+    def read_range(self, key: str, start: int, length: int, version: str | None = None) -> bytes:
+        """``length`` bytes from ``start``: fewer only where the object ends.
+
+        Raises ``FileNotFoundError`` where the object is absent, and ``ChangedError`` where it is no longer ``version``.
+        """
+
+    @abstractmethod
+    def open(self, key: str) -> BinaryIO:
+        """An object as a seekable, buffered file to read. ``FileNotFoundError`` where it is absent."""
+
+    @abstractmethod
+    def write(self, key: str, content: bytes) -> None:
+        """Make or replace an object."""
+
+    @abstractmethod
+    def create(self, key: str, content: bytes) -> bool:
+        """Make an object where none is; ``False``, with nothing changed, where there is one. Atomic."""
+
+    @abstractmethod
+    def replace(self, key: str, content: bytes, version: str) -> str | None:
+        """Replace an object that still is ``version``: the new version, or ``None`` with nothing changed. Atomic."""
+
+    @abstractmethod
+    def upload(self, path: Path, key: str) -> None:
+        """Copy a local file to ``key``, or every file below a local folder to below ``key/``."""
+
+    @abstractmethod
+    def download(self, key: str, path: Path) -> None:
+        """Copy the object ``key`` to a local file, or all below ``key/`` into a folder, verified like :meth:`read`.
+
+        Raises ``FileNotFoundError`` where there is neither.
+        """
+
+    @abstractmethod
+    def info(self, key: str) -> ObjectInfo:
+        """What is known of an object. ``FileNotFoundError`` where it is absent."""
+
+    @abstractmethod
+    def age(self, key: str) -> float:
+        """Seconds since an object was written, by the store's own clock. ``FileNotFoundError`` where it is absent."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Every object below the folder ``prefix`` (all where empty), sorted by key."""
+
+    @abstractmethod
+    def delete(self, *keys: str) -> None:
+        """Remove objects; absent ones are fine."""
+
+    @abstractmethod
+    def child(self, name: str) -> Storage:
+        """The storage below ``name``."""
+
+    @abstractmethod
+    def clean_up(self, older_than_seconds: float = 0.0) -> int:
+        """Remove what killed processes left half-written here; returns how many such things there were.
+
+        For whoever holds the lease of this place (:func:`pipelines.lease.exclusive`): with ``older_than_seconds=0``
+        it also ends writes that other processes are still busy with.
+        """
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object ``key``."""
+        try:
+            self.info(key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Remove every object below the folder ``prefix`` (all where empty)."""
+        self.delete(*(found.key for found in self.list(prefix)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.uri!r})"
+
+
+def check_key(key: str) -> str:
+    """``key``; raises ``ValueError`` where it is not a relative path of plain parts."""
+    if not key or any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
+        raise ValueError(f"key {key!r}: must be a relative path without empty, '.' or '..' parts")
+    return key
+
+
+def is_remote(location: str | Path) -> bool:
+    """Whether ``location`` names a remote store (``scheme://…``) and not a local path."""
+    return isinstance(location, str) and _SCHEME.match(location) is not None
+
+
+def open_storage(location: str | Path) -> Storage:
+    """The storage at ``s3://bucket[/prefix]`` or at a local path; nothing is read or written yet.
+
+    Raises ``ConfigError`` for another scheme or an impossible bucket name.
+    """
+    if not is_remote(location):
+        from pipelines.local_storage import LocalStorage
+
+        require(str(location) != "", "storage location '': must be a folder or s3://bucket/prefix")
+        return LocalStorage(Path(location))
+    scheme, rest = str(location).split("://", 1)
+    require(scheme == "s3", f"{location}: cannot use {scheme}://; use a local folder or s3://bucket/prefix")
+    bucket, _, prefix = rest.partition("/")
+    require(
+        _BUCKET.match(bucket) is not None,
+        f"{location}: {bucket!r} is no bucket name (3 to 63 of a-z, 0-9, '.', '-'); use s3://bucket/prefix",
+    )
+    prefix = prefix.strip("/")
+    try:
+        if prefix:
+            check_key(prefix)
+    except ValueError as error:
+        raise ConfigError(f"{location}: must not hold empty, '.' or '..' parts") from error
+    from pipelines.s3 import S3Storage  # boto3 takes 0.3 s to import: not for local runs
+
+    return S3Storage(bucket, prefix)
+
+
+def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
+    """``(storage_path, storage_filesystem)`` for Ray's ``RunConfig``: the same store, retries and log lines.
+
+    Raises ``ConfigError`` as :func:`open_storage` does.
+    """
+    storage = open_storage(uri)
+    if storage.local_path is not None:
+        return storage.uri, None
+    from pipelines.ray_files import storage_filesystem
+
+    return storage.uri.removeprefix("s3://"), storage_filesystem()

@@ -1,0 +1,44 @@
+"""An S3 server for every test that asks for one."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import pytest
+
+from pipelines import s3_requests
+from tests.s3 import CREDENTIALS, IMPATIENT, moto_server
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real S3 server, one for the session; the environment points at it."""
+    with pytest.MonkeyPatch.context() as patch, moto_server(tmp_path_factory.mktemp("moto")) as url:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        patch.setenv("AWS_ENDPOINT_URL", url)
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3_client(s3: str) -> Any:
+    """A plain boto3 client of the server ``s3``, to see what is really there."""
+    return boto3.client("s3", endpoint_url=s3)
+
+
+@pytest.fixture
+def bucket(s3_client: Any) -> str:
+    """``s3://…`` of a new, empty bucket."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3_client.create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, requests to S3 are tried three times with hardly a wait, each for a second at most."""
+    for name, value in IMPATIENT.items():
+        monkeypatch.setattr(s3_requests, name, value)

@@ -1,0 +1,11 @@
+"""Shortens the waits of requests to S3 in a process under test: see ``tests.s3.impatient_environment``."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from pipelines import s3_requests
+
+for _name, _value in json.loads(os.environ["TEST_S3_CONSTANTS"]).items():
+    setattr(s3_requests, _name, _value)
