@@ -5,21 +5,32 @@
 >>> model.bits_per_dim(images)          # uint8 [B, 1, 8, 8] → [B]
 """
 
-from fvae.checkpoint import load, save
-from fvae.config import ConfigError, ModelConfig
-from fvae.data import ImageDataset
-from fvae.evaluate import NonFiniteError, evaluate
-from fvae.model import Model, build, iwae_bits_per_dim
-from fvae.train import EpochMetrics, Trainer
-from fvae.train_config import TrainConfig
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fvae.checkpoint import load, save
+    from fvae.config import ConfigError, ModelConfig
+    from fvae.data import ImageDataset
+    from fvae.evaluation import NonFiniteError, evaluate
+    from fvae.manifest import Manifest
+    from fvae.model import Model, build, iwae_bits_per_dim
+    from fvae.streaming import ShardedImages, StreamedDataset
+    from fvae.train import EpochMetrics, Trainer
+    from fvae.train_config import TrainConfig
 
 __all__ = [
     "ConfigError",
     "EpochMetrics",
     "ImageDataset",
+    "Manifest",
     "Model",
     "ModelConfig",
     "NonFiniteError",
+    "ShardedImages",
+    "StreamedDataset",
     "TrainConfig",
     "Trainer",
     "build",
@@ -28,3 +39,29 @@ __all__ = [
     "load",
     "save",
 ]
+
+_MODULES = {
+    "checkpoint": ("load", "save"),
+    "config": ("ConfigError", "ModelConfig"),
+    "data": ("ImageDataset",),
+    "evaluation": ("NonFiniteError", "evaluate"),
+    "manifest": ("Manifest",),
+    "model": ("Model", "build", "iwae_bits_per_dim"),
+    "streaming": ("ShardedImages", "StreamedDataset"),
+    "train": ("EpochMetrics", "Trainer"),
+    "train_config": ("TrainConfig",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: torch takes seconds, and commands that need none are quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

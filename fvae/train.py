@@ -13,17 +13,19 @@ import copy
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fvae.checkpoint import read_tensors, write_tensors
 from fvae.config import ConfigError, ModelConfig, require
-from fvae.data import derived_seed, epoch_order
-from fvae.evaluate import NonFiniteError, evaluate
-from fvae.model import Model, build
+from fvae.data import ImageSource, TensorImages, derived_seed, image_source
+from fvae.evaluation import NonFiniteError, evaluate
+from fvae.model import Model, build, images_at_once
 from fvae.train_config import TrainConfig
 
 
@@ -52,7 +54,7 @@ class EpochMetrics:
 
 
 class Trainer:
-    """Trains one model on images in memory (integer tensors ``[N, C, H, W]``) on one device.
+    """Trains one model on one device, on images in memory (integer ``[N, C, H, W]``) or streamed.
 
     Random state is the trainer's own: the same configs, images and thread count give the same
     weights to the bit on a CPU, whatever else the process does.
@@ -62,16 +64,15 @@ class Trainer:
         self,
         model_config: ModelConfig,
         train_config: TrainConfig,
-        train_images: Tensor,
-        val_images: Tensor,
+        train_images: np.ndarray | Tensor | ImageSource,
+        val_images: np.ndarray | Tensor | ImageSource,
         device: str | torch.device = "cpu",
     ) -> None:
         require(len(train_images) > 0, "train_images: empty")
         require(len(val_images) > 0, "val_images: empty")
         self.config = train_config
         self.device = torch.device(device)
-        self.train_images = train_images.to(self.device)
-        self.val_images = val_images.to(self.device)
+        self.train_images, self.val_images = self._source(train_images), self._source(val_images)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(train_config.seed)
             model = build(model_config)
@@ -88,7 +89,7 @@ class Trainer:
             fused=True,
         )
         self.generator = torch.Generator(self.device).manual_seed(derived_seed(train_config.seed, "train"))
-        self.steps_per_epoch = math.ceil(len(train_images) / train_config.batch_size)
+        self.steps_per_epoch = self.train_images.steps(train_config.batch_size)
         self.step = 0
         """Optimizer steps done."""
         self.best_val_bpd = math.inf
@@ -98,6 +99,8 @@ class Trainer:
         """Seconds of training and validation that led here, over every process that took part."""
         self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # Σ bits/dim·images, Σ grad_norm
         self._bad_step = torch.tensor(-1, device=self.device)
+        self._batches: Iterator[Tensor] = iter(())
+        self._batches_step: int | None = None  # the step whose batch comes next
 
     @property
     def epoch(self) -> int:
@@ -119,6 +122,8 @@ class Trainer:
         while self.epoch == epoch:
             self.train_step()
         self._check_finite()
+        if self.finished:
+            self._batches = iter(())  # a streamed source's memory
         trained = time.perf_counter() - started
         images = self._images_seen(self.step) - self._images_seen(first_step)
         total_bpd, total_grad_norm = self._sums.tolist()
@@ -137,7 +142,7 @@ class Trainer:
             images_per_second=images / trained,
             images=self._images_seen(self.step),
             seconds=self.seconds,
-            sigma1=self.ema.mean_sigma1(self.val_images),
+            sigma1=self.ema.mean_sigma1(self.val_images.first(images_at_once(self.ema.config))),
             sigma2=self.ema.sigma2,
         )
 
@@ -169,12 +174,30 @@ class Trainer:
             model.load_state_dict(self._best)
         return model
 
+    def _source(self, images: np.ndarray | Tensor | ImageSource) -> ImageSource:
+        """In memory: all on the device. A source: as it is, its batches moved one by one."""
+        source = image_source(images)
+        if isinstance(source, TensorImages):
+            return TensorImages(source.images.to(self.device), source.worker, source.workers)
+        return source
+
     def _next_batch(self) -> Tensor:
-        epoch, position = divmod(self.step, self.steps_per_epoch)
-        if position == 0 or not hasattr(self, "_order"):
-            self._order = epoch_order(len(self.train_images), self.config.seed, epoch).to(self.device)
-        start = position * self.config.batch_size
-        return self.train_images[self._order[start : start + self.config.batch_size]]
+        if self._batches_step != self.step:
+            epoch, position = divmod(self.step, self.steps_per_epoch)
+            # Every epoch that is left in one iterator: a streamed source reads ahead across their borders.
+            self._batches = self.train_images.batches(
+                seed=self.config.seed,
+                epoch=epoch,
+                batch_size=self.config.batch_size,
+                start=position,
+                epochs=self.config.epochs - epoch,
+            )
+        self._batches_step = None  # unless a batch comes, the next call begins anew
+        batch = next(self._batches)
+        self._batches_step = self.step + 1
+        if self.device.type == "cuda" and not batch.is_cuda:
+            batch = batch.pin_memory()
+        return batch.to(self.device, non_blocking=True)
 
     def _images_seen(self, step: int) -> int:
         epochs, position = divmod(step, self.steps_per_epoch)
@@ -254,7 +277,6 @@ class Trainer:
         self._sums = tensors["sums"]
         self.step, self.seconds = metadata["step"], metadata["seconds"]
         self.best_epoch, self.best_val_bpd = metadata["best_epoch"], metadata["best_val_bpd"]
-        self.__dict__.pop("_order", None)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

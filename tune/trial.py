@@ -14,7 +14,7 @@ from ray import tune
 
 from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer, load, save
 from fvae.data import derived_seed
-from fvae.evaluate import evaluate, standard_error
+from fvae.evaluation import evaluate, standard_error
 from fvae.files import write_bytes
 from pipelines.pictures import png_grid
 from tune.ledger import TestResult

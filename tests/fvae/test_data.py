@@ -1,7 +1,8 @@
-"""Images in memory: what a data set refuses, its hash, and the order of training."""
+"""Images in memory: what a data set refuses, its hash, its splits as sources, and the order of training."""
 
 from __future__ import annotations
 
+import warnings
 from hashlib import sha256
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae.config import ConfigError
-from fvae.data import ImageDataset, epoch_order
+from fvae.data import ImageDataset, TensorImages, epoch_order, image_source
+from fvae.digests import content_hash, image_digest
 from tests.fvae.strategies import EXAMPLES, seeds
 
 
@@ -33,6 +35,22 @@ def test_shape_and_splits() -> None:
     data = dataset()
     assert data.shape == (2, 3, 3)
     assert {split: len(images) for split, images in data.splits().items()} == {"train": 12, "val": 5, "test": 4}
+
+
+def test_counts_and_images_by_split() -> None:
+    data = dataset()
+    assert data.counts() == {"train": 12, "val": 5, "test": 4}
+    for split, images in data.splits().items():
+        assert data.images(split) is images
+    with pytest.raises(ConfigError, match="split='all': must be one of train, val, test"):
+        data.images("all")
+
+
+def test_the_hash_is_that_of_the_digests_in_any_order() -> None:
+    """As ingest computes it, which never has all the images in memory."""
+    data = dataset()
+    digests = {split: [image_digest(image) for image in images][::-1] for split, images in data.splits().items()}
+    assert content_hash(data.bins, data.shape, digests) == data.content_hash() == "4b2ed43deb301525"
 
 
 @EXAMPLES
@@ -113,3 +131,38 @@ def test_epoch_order_is_a_pure_permutation(count: int, seed: int, epoch: int) ->
 def test_epoch_order_differs_between_epochs_and_seeds() -> None:
     orders = {tuple(epoch_order(100, seed, epoch).tolist()) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
+
+
+# --- splits as sources ---------------------------------------------------------------------------
+
+
+@EXAMPLES
+@given(count=st.integers(1, 60), seed=seeds, epoch=st.integers(0, 9), batch_size=st.integers(1, 70))
+def test_a_tensor_is_read_in_the_epochs_order(count: int, seed: int, epoch: int, batch_size: int) -> None:
+    images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
+    source = image_source(images)
+    batches = list(source.batches(seed=seed, epoch=epoch, batch_size=batch_size))
+    assert torch.equal(torch.cat(batches), images[epoch_order(count, seed, epoch)])
+    assert len(batches) == source.steps(batch_size) == -(-count // batch_size)
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    in_order = list(source.in_order(batch_size))
+    assert torch.equal(torch.cat(in_order), images) and max(map(len, in_order)) <= batch_size
+    assert torch.equal(source.first(batch_size), images[:batch_size])
+    assert (len(source), source.shape) == (count, (1, 2, 2))
+
+
+def test_arrays_become_sources_without_a_copy_and_without_a_warning() -> None:
+    array = np.zeros((3, 1, 2, 2), np.uint8)
+    shared = array.view()
+    shared.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source = image_source(shared)
+    array[1] = 7
+    assert source.first(3).sum() == 28
+    assert image_source(source) is source
+    with pytest.raises(TypeError, match="images are list; needs an array, a tensor or an ImageSource"):
+        image_source([1, 2])  # type: ignore[arg-type]
+    for wrong in (torch.zeros(3, 2, 2), torch.zeros(0, 1, 2, 2)):
+        with pytest.raises(ConfigError, match="images"):
+            TensorImages(wrong)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
-from fvae.data import derived_seed
-from fvae.evaluate import evaluate
-from fvae.model import images_at_once
+from fvae.data import TensorImages, derived_seed
+from fvae.evaluation import evaluate
+from fvae.model import images_at_once, iwae_bits_per_dim
 
 FAMILIES = ("vae", "flow", "fvae")
 SETTINGS = TrainConfig(epochs=3, batch_size=16, warmup_steps=4, learning_rate=3e-3)
@@ -59,6 +59,33 @@ def test_same_seed_same_weights_to_the_bit(family: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
     other = trainer(family, dataclasses.replace(SETTINGS, seed=1))
     assert run(other) != run(trainer(family))
+
+
+def test_arrays_tensors_and_sources_of_them_train_alike_to_the_bit() -> None:
+    measured = []
+    for kind in (lambda tensor: tensor, Tensor.numpy, TensorImages):
+        trained = Trainer(config("vae"), SETTINGS, kind(images(50)), kind(images(20, seed=1)))
+        measured.append((run(trained), weights(trained)))
+    for epochs, tensors in measured[1:]:
+        assert epochs == measured[0][0]
+        assert all(torch.equal(a, b) for a, b in zip(tensors, measured[0][1], strict=True))
+
+
+def test_a_worker_trains_on_its_own_part() -> None:
+    """20 of 41 images; the other worker has one more, and as many steps."""
+    numbered = torch.arange(41, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4)
+    train = TrainConfig(epochs=1, batch_size=5)
+    seen = []
+    for worker in range(2):
+        trained = Trainer(config("flow", bins=256), train, TensorImages(numbered, worker, 2), numbered)
+        assert trained.steps_per_epoch == 4
+        seen.append([])
+        while not trained.finished:
+            seen[-1] += trained._next_batch()[:, 0, 0, 0].tolist()
+            trained.step += 1
+        assert trained._images_seen(trained.step) == len(seen[-1])
+    assert [len(part) for part in seen] == [21, 20]
+    assert sorted(seen[0] + seen[1]) == list(range(41))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -146,6 +173,14 @@ def test_evaluation_counts_every_image_of_a_ragged_last_batch() -> None:
     bits = evaluate(model, images(count), k=2)
     assert bits.shape == (count,)
     assert bits.dtype == torch.float64
+
+
+def test_evaluation_takes_its_noise_in_chunks_that_the_shape_alone_fixes() -> None:
+    """Published figures depend on it."""
+    model = trainer("flow").best_model()
+    many, noise = images(600), torch.Generator().manual_seed(5)
+    by_hand = [iwae_bits_per_dim(model, part, 1, noise).double() for part in (many[:512], many[512:])]
+    assert torch.equal(evaluate(model, many, seed=5), torch.cat(by_hand))
 
 
 @given(st.integers(1, 30), st.integers(1, 12))

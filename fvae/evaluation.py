@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fvae.data import ImageSource, image_source
 from fvae.model import Model, images_at_once, iwae_bits_per_dim
 
 
@@ -13,12 +15,14 @@ class NonFiniteError(ArithmeticError):
 
 
 @torch.no_grad()
-def evaluate(model: Model, images: Tensor, *, k: int = 1, seed: int = 0) -> Tensor:
+def evaluate(model: Model, images: np.ndarray | Tensor | ImageSource, *, k: int = 1, seed: int = 0) -> Tensor:
     """Bits/dim of each image with k samples (k = 1: the ELBO; more: IWAE), float64 ``[N]`` on the CPU.
 
-    ``images`` integer ``[N, C, H, W]``. Runs in float32 whatever precision trained the model.
+    ``images`` integer ``[N, C, H, W]``, or a source of them: the same images in the same order give the same
+    figures to the bit, in memory or streamed. Runs in float32 whatever precision trained the model.
     Raises :class:`NonFiniteError` where any image's figure is not finite: none is left out.
     """
+    source = image_source(images)
     device = model.log_sigma1.device
     generator = torch.Generator(device).manual_seed(seed)
     training = model.training
@@ -28,7 +32,7 @@ def evaluate(model: Model, images: Tensor, *, k: int = 1, seed: int = 0) -> Tens
         with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             parts = [
                 iwae_bits_per_dim(model, batch.to(device), k, generator).double().cpu()
-                for batch in images.split(images_at_once(model.config))
+                for batch in source.in_order(images_at_once(model.config))
             ]
     finally:
         model.train(training)
