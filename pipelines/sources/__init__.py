@@ -1,0 +1,19 @@
+"""Where images come from: ``open_source`` looks at a place and says what reads it."""
+
+from __future__ import annotations
+
+from pipelines.sources.base import BadFile, ImageFile, Item, Pixels, Source
+
+__all__ = ["BadFile", "ImageFile", "Item", "Pixels", "Source", "open_source"]
+
+
+def open_source(location: str) -> Source:
+    """The source at ``location``: a path, ``s3://bucket/prefix``, ``digits`` or ``photos``.
+
+    A folder or a prefix, or one file (tar, zip, IDX, ``.npy``, ``.npz``, Parquet). What it is, is decided by
+    looking at it. Raises ``ConfigError`` with one line for anything else, ``StorageError`` where a
+    store does not answer.
+    """
+    from pipelines.sources.opening import open_any  # the readers, and what they need, only where one is used
+
+    return open_any(location)

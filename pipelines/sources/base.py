@@ -1,0 +1,155 @@
+"""What an ingest is given: encoded image files, arrays of pixels, and what could not be read."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of folders and of parts of file names, in small letters, and the split that each one means."""
+_CLUTTER = re.compile(
+    r"(?:^|/)(?:\.(?!\.?(?:/|$))[^/]+|__MACOSX)(?:/|$)"  # hidden, but neither . nor ..
+    r"|(?:^|/)(?:thumbs\.db|desktop\.ini)$",
+    re.IGNORECASE,
+)
+CHUNK_BYTES = 4 << 20
+"""Pixels that a source of arrays hands over at a time."""
+LARGEST_FILE = 256 << 20
+"""An encoded image file above this is not read: it would fill the memory and is no photograph."""
+LARGEST_IMAGE = 50_000_000
+"""Pixels of one image of an array source, above which its header is taken for a damaged one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """One encoded image."""
+
+    path: str
+    """Inside the source, with ``/``; shown to users."""
+    content: bytes
+    split: str | None
+    """``train``, ``val`` or ``test``; ``None`` where the source does not say."""
+    label: str | None
+    """To be given to :meth:`Source.class_of` after the last item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """Images that need no decoding."""
+
+    path: str
+    """The file that they come from, inside the source; shown to users."""
+    images: np.ndarray
+    """uint8 ``[N, H, W]``, or ``[N, H, W, 3]`` for colour; levels 0 … ``Source.bins`` − 1."""
+    split: str | None
+    labels: tuple[str | None, ...] | None
+    """One for each image, to be given to :meth:`Source.class_of` after the last item."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadFile:
+    """Something that belongs to the source and could not even be handed over."""
+
+    path: str
+    cause: str
+
+
+Item = ImageFile | Pixels | BadFile
+
+
+class Source(ABC):
+    """Images as a user has them. Whatever is wrong with it as a whole raises ``ConfigError`` with one line."""
+
+    name: str
+    """Short: the folder or the file without its suffixes."""
+    kind: str
+    """In words: ``image folder``, ``tar archive``, ``IDX files`` …"""
+    bins: int = 256
+    """Levels of a pixel."""
+    notes: list[str]
+    """Decisions that the source itself made, one plain line each. Final after the last item."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name
+        self.kind = kind
+        self.notes = []
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digits that change when the input does; found without decoding anything."""
+
+    @abstractmethod
+    def items(self) -> Iterator[Item]:
+        """Everything in a fixed order, as a stream. May be called again, and then starts again.
+
+        Raises ``ConfigError`` also after a part was handed over (a truncated archive shows its end last):
+        only what was exhausted is whole.
+        """
+
+    def count(self) -> int | None:
+        """How many images there are, where that is known without reading them all."""
+        return None
+
+    def class_of(self, label: str) -> str | None:
+        """The class that an item's ``label`` stands for; to be asked after the last item.
+
+        An archive that is read as a stream learns only at its end whether ``photos/cat/1.png`` shows
+        a photo (other folders lie beside ``photos``) or a cat.
+        """
+        return label
+
+
+def digest(*parts: object) -> str:
+    """A fingerprint of some values: SHA-256, 64 hex digits."""
+    return digest_all(parts)
+
+
+def digest_all(parts: Iterable[object]) -> str:
+    """:func:`digest` of many values."""
+    total = hashlib.sha256()
+    for part in parts:
+        content = str(part).encode("utf-8", "surrogateescape")
+        total.update(len(content).to_bytes(8, "big") + content)
+    return total.hexdigest()
+
+
+def printable(name: str) -> str:
+    """A file name that can be printed, logged and kept in JSON, whatever bytes it is made of."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def suffix_of(name: str) -> str:
+    """The suffix in small letters (``.jpg``), or nothing."""
+    return PurePosixPath(name).suffix.lower()
+
+
+def is_image(name: str) -> bool:
+    """Whether the suffix is that of an image file that can be decoded."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_clutter(name: str) -> bool:
+    """Whether an operating system put the file there: no user means it."""
+    return _CLUTTER.search(name) is not None
+
+
+def suffix_counts(counts: dict[str, int]) -> str:
+    """``.txt ×12, .gif ×3``: most frequent first, the rest as a number."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{suffix or 'no suffix'} ×{number:,}" for suffix, number in ranked[:6]]
+    return ", ".join(shown) + (f" and {len(ranked) - 6} more kinds" if len(ranked) > 6 else "")

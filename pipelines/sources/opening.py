@@ -1,0 +1,215 @@
+"""What lies at a place, decided by looking at it."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import itertools
+import re
+from collections import Counter
+from pathlib import Path
+
+from fvae.config import ConfigError, require
+from pipelines.sources.base import Source, is_image, printable, suffix_of
+from pipelines.sources.files import Files, LocalFiles, StoredFiles, ZipFiles
+from pipelines.sources.streams import OneFile, local_file, stored_file, whole_or_refused
+from pipelines.storage import is_remote, open_storage
+
+EMBEDDED = ("digits", "photos")
+_SUFFIXES = re.compile(
+    r"\.(tar|tgz|tbz2?|txz|zip|gz|bz2|xz|npz|npy|parquet|idx\d[-.]ubyte|ubyte)$|[-.]idx\d[-.]ubyte$", re.IGNORECASE
+)
+_REFUSED = (
+    (b"Rar!", "a RAR archive; pack it as .tar.gz or .zip"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; pack it as .tar.gz or .zip"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd; pack it as .tar.gz or .zip"),
+    (b"\x89HDF", "an HDF5 file; save its images with np.savez"),
+    (b"MATLAB", "a MATLAB file; save its images with np.savez"),
+    (b"\x89PNG", "one image; give the folder or the archive that holds them all"),
+    (b"\xff\xd8\xff", "one image; give the folder or the archive that holds them all"),
+    (b"GIF8", "a GIF; needs a folder or an archive of .png, .jpg, .webp, .bmp or .tif files"),
+    (b"\x80\x02", "a pickle; only CIFAR's are read: give the folder that holds all batches"),
+    (b"\x80\x03", "a pickle; only CIFAR's are read: give the folder that holds all batches"),
+    (b"\x80\x04", "a pickle; only CIFAR's are read: give the folder that holds all batches"),
+    (b"\x80\x05", "a pickle; only CIFAR's are read: give the folder that holds all batches"),
+)
+_READ = "a folder, .tar, .tar.gz, .zip, IDX, .npy, .npz or Parquet file of images, or 'digits' or 'photos'"
+
+
+def open_any(location: str) -> Source:
+    """See :func:`pipelines.sources.open_source`."""
+    require(isinstance(location, str) and location.strip() != "", f"source {location!r}: give {_READ}")
+    if location == "digits":
+        from pipelines.sources.embedded import Digits
+
+        return Digits()
+    if location == "photos":
+        from pipelines.sources.embedded import Photos
+
+        return Photos()
+    return _open_remote(location) if is_remote(location) else _open_local(location)
+
+
+def _open_local(location: str) -> Source:
+    path = Path(location)
+    with contextlib.suppress(RuntimeError):  # no such user: then it is a name like any other
+        path = path.expanduser()
+    try:
+        if path.is_dir():
+            return _from_files(path.resolve().name or "root", LocalFiles(path, location))
+        if path.exists():
+            require(path.is_file(), f"{location}: neither a file nor a folder")
+            return _from_file(path.name, local_file(path, location))
+        near = _near(path.name, [found.name for found in path.parent.iterdir()]) if path.parent.is_dir() else ""
+    except OSError as error:  # too long, not ours to read, a loop of links
+        cause = error.strerror or str(error)
+        raise ConfigError(f"{location[:80]}{'…' if len(location) > 80 else ''}: cannot be read ({cause})") from error
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"source {location[:80]!r}: no path ({error})") from error
+    raise ConfigError(f"{location}: no such file or folder; {near or f'give {_READ}'}")
+
+
+def _open_remote(location: str) -> Source:
+    storage = open_storage(location)
+    parent_uri, _, name = storage.uri.rpartition("/")
+    if parent_uri == "s3:/":  # a whole bucket
+        return _from_files(name, StoredFiles(storage, location))
+    parent = open_storage(parent_uri)
+    try:
+        file = stored_file(parent, name, location)
+    except FileNotFoundError:
+        files = StoredFiles(storage, location)
+        if not files.entries:
+            beside = {info.key.partition("/")[0] for info in itertools.islice(parent.list(), 1000)}
+            near = _near(name, sorted(beside)) or "give a prefix or an object of images"
+            raise ConfigError(f"{location}: nothing there; {near}") from None
+        return _from_files(name, files)
+    return _from_file(name, file)
+
+
+def _near(name: str, others: list[str]) -> str:
+    found = difflib.get_close_matches(name, [*others, *EMBEDDED], n=1)
+    return f"did you mean {printable(found[0])}?" if found else ""
+
+
+# --- one file --------------------------------------------------------------------------------------
+
+
+def _from_file(file_name: str, file: OneFile) -> Source:
+    name = _short(file_name)
+    require(file.size > 0, f"{file.where}: an empty file")
+    with file.open() as content:
+        head = content.read(16)
+    if head.startswith(b"PAR1"):
+        from pipelines.sources.parquet import EncodedRows
+
+        return EncodedRows(name, [(file_name, file)], file.where)
+    if head.startswith(b"\x93NUMPY"):
+        from pipelines.sources.arrays import npy_file
+
+        return npy_file(name, file)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")) and not _starts_a_tar(file):
+        files = ZipFiles(file)
+        if files.entries and all(entry.key.endswith(".npy") for entry in files.entries):
+            from pipelines.sources.arrays import npz_file
+
+            return npz_file(name, file)
+        return _from_files(name, files)
+    for magic, what in _REFUSED:
+        require(not head.startswith(magic), f"{file.where}: {what}")
+    return _from_stream(name, file)
+
+
+def _from_stream(name: str, file: OneFile) -> Source:
+    from pipelines.sources.idx import idx_file, is_idx
+    from pipelines.sources.tars import is_header
+
+    with whole_or_refused(file.where), file.unpacked() as content:
+        head = content.read(512)
+    if is_header(head):
+        return _from_tar(name, file)
+    if is_idx(head):
+        return idx_file(name, file)
+    require(not head.startswith(b"\x93NUMPY"), f"{file.where}: a packed .npy file; unpack it")
+    what = "a text file" if head and not set(head) & {*range(9), *range(14, 32)} else "not recognised"
+    raise ConfigError(f"{file.where}: {what}; give {_READ}")
+
+
+def _starts_a_tar(file: OneFile) -> bool:
+    """Whether a file that starts like a zip archive is a tar whose first member happens to be called so."""
+    from pipelines.sources.tars import is_header
+
+    with file.open() as content:
+        return is_header(content.read(512))
+
+
+def _from_tar(name: str, file: OneFile) -> Source:
+    from pipelines.sources.cifar import cifar_tar, format_in_tar
+    from pipelines.sources.image_files import ImageTar, no_images, peek_tar
+
+    member, suffixes = peek_tar(file)
+    if not member:
+        raise no_images(file.where, suffixes)
+    form = None if is_image(member) else format_in_tar(member)
+    return cifar_tar(name, file, form) if form else ImageTar(name, file)
+
+
+def _short(file_name: str) -> str:
+    """``cifar10-jpeg.tar.gz`` → ``cifar10-jpeg``."""
+    name = file_name
+    while (shorter := _SUFFIXES.sub("", name)) not in ("", name):
+        name = shorter
+    return printable(name)
+
+
+# --- many files ------------------------------------------------------------------------------------
+
+
+def _from_files(name: str, files: Files) -> Source:
+    from pipelines.sources.cifar import cifar_files, format_of
+    from pipelines.sources.idx import idx_folder, is_idx_name
+    from pipelines.sources.image_files import ImageTree, no_images
+    from pipelines.sources.parquet import EncodedRows, Shards, is_data_set
+
+    name = printable(name)
+    if is_data_set(files):
+        return Shards(name, files)
+    images = [entry.key for entry in files.entries if is_image(entry.key)] + [file.path for file in files.bad]
+    tables = [entry.key for entry in files.entries if suffix_of(entry.key) == ".parquet"]
+    special = _folders_of_arrays([entry.key for entry in files.entries if not is_image(entry.key)])
+    kinds = {f"image files ({images[0]})": images, f"Parquet files ({tables[0]})": tables} if images and tables else {}
+    if special and (images or tables):
+        kinds |= {f"image files ({images[0]})": images} if images else {f"Parquet files ({tables[0]})": tables}
+        kinds |= {f"IDX or CIFAR files (in {special[0] or 'it'})": special}
+    require(not kinds, f"{files.where}: holds {' and '.join(kinds)}; give the folder of one kind")
+    both = " and in ".join(folder or "it" for folder in special[:2])
+    require(len(special) < 2, f"{files.where}: IDX or CIFAR files in {both}; give one of them")
+    if special:
+        folder = special[0]
+        bases = [e.key.removeprefix(folder) for e in files.entries if e.key.rpartition("/")[0] == folder.rstrip("/")]
+        if any(is_idx_name(base) for base in bases):
+            return idx_folder(name, files, folder)
+        form = format_of(bases)
+        assert form is not None
+        return cifar_files(name, files, form, folder)
+    if images:
+        return ImageTree(name, files)
+    if tables:
+        return EncodedRows(name, [(key, files.file(key)) for key in sorted(tables)], files.where)
+    packed = [entry.key for entry in files.entries if re.search(r"\.(tar(\.\w+)?|t[gbx]z2?|zip|npz|npy)$", entry.key)]
+    require(not packed, f"{files.where}: no images in it, but {packed[0] if packed else ''}; give that file itself")
+    raise no_images(files.where, Counter(suffix_of(entry.key) for entry in files.entries))
+
+
+def _folders_of_arrays(keys: list[str]) -> list[str]:
+    """The folders (``""``, or with a last ``/``) that hold IDX files or CIFAR batches, sorted."""
+    from pipelines.sources.cifar import format_of
+    from pipelines.sources.idx import is_idx_name
+
+    folders: dict[str, list[str]] = {}
+    for key in keys:
+        folder, slash, base = key.rpartition("/")
+        folders.setdefault(folder + slash, []).append(base)
+    return sorted(f for f, bases in folders.items() if format_of(bases) or any(is_idx_name(base) for base in bases))

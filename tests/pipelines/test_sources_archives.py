@@ -1,0 +1,191 @@
+"""Archives: every dialect of tar, and nothing half-taken of what is damaged."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fvae import ConfigError
+from pipelines.sources import BadFile, open_source
+from pipelines.sources.tars import TarReader
+from tests.pipelines.source_builders import (
+    PACKERS,
+    TREE,
+    files_of,
+    folder,
+    png,
+    pngs,
+    tar,
+    zipped,
+)
+
+# --- archives that are damaged ------------------------------------------------------------------------
+
+
+def test_a_tar_cut_anywhere_is_refused_and_never_taken_for_whole(tmp_path: Path) -> None:
+    content = Path(tar(tmp_path / "a.tar", pngs(*(f"{n:02}.png" for n in range(20))), "w")).read_bytes()
+    end = len(content.rstrip(b"\0"))
+    end += -end % 512  # the last member, padded; all after it is the end mark
+    path = tmp_path / "cut.tar"
+    for length in [*range(512, end, 331), end - 1, end, end + 511]:
+        path.write_bytes(content[:length])
+        with pytest.raises(ConfigError, match=r"damaged or cut short after \d+ entries .*get it whole"):
+            list(open_source(str(path)).items())
+    path.write_bytes(content[: end + 512])  # half an end mark will do
+    assert len(files_of(open_source(str(path)))) == 20
+
+
+@pytest.mark.parametrize("packing", ["tar.gz", "tar.bz2", "tar.xz"])
+def test_a_packed_tar_cut_or_spoilt_anywhere_is_refused(tmp_path: Path, packing: str) -> None:
+    path = Path(PACKERS[packing](tmp_path, pngs(*(f"{n:02}.png" for n in range(300)))))
+    content = path.read_bytes()
+    for share in (0.02, 0.3, 0.6, 0.9, 0.9999):
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(ConfigError, match="damaged or cut short"):
+            list(open_source(str(path)).items())
+    for share in (0.3, 0.9):
+        spoilt = bytearray(content)
+        spoilt[int(share * len(content))] ^= 0x55
+        path.write_bytes(spoilt)
+        with pytest.raises(ConfigError, match="damaged or cut short"):
+            list(open_source(str(path)).items())
+
+
+def test_a_cut_archive_says_how_far_it_got(tmp_path: Path) -> None:
+    path = Path(tar(tmp_path / "a.tar.gz", pngs(*(f"{n:03}.png" for n in range(900)))))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConfigError) as caught:
+        list(open_source(str(path)).items())
+    reached = int(str(caught.value).split("after ")[1].split(" entries")[0])
+    assert 350 < reached < 550
+
+
+def test_a_damaged_header_is_no_end(tmp_path: Path) -> None:
+    path = Path(tar(tmp_path / "a.tar", pngs("1.png", "2.png", "3.png"), "w"))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"2.png")] ^= 1
+    path.write_bytes(content)
+    with tarfile.open(path) as lenient:
+        assert len(lenient.getmembers()) == 1  # what the standard library makes of it
+    with pytest.raises(ConfigError, match="after 1 entries.*checksum"):
+        list(open_source(str(path)).items())
+
+
+def test_zip_members_that_cannot_be_read_are_named_and_the_others_taken(tmp_path: Path) -> None:
+    path = Path(zipped(tmp_path / "a.zip", pngs("1.png", "2.png", "3.png")))
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        second, third = archive.getinfo("2.png"), archive.getinfo("3.png")
+    content[second.header_offset + 60] ^= 0x55
+    content[third.header_offset + 6] |= 1  # encrypted
+    directory = content.rindex(b"3.png") - 46
+    assert content[directory : directory + 4] == b"PK\x01\x02"
+    content[directory + 8] |= 1
+    path.write_bytes(content)
+    items = list(open_source(str(path)).items())
+    assert [item.path for item in items] == ["1.png", "2.png", "3.png"]
+    assert [isinstance(item, BadFile) for item in items] == [False, True, True]
+    assert "damaged" in items[1].cause  # type: ignore[union-attr]
+    assert items[2].cause == "encrypted"  # type: ignore[union-attr]
+
+
+def test_a_cut_zip_is_refused(tmp_path: Path) -> None:
+    path = Path(zipped(tmp_path / "a.zip", TREE))
+    content = path.read_bytes()
+    for length in (30, len(content) // 2, len(content) - 10):
+        path.write_bytes(content[:length])
+        with pytest.raises(ConfigError, match="no whole zip archive"):
+            open_source(str(path))
+
+
+def test_names_that_climb_are_only_names(tmp_path: Path) -> None:
+    tree = pngs("../../cat/1.png", "/abs/2.png")
+    before = sorted(tmp_path.rglob("*"))
+    for pack, name in ((tar, "a.tar.gz"), (zipped, "a.zip")):
+        path = tmp_path / name
+        assert {content for content, _, _ in files_of(open_source(pack(path, tree))).values()} == set(tree.values())
+        path.unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# --- tar's dialects ---------------------------------------------------------------------------------------
+
+NAMES = st.text(
+    st.characters(blacklist_characters="/\0\n", blacklist_categories=["Cs"]), min_size=1, max_size=60
+).filter(lambda name: name not in (".", "..") and name.strip() == name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    parts=st.lists(st.lists(NAMES, min_size=1, max_size=6), min_size=1, max_size=5, unique_by=tuple),
+    sizes=st.lists(st.integers(0, 1500), min_size=5, max_size=5),
+    form=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+)
+def test_members_are_those_that_tarfile_finds(parts: list[list[str]], sizes: list[int], form: int) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+        for names, size in zip(parts, sizes, strict=False):
+            member = tarfile.TarInfo("/".join(names))
+            member.size = size
+            try:
+                archive.addfile(member, io.BytesIO(bytes(size)))
+            except ValueError:  # ustar has no place for such a name
+                return
+    with tarfile.open(fileobj=io.BytesIO(buffer.getvalue())) as archive:
+        expected = [(member.name, member.size) for member in archive]
+    reader = TarReader(io.BytesIO(buffer.getvalue()))
+    assert [(member.name, len(reader.read())) for member in reader] == expected
+    assert not reader.trailing
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_paths(tmp_path: Path, form: int) -> None:
+    tree = pngs("/".join(f"folder{n:02}" for n in range(20)) + "/1.png", "y" * 90 + "/2.png")
+    assert {p: c for p, (c, _, _) in files_of(open_source(tar(tmp_path / "a.tar", tree, "w", form))).items()} == tree
+
+
+def test_archives_of_gnu_tar_with_links_and_long_names(tmp_path: Path) -> None:
+    long = "x" * 150
+    root = tmp_path / "set"
+    folder(root, pngs("cat/1.png", f"{long}/{long}.png"))
+    (root / "cat" / "2.png").symlink_to("1.png")
+    (root / "cat" / "3.png").hardlink_to(root / "cat" / "1.png")
+    for form in ("gnu", "posix", "ustar", "v7"):
+        if form in ("ustar", "v7"):
+            shutil.rmtree(root / long, ignore_errors=True)
+        path = tmp_path / f"{form}.tar.gz"
+        command = ["tar", "-C", str(tmp_path), f"--format={form}", "--sort=name", "-czf", str(path), "set"]
+        subprocess.run(command, check=True)
+        source = open_source(str(path))
+        found = files_of(source)
+        assert found["set/cat/1.png"] == (png(0), None, "cat" if form in ("gnu", "posix") else None)
+        assert (f"set/{long}/{long}.png" in found) == (form in ("gnu", "posix"))
+        assert source.notes == ["2 links in the archive ignored"]
+
+
+def test_a_sparse_member_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "1.png").open("wb") as file:
+        file.seek(1 << 20)
+        file.write(png())
+    path = tmp_path / "a.tar"
+    for form in ("gnu", "posix"):
+        subprocess.run(["tar", "-C", str(tmp_path), f"--format={form}", "-Scf", str(path), "1.png"], check=True)
+        with pytest.raises(ConfigError, match="sparse"):
+            list(open_source(str(path)).items())
+
+
+def test_what_follows_the_end_mark_is_said(tmp_path: Path) -> None:
+    one, two = (Path(tar(tmp_path / f"{n}.tar", pngs(f"{n}.png"), "w")) for n in (1, 2))
+    one.write_bytes(one.read_bytes() + two.read_bytes())
+    source = open_source(str(one))
+    assert list(files_of(source)) == ["1.png"]
+    assert source.notes == ["bytes after the archive's end mark ignored"]
