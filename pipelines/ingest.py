@@ -1,0 +1,254 @@
+"""Any set of images to a data set that laptops and clusters read alike: Parquet shards and a manifest.
+
+python -m pipelines.ingest photos/ data/photos --size 32       # a folder, archive, IDX, CIFAR, NumPy, Parquet
+python -m pipelines.ingest cifar10.tar.gz s3://bucket/cifar10  # to S3, without unpacking
+python tune/search.py --dataset s3://bucket/cifar10
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib
+import io
+import shlex
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from fvae.config import ConfigError
+from fvae.manifest import FORMAT, MANIFEST, Manifest
+from pipelines import command_line
+from pipelines.dataset_writer import (
+    BAD_FILES,
+    LOCK,
+    check_destination,
+    dataset_hash,
+    is_whole,
+    put_in_place,
+    write_shards,
+)
+from pipelines.decode_source import decode_source
+from pipelines.decoding import describe
+from pipelines.ingest_settings import IngestSettings, bad_limit, require_apart
+from pipelines.lease import Lease, LeaseTaken, exclusive
+from pipelines.progress import Steps, storage_warnings_shown
+from pipelines.sources import Source, open_source
+from pipelines.splitting import Splitting, split
+from pipelines.spool import Spool, SpooledImages, image_digests, most_common_size
+from pipelines.storage import Storage, is_remote, open_storage
+
+SHOWN = 3
+"""Bad files named on the screen; all of them are in the report."""
+
+BadFiles = list[tuple[str, str]]
+Say = Callable[[str], None]
+
+
+def ingest(settings: IngestSettings, say: Say, steps: Steps) -> Manifest:
+    """Make the data set, or find that it is there. Returns its manifest.
+
+    Raises ``ConfigError`` for a source or destination that will not do, ``StorageError`` for a store that fails.
+    """
+    source = open_source(settings.source)
+    storage = open_storage(settings.dest)
+    require_apart(settings)
+    if not is_remote(settings.dest):
+        make_folder(storage)
+    try:
+        with exclusive(storage, LOCK) as lease:
+            return _ingest(settings, source, storage, lease, say, steps)
+    except LeaseTaken as taken:
+        raise ConfigError(f"another ingest is writing there: {taken}") from None
+
+
+def _ingest(
+    settings: IngestSettings, source: Source, storage: Storage, lease: Lease, say: Say, steps: Steps
+) -> Manifest:
+    storage.clean_up()  # of a command that was killed: with the lease held, nobody else is writing here
+    check_destination(storage)
+    previous = read_manifest(storage)
+    name = settings.name or source.name
+    description = {"kind": source.kind, "location": settings.source, "fingerprint": source.fingerprint()}
+    wanted = {"source": description, "settings": settings.in_manifest(), "name": name}
+    if previous and is_whole(storage, previous) and wanted == {key: getattr(previous, key) for key in wanted}:
+        say(f"Unchanged: {storage.uri} was made of this source with these settings; nothing to do.")
+        return previous
+
+    with Spool() as spool:
+        decisions, bad = decode_into(spool, source, settings, steps)
+        images, shape, more_decisions = same_shape(spool, settings, bad)
+        report_bad(storage, bad, len(images) + len(bad), settings.max_bad)
+        splitting = split(
+            images.digests, images.splits, images.labels, val=settings.val, test=settings.test, seed=settings.seed
+        )
+        decisions += [*more_decisions, *splitting.decisions]
+        manifest = write(settings, source, storage, spool, images, shape, splitting, name, description, steps)
+        manifest = dataclasses.replace(manifest, decisions=tuple(decisions), bad_files=len(bad))
+        lease.check()
+        put_in_place(storage, manifest)
+    if previous and previous.hash == manifest.hash:
+        say("The same images as before, to the pixel: the content hash is unchanged.")
+    return manifest
+
+
+def decode_into(spool: Spool, source: Source, settings: IngestSettings, steps: Steps) -> tuple[list[str], BadFiles]:
+    """Decode every image of the source into the spool. Returns what was decided on the way, and the bad files."""
+    threading.Thread(
+        target=importlib.import_module, args=("pyarrow.parquet",), daemon=True
+    ).start()  # while others work
+    notes: dict[str, int] = {}
+    bad: BadFiles = []
+    with steps.step("Decoding", source.count(), "images") as advance:
+        for batch in decode_source(source, settings.conversion(), settings.processes):
+            spool.add(batch.images, batch.digests, batch.paths, batch.splits, batch.labels)
+            bad += batch.bad
+            for note, count in batch.notes.items():
+                notes[note] = notes.get(note, 0) + count
+            advance(len(batch.images) + len(batch.bad))
+    return [*source.notes, *(describe(note, count) for note, count in sorted(notes.items()))], bad
+
+
+def same_shape(
+    spool: Spool, settings: IngestSettings, bad: BadFiles
+) -> tuple[SpooledImages, tuple[int, int, int], list[str]]:
+    """The images of the most common size, in one number of channels; the others join the bad files."""
+    images = spool.images()
+    if not len(images):
+        first = f" (first: {bad[0][0]}: {bad[0][1]})" if bad else ""
+        raise ConfigError(f"{settings.source}: no usable image in it; {len(bad)} bad files{first}")
+    height, width = most_common_size(images)
+    fits = (images.shapes[:, 1:] == (height, width)).all(axis=1)
+    for row in np.flatnonzero(~fits).tolist():
+        _, own_height, own_width = images.shapes[row].tolist()
+        cause = f"{own_width}×{own_height} where most images are {width}×{height}; --size makes them equal"
+        bad.append((spool.path(row), cause))
+    images = images.take(np.flatnonzero(fits))
+    channels = int(images.shapes[:, 0].max())
+    grey = np.flatnonzero(images.shapes[:, 0] < channels)
+    decisions = []
+    if len(grey):
+        digests = images.digests.copy()
+        for start in range(0, len(grey), 1024):
+            rows = grey[start : start + 1024]
+            digests[rows] = image_digests(spool.read(images.take(rows), channels))
+        images = dataclasses.replace(images, digests=digests)
+        decisions.append(f"{len(grey):,} grey images in a colour set: grey repeated in all three channels")
+    return images, (channels, height, width), decisions
+
+
+def write(
+    settings: IngestSettings,
+    source: Source,
+    storage: Storage,
+    spool: Spool,
+    images: SpooledImages,
+    shape: tuple[int, int, int],
+    splitting: Splitting,
+    name: str,
+    description: dict[str, Any],
+    steps: Steps,
+) -> Manifest:
+    """Write the shards. Returns a manifest that is not yet in place."""
+    of_label = [source.class_of(label) for label in spool.classes]
+    names = sorted({name for name in of_label if name is not None}, key=natural)
+    # The last one is for images without a label.
+    classes = np.array([-1 if name is None else names.index(name) for name in of_label] + [-1], np.int32)
+    counts = {split_name: len(rows) for split_name, rows in splitting.rows.items()}
+    existing = {entry.key: entry.size for entry in storage.list()}
+    with steps.step("Writing", sum(counts.values()), "images") as advance:
+        shards = write_shards(storage, spool, images, splitting.rows, shape[0], classes, existing, advance)
+    return Manifest(
+        format=FORMAT,
+        name=name,
+        shape=shape,
+        bins=source.bins,
+        counts=counts,
+        classes=tuple(names),
+        hash=dataset_hash(source.bins, shape, images, splitting.rows),
+        shards=shards,
+        source=description,
+        settings=settings.in_manifest(),
+        decisions=(),
+        duplicates_dropped=splitting.dropped,
+        bad_files=0,
+    )
+
+
+def natural(name: str) -> tuple[bool, int, str]:
+    """Sorts 2 before 10, and numbers before words."""
+    return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+
+
+def read_manifest(storage: Storage) -> Manifest | None:
+    """The manifest at a place, if there is one. Raises ``ConfigError`` where it is damaged."""
+    try:
+        return Manifest.from_json(storage.read(MANIFEST).decode(errors="replace"))
+    except FileNotFoundError:
+        return None
+    except ConfigError as error:
+        raise ConfigError(f"{storage.uri}/{MANIFEST}: {error}; remove it to make the data set again") from error
+
+
+def report_bad(storage: Storage, bad: Sequence[tuple[str, str]], files: int, limit: str) -> None:
+    """Write the bad files' paths and causes beside the data set. Raises ``ConfigError`` where they are too many."""
+    if not bad:
+        storage.delete(BAD_FILES)
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("path", "cause"), *bad])
+    storage.write(BAD_FILES, text.getvalue().encode())
+    if len(bad) > bad_limit(limit, files):
+        shown = "; ".join(f"{path}: {cause}" for path, cause in bad[:SHOWN])
+        raise ConfigError(
+            f"{len(bad):,} of {files:,} files cannot be used, more than --max-bad {limit}: {shown}"
+            f"{'; …' if len(bad) > SHOWN else ''} (all in {storage.uri}/{BAD_FILES})"
+        )
+
+
+def make_folder(storage: Storage) -> None:
+    """Make a local destination. Raises ``ConfigError`` where that cannot be."""
+    folder = Path(storage.uri)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made ({error.strerror}); give another place") from error
+
+
+def main(settings: IngestSettings) -> int:
+    """Ingest, and say what was done. Returns the exit status."""
+    console = Console()
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    with storage_warnings_shown(console):
+        manifest = ingest(settings, say, Steps(console))
+    for line in summary(settings, manifest):
+        say(line)
+    return 0
+
+
+def summary(settings: IngestSettings, manifest: Manifest) -> Iterator[str]:
+    """What the data set holds, and how it came about."""
+    channels, height, width = manifest.shape
+    counts = ", ".join(f"{count:,} {split_name}" for split_name, count in manifest.counts.items())
+    stored = sum(shard.bytes for shard in manifest.shards) / sum(manifest.counts.values())
+    classes = f", {len(manifest.classes)} classes" if manifest.classes else ""
+    yield f"{manifest.name}: {counts} images of {width}×{height}×{channels}, {manifest.bins} levels{classes}"
+    for decision in manifest.decisions:
+        yield f"  - {decision}"
+    if manifest.bad_files:
+        yield f"  - {manifest.bad_files:,} files could not be used: see {settings.dest.rstrip('/')}/{BAD_FILES}"
+    yield f"  - {stored:,.0f} bytes per image in {len(manifest.shards)} shards ({channels * height * width:,} raw)"
+    yield f"Content hash {manifest.hash}"
+    yield f"Data set in {settings.dest}; search it with: python tune/search.py --dataset {shlex.quote(settings.dest)}"
+
+
+if __name__ == "__main__":
+    command_line.run(main, IngestSettings)

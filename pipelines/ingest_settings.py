@@ -1,0 +1,91 @@
+"""What an ingest is told: the options of ``python -m pipelines.ingest``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from fvae.config import require, require_integer
+from pipelines.decoding import Conversion
+from pipelines.storage import is_remote
+
+VAL_SHARE, TEST_SHARE = 0.1, 0.2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IngestSettings:
+    """Make a data set of images: Parquet shards and a manifest, in a folder or on S3.
+
+    The same command again does nothing while the source is unchanged. A data set exists whole or not at all.
+    """
+
+    source: tyro.conf.Positional[str]
+    """Images: a folder tree or an archive (.tar, .tar.gz, .zip) of PNG, JPEG, WebP, BMP or TIFF files; IDX or CIFAR
+    files; .npy or .npz arrays; Parquet; 'digits' or 'photos' (embedded). A path or s3://bucket/key."""
+    dest: tyro.conf.Positional[str]
+    """Where the data set goes: a folder or s3://bucket/prefix, empty or holding an earlier version of it."""
+    name: str | None = None
+    """Name of the data set, as in run names and MLflow experiments. Default: the source's."""
+    size: int | None = None
+    """Side in pixels: images are cropped to their central square and resized by area. Default: as they are."""
+    channels: Literal[1, 3] | None = None
+    """1 makes every image grey, 3 makes every image RGB. Default: RGB if any image is."""
+    val: float = VAL_SHARE
+    """Share of the images to validate on, where the source names no validation split."""
+    test: float = TEST_SHARE
+    """Share of the images to test on, where the source names no test split."""
+    seed: int = 0
+    """Seeds the cuts."""
+    max_bad: str = "1%"
+    """Files that cannot be used, as a share or a number: more of them are an error."""
+    processes: int | None = None
+    """Processes that decode. Default: one per core."""
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            require_integer("--size", self.size, 1)
+        require_integer("--seed", self.seed, 0)
+        if self.processes is not None:
+            require_integer("--processes", self.processes, 1)
+        for option, share in (("--val", self.val), ("--test", self.test)):
+            require(0 < share < 1, f"{option}={share}: a share between 0 and 1, such as 0.1")
+        require(self.val + self.test < 1, f"--val={self.val} --test={self.test}: nothing would be left to train on")
+        require(self.name is None or self.name.strip() != "", "--name: empty")
+        bad_limit(self.max_bad, 100)
+
+    def conversion(self) -> Conversion:
+        """What happens to each image."""
+        return Conversion(size=self.size, channels=self.channels)
+
+    def in_manifest(self) -> dict[str, Any]:
+        """The settings on which the pixels and splits depend."""
+        return {"size": self.size, "channels": self.channels, "val": self.val, "test": self.test, "seed": self.seed}
+
+
+def bad_limit(text: str, files: int) -> int:
+    """``1%`` or ``0.01`` of the files, or ``5`` files, as a number of files. Raises ``ConfigError``."""
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        number = -1.0
+    share = number / 100 if text.endswith("%") else number
+    if not text.endswith("%") and number >= 1 and number.is_integer():
+        return int(number)
+    require(0 <= share <= 1, f"--max-bad={text!r}: a share such as 1% or 0.01, or a number of files such as 5")
+    return int(share * files)
+
+
+def require_apart(settings: IngestSettings) -> None:
+    """Raise ``ConfigError`` where the data set would be written into its own source."""
+    if is_remote(settings.source) != is_remote(settings.dest):
+        return
+    if is_remote(settings.source):
+        source, dest = settings.source.rstrip("/"), settings.dest.rstrip("/")
+        inside = dest == source or dest.startswith(source + "/")
+    else:
+        source_path, dest_path = Path(settings.source).resolve(), Path(settings.dest).resolve()
+        inside = source_path.is_dir() and dest_path.is_relative_to(source_path)
+    require(not inside, f"{settings.dest}: lies in the source itself ({settings.source}); give a place outside")
