@@ -8,7 +8,6 @@ are found by tags that ``create_run`` stores in the same transaction. Importing 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -19,13 +18,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from pipelines.tracking import EpochSnapshot, TrialSnapshot
+from pipelines.artifacts import Artifact, log_artifact
+from pipelines.trial_snapshot import EpochSnapshot, TrialSnapshot
 
 # A stopped trial is no failure, but with KILLED the filter `attributes.status = 'FINISHED'` means the comparable ones.
 _RUN_STATUS = {"running": "RUNNING", "complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -96,6 +95,7 @@ class _RunState:
     """What MLflow holds of one run."""
 
     id: str
+    artifact_uri: str
     status: str
     params: dict[str, str]
     tags: dict[str, str]
@@ -108,6 +108,7 @@ class _RunState:
         tags = dict(run.data.tags)
         return cls(
             id=run.info.run_id,
+            artifact_uri=run.info.artifact_uri,
             status=run.info.status,
             params=dict(run.data.params),
             tags=tags,
@@ -125,14 +126,14 @@ class SearchRuns:
         client: MlflowClient,
         *,
         experiment_name: str,
-        artifact_folder: Path,
+        artifact_location: str | None,
         search_id: str,
         search_name: str,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
     ) -> None:
         self._client = client
-        self._experiment_id = _find_experiment(client, experiment_name, artifact_folder)
+        self._experiment_id = _find_experiment(client, experiment_name, artifact_location)
         self._search_id = search_id
         self._trials: dict[str, _RunState] = {}
         parent: _RunState | None = None
@@ -179,7 +180,7 @@ class SearchRuns:
             self._write_artifacts(run, trial.artifacts)
         _refuse(conflicts)
 
-    def write_search(self, status: str, artifacts: Sequence[Path]) -> None:
+    def write_search(self, status: str, artifacts: Sequence[Artifact]) -> None:
         """Bring the parent to ``FINISHED``, ``KILLED`` or ``FAILED``. Raises as :meth:`write_trial` does."""
         self._set_status(self._parent, status)
         self._write_artifacts(self._parent, artifacts)
@@ -257,24 +258,25 @@ class SearchRuns:
             self._client.set_terminated(run.id, status=status, end_time=end_ms)
         run.status = status
 
-    def _write_artifacts(self, run: _RunState, paths: Sequence[Path]) -> None:
+    def _write_artifacts(self, run: _RunState, artifacts: Sequence[Artifact]) -> None:
         """Upload what is new or has changed since its last upload."""
         uploaded = json.loads(run.tags.get(_ARTIFACTS_TAG, "{}"))
-        stamps = {path.name: _stamp(path) for path in paths}
-        for path in paths:
-            if uploaded.get(path.name) != stamps[path.name]:
-                self._client.log_artifact(run.id, str(path))
+        stamps = {artifact.name: artifact.stamp() for artifact in artifacts}
+        for artifact in artifacts:
+            if uploaded.get(artifact.name) != stamps[artifact.name]:
+                log_artifact(self._client, run.id, run.artifact_uri, artifact)
         if stamps:
             self._write(run, {}, {_ARTIFACTS_TAG: json.dumps(uploaded | stamps, sort_keys=True)})
 
 
-def _find_experiment(client: MlflowClient, name: str, artifact_folder: Path) -> str:
-    """The experiment's id; it is created, or brought back from MLflow's trash, where needed."""
+def _find_experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    """The experiment's id; it is created, or brought back from MLflow's trash, where needed.
+
+    One that exists keeps its place for artifacts; without an ``artifact_location`` the server chooses it.
+    """
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        # A server decides for itself; a database would otherwise take ./mlruns of whoever came first.
-        remote = urlsplit(client.tracking_uri).scheme in {"http", "https"}
-        return client.create_experiment(name, artifact_location=None if remote else artifact_folder.as_uri())
+        return client.create_experiment(name, artifact_location=artifact_location)
     if experiment.lifecycle_stage == "deleted":  # its name stays taken
         client.restore_experiment(experiment.experiment_id)
     return experiment.experiment_id
@@ -287,13 +289,6 @@ def _refuse(conflicts: Sequence[str]) -> None:
 
 def _same(known: float, value: float) -> bool:
     return known == value or (math.isnan(known) and math.isnan(value))
-
-
-def _stamp(path: Path) -> str:
-    """Changes when the file, or any file of the folder, does. Raises ``FileNotFoundError``."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    stats = [(file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
 
 def _now_ms() -> int:

@@ -1,4 +1,7 @@
-"""MLflow's pages over the runs of this folder: ``python -m pipelines.ui`` (= ``make ui``)."""
+"""MLflow's pages over all runs of a folder or of a place on S3: ``python -m pipelines.ui`` (= ``make ui``).
+
+python -m pipelines.ui --runs s3://bucket/prefix
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from pathlib import Path
 
 from fvae.config import require
 from pipelines import command_line
-from pipelines.tracking import default_tracking_uri, quiet_mlflow
+from pipelines.mlflow_settings import artifact_place, default_tracking_uri, quiet_mlflow, server_environment
+from pipelines.storage import Storage, open_storage
+from pipelines.tracking_database import WorkingCopy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,7 +22,7 @@ class UISettings:
     """Serve MLflow's pages, on this machine alone unless told otherwise."""
 
     runs: str = "runs"
-    """Folder of all runs."""
+    """Where all runs are: a folder or s3://bucket/prefix."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = 5000
@@ -29,8 +34,11 @@ class UISettings:
 
 def main(settings: UISettings) -> int:
     """Become MLflow's server; ends with Ctrl-C."""
-    runs = Path(settings.runs).resolve()
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(runs)
+    storage = open_storage(settings.runs)
+    default = default_tracking_uri(storage)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or default
+    if uri == default and storage.local_path is None:
+        _bring_database(storage)
     if uri.startswith("sqlite:///"):
         database = uri.removeprefix("sqlite:///")
         require(Path(database).exists(), f"--runs={settings.runs}: no runs there yet ({database}); make search first")
@@ -39,9 +47,19 @@ def main(settings: UISettings) -> int:
     quiet_mlflow()
     print(f"MLflow on http://{settings.host}:{settings.port} (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--artifacts-destination", str(runs / "mlartifacts"), "--workers", "1"]
+    # For experiments made in the pages themselves: those of a search name their place, which the server reads.
+    command += ["--artifacts-destination", artifact_place(storage), "--workers", "1"]
     command += ["--host", settings.host, "--port", str(settings.port)]
-    os.execv(sys.executable, command)
+    os.execve(sys.executable, command, server_environment())
+
+
+def _bring_database(storage: Storage) -> None:
+    """The store's state of the runs as of now: it is shown, and what is changed in the pages stays on this machine."""
+    database = WorkingCopy(storage)
+    database.bring()
+    for note in database.notes:
+        print(note, flush=True)
+    database.close()
 
 
 if __name__ == "__main__":

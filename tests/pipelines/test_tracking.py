@@ -20,21 +20,21 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking import EpochSnapshot, SearchTracker, TrialSnapshot, default_tracking_uri, quiet_mlflow
+from pipelines.storage import open_storage
+from pipelines.tracking import Artifact, default_tracking_uri, quiet_mlflow
+from tests.pipelines.searches import (
+    START_MS,
+    a_search,
+    client,
+    content,
+    history,
+    make_trial,
+    open_tracker,
+    points,
+    runs_of,
+)
 
-START_MS = 1_790_000_000_000
 PROJECT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """MLflow's tables, made once: its migrations cost seconds."""
-    quiet_mlflow()
-    from pipelines.mlflow_runs import connect
-
-    path = tmp_path_factory.mktemp("mlflow") / "made" / "empty.db"
-    connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture
@@ -44,95 +44,6 @@ def runs_dir(tmp_path, empty_database, monkeypatch):
     folder.mkdir()
     shutil.copyfile(empty_database, folder / "mlflow.db")
     return folder
-
-
-def open_tracker(runs_dir: Path, **changes) -> SearchTracker:
-    settings = {"runs_dir": runs_dir, "dataset_name": "digits", "search_name": "digits-0", "write_interval": 3600.0}
-    tracker = SearchTracker(**settings | {"params": {"seed": 0}, "tags": {"trials": "4"}} | changes)
-    tracker.start()
-    return tracker
-
-
-def history(epochs: int, offset: float = 0.0) -> tuple[EpochSnapshot, ...]:
-    return tuple(
-        EpochSnapshot(
-            epoch,
-            START_MS + 1000 * epoch,
-            {
-                "val/bpd": 3 + offset + (epoch - 3) ** 2 / 10,
-                "train/bpd": 4 - epoch / 10,
-                "grad_norm": 1.5,
-                "sigma1": 0.1,
-            },
-        )
-        for epoch in range(1, epochs + 1)
-    )
-
-
-def make_trial(number: int, status: str, epochs: int, runs_dir: Path, family: str = "fvae") -> TrialSnapshot:
-    trial_id = f"{number:04d}-{family}"
-    folder = runs_dir / "digits-0" / "trials" / trial_id
-    (folder / "model").mkdir(parents=True, exist_ok=True)
-    for name in ("samples.png", "model/config.json"):
-        if not (folder / name).exists():
-            (folder / name).write_text(trial_id)
-    complete = status == "complete"
-    return TrialSnapshot(
-        id=trial_id,
-        family=family,
-        status=status,
-        reason={"stopped": "models of its size are better", "failed": "step 7: the loss is nan"}.get(status, ""),
-        params={
-            "model.flow_depth": 4 + number,
-            "model.encoder_width": None if family == "flow" else 32,
-            "train.learning_rate": 1e-3,
-            "data.bins": 17,
-        },
-        constants={"size/params": 10.0 ** (4 + number), "size/flops_per_image": 2e6},
-        history=history(epochs, offset=number),
-        final={"best/val_bpd": 3.0 + number, "test/bpd": 3.1 + number, "test/bpd_iwae64": 3.05} if complete else {},
-        artifacts=(folder / "samples.png", folder / "model"),
-    )
-
-
-def a_search(runs_dir: Path) -> list[TrialSnapshot]:
-    return [
-        make_trial(0, "complete", 5, runs_dir, "fvae"),
-        make_trial(1, "stopped", 2, runs_dir, "flow"),
-        make_trial(2, "failed", 0, runs_dir, "vae"),
-    ]
-
-
-def client(runs_dir: Path):
-    from mlflow import MlflowClient
-
-    return MlflowClient(default_tracking_uri(runs_dir))
-
-
-def runs_of(runs_dir: Path) -> dict:
-    """Every run of the experiment by name; two of one name fail the test."""
-    experiment = client(runs_dir).get_experiment_by_name("fvae/digits")
-    runs = client(runs_dir).search_runs([experiment.experiment_id])
-    by_name = {run.info.run_name: run for run in runs}
-    assert len(by_name) == len(runs)
-    return by_name
-
-
-def points(runs_dir: Path, run, key: str) -> list[tuple[int, float]]:
-    return [(metric.step, metric.value) for metric in client(runs_dir).get_metric_history(run.info.run_id, key)]
-
-
-def content(runs_dir: Path) -> dict:
-    """All that MLflow holds of a search, less what differs between any two searches: ids and times."""
-    found = {}
-    for name, run in runs_of(runs_dir).items():
-        keep = {
-            key: value for key, value in run.data.tags.items() if key in {"status", "reason", "trials", "fvae.epochs"}
-        }
-        curves = {key: points(runs_dir, run, key) for key in run.data.metrics}
-        artifacts = sorted(file.path for file in client(runs_dir).list_artifacts(run.info.run_id))
-        found[name] = (run.info.status, run.data.params, keep, curves, artifacts)
-    return found
 
 
 def dump(runs_dir: Path) -> list[str]:
@@ -147,7 +58,7 @@ def log_whole_search(runs_dir: Path) -> None:
     page = runs_dir / "digits-0" / "tradeoff.html"
     if not page.exists():
         page.write_text("<p>the map")
-    tracker.finish([page])
+    tracker.finish([Artifact(open_storage(page.parent), page.name)])
     tracker.close()
     assert tracker.problems == []
 
@@ -247,7 +158,7 @@ def test_recording_a_finished_search_again_changes_nothing(finished):
 
 def test_a_changed_artifact_and_later_test_figures_are_added(finished):
     trial = make_trial(1, "complete", 2, finished, "flow")
-    trial.artifacts[0].write_text("better samples")
+    (finished / "digits-0/trials/0001-flow/samples.png").write_text("better samples")
     tracker = open_tracker(finished)
     tracker.record_trial(trial)
     tracker.finish()
@@ -434,7 +345,7 @@ def test_a_second_maker_of_the_database_does_not_replace_the_first(tmp_path):
 
 def test_a_refused_write_is_reported_and_holds_up_nothing_else(runs_dir):
     bad = make_trial(0, "complete", 2, runs_dir)
-    missing = bad.artifacts[0]
+    missing = runs_dir / "digits-0/trials/0000-fvae/samples.png"
     missing.unlink()
     tracker = open_tracker(runs_dir)
     tracker.record_trial(bad)
@@ -502,7 +413,7 @@ def test_the_tracking_uri_of_the_environment_is_used(runs_dir, tmp_path, monkeyp
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.copyfile(runs_dir / "mlflow.db", elsewhere / "mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_tracking_uri(elsewhere))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_tracking_uri(open_storage(elsewhere)))
     before = dump(runs_dir)
     tracker = open_tracker(runs_dir)
     tracker.close()

@@ -1,0 +1,88 @@
+"""Files and folders of a search, wherever they are stored, and how they reach MLflow's artifact store."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# Where one of these stands, MLflow has been told of another store or of how to write to it: then it writes itself.
+_MLFLOWS_OWN_S3 = ("MLFLOW_S3_ENDPOINT_URL", "MLFLOW_S3_UPLOAD_EXTRA_ARGS")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file, or a folder with all below it."""
+
+    storage: Storage
+    """Where it lies."""
+    key: str
+    """Its key there; of a folder, the prefix without the ``/`` at its end."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in MLflow: the last part of the key."""
+        return self.key.rpartition("/")[2]
+
+    def stamp(self) -> str:
+        """16 hex digits that change when the file, or any file of the folder, does.
+
+        Raises ``FileNotFoundError`` where there is nothing, ``StorageError`` where the store does not answer.
+        """
+        folder = self.storage.local_path
+        stats = _remote_stats(self.storage, self.key) if folder is None else _local_stats(folder / self.key)
+        return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+    @contextlib.contextmanager
+    def on_disk(self) -> Iterator[Path]:
+        """A path of that name on this machine: the artifact itself, or a copy for as long as the context lasts."""
+        if self.storage.local_path is not None:
+            yield self.storage.local_path / self.key
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / self.name
+            self.storage.download(self.key, path)
+            yield path
+
+
+def log_artifact(client: MlflowClient, run_id: str, artifact_uri: str, artifact: Artifact) -> None:
+    """Write ``artifact`` into a run's artifacts, over what has its name there.
+
+    To S3 it goes as everything else does: same endpoint, timeouts, retries and checksums. Elsewhere MLflow writes it.
+
+    Args:
+        client: of the run's tracking server or database.
+        run_id: the run.
+        artifact_uri: the run's ``info.artifact_uri``.
+        artifact: a file or a folder. ``FileNotFoundError`` where it is missing.
+    """
+    with artifact.on_disk() as path:
+        if artifact_uri.startswith("s3://") and not any(os.environ.get(name) for name in _MLFLOWS_OWN_S3):
+            open_storage(artifact_uri).upload(path, artifact.name)
+        else:
+            client.log_artifact(run_id, str(path))
+
+
+def _local_stats(path: Path) -> list[tuple[str, int, int]]:
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return [(file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def _remote_stats(storage: Storage, key: str) -> list[tuple[str, int, str]]:
+    with contextlib.suppress(FileNotFoundError):
+        info = storage.info(key)
+        return [(info.key, info.size, info.version)]
+    found = [(info.key, info.size, info.version) for info in storage.list(key)]
+    if not found:
+        raise FileNotFoundError(f"{storage.uri}/{key}: not there")
+    return found

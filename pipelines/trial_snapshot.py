@@ -1,0 +1,56 @@
+"""A trial as MLflow shows it: what :class:`pipelines.tracking.SearchTracker` is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from pipelines.artifacts import Artifact
+
+
+class EpochSnapshot(NamedTuple):
+    """What one epoch measured."""
+
+    epoch: int
+    """Epochs finished, from 1: MLflow's step."""
+    time_ms: int
+    """When it was measured: milliseconds since 1970. The same at every replay."""
+    metrics: Mapping[str, float]
+    """For example ``train/bpd``, ``val/bpd``, ``grad_norm``: the same keys in every epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSnapshot:
+    """One trial as it is now.
+
+    Raises ``ValueError`` for final metrics of a trial that is not complete, or of the same name as an epoch's.
+    """
+
+    id: str
+    """The trial's name, unique within its search."""
+    family: str
+    """Model family; logged as the param ``family``."""
+    status: Literal["running", "complete", "stopped", "failed"]
+    """Logged as the tag ``status``. As MLflow's run status: RUNNING, FINISHED, KILLED, FAILED."""
+    reason: str = ""
+    """Why it was stopped or failed: the tag ``reason``."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Flat, with their prefixes (``model.``, ``train.``, ``data.``). ``None`` means absent: it is not logged."""
+    constants: Mapping[str, float] = field(default_factory=dict)
+    """Metrics known before training, logged once at step 0: ``size/params``, ``size/flops_per_image``."""
+    history: Sequence[EpochSnapshot] = ()
+    """Every epoch so far, in order."""
+    final: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the kept weights, complete trials only, at the last epoch's step: ``best/val_bpd``, ``test/bpd``."""
+    artifacts: tuple[Artifact, ...] = ()
+    """Files and folders to upload under their own names once the trial has ended."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Further tags."""
+
+    def __post_init__(self) -> None:
+        if self.final and self.status != "complete":
+            raise ValueError(f"trial {self.id} is {self.status}: only a complete trial has final metrics")
+        repeated = set(self.final).intersection(self.history[-1].metrics if self.history else ())
+        if repeated:
+            raise ValueError(f"trial {self.id}: {', '.join(sorted(repeated))} in its history and its final metrics")
