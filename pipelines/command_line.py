@@ -11,6 +11,7 @@ from typing import TypeVar
 import tyro
 
 from fvae.config import ConfigError
+from pipelines.storage import StorageError
 
 Settings = TypeVar("Settings")
 
@@ -33,13 +34,20 @@ def parse(settings: type[Settings]) -> Settings:
 
 
 def run(main: Callable[[Settings], int], settings: type[Settings]) -> None:
-    """Parse, run ``main``, exit with its status; bad input exits with :data:`BAD_INPUT` and one line."""
+    """Parse, run ``main``, exit with its status.
+
+    Bad input exits with :data:`BAD_INPUT` and one line, a store that fails with 1 and one line.
+    """
     try:
         status = main(parse(settings))
     except ConfigError as error:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         status = BAD_INPUT
+    except StorageError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         status = 1

@@ -8,17 +8,22 @@ from typing import Any
 from ray import tune
 
 from tune.ledger import Ledger, TrialRecord, changes
-from tune.trial import CHECKPOINT
+from tune.trial_files import CHECKPOINT
+from tune.troubles import raise_trouble
 
 Watcher = Callable[[TrialRecord], None]
 
 
 class LedgerCallback(tune.Callback):
-    """Writes each epoch to the ledger and shows the new record to the watchers (table, MLflow)."""
+    """Writes each epoch to the ledger and shows the new record to the watchers (table, MLflow).
 
-    def __init__(self, ledger: Ledger, watchers: Sequence[Watcher]) -> None:
+    ``warn`` gets a line for each retry that the trial's storage needed.
+    """
+
+    def __init__(self, ledger: Ledger, watchers: Sequence[Watcher], warn: Callable[[str], None]) -> None:
         self.ledger = ledger
         self.watchers = tuple(watchers)
+        self.warn = warn
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks for a restore of its own, which the ledger makes needless."""
@@ -33,11 +38,12 @@ class LedgerCallback(tune.Callback):
     ) -> None:
         """An epoch is done, or the trial ended."""
         record = self.ledger.records[trial.config["id"]]
-        if "storage_error" in result:
-            raise OSError(*result["storage_error"])  # ends the search; the trial goes on when there is room again
+        for line in result.get("warnings", ()):
+            self.warn(f"{record.id}: {line}")
+        raise_trouble(result)  # ends the search; the trial goes on when the same command finds its storage well
         record = self.ledger.update(record.id, **changes(record, result))
         if record.status != "running":
-            (self.ledger.trial_dir(record.id) / CHECKPOINT).unlink(missing_ok=True)
+            self.ledger.trial_storage(record.id).delete(CHECKPOINT)
         self._show(record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -7,20 +7,25 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray import tune
 
 from fvae.config import ConfigError, require
-from fvae.data import ImageDataset
-from tune.ledger import Ledger, TestResult, TrialRecord
+from fvae.data import Dataset
+from pipelines.storage import Storage
+from tune.ledger import Ledger, TrialRecord
 from tune.scheduler import FrontScheduler
 from tune.searcher import FrontSearcher
 from tune.settings import SearchSettings
-from tune.trial import MODEL, TrialProcess, read_test_split
+from tune.trial import TrialProcess, read_test_split
+from tune.troubles import raise_trouble
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Ray's shared memory on one machine, besides the images."""
@@ -28,10 +33,13 @@ RETRIES = 2
 """How often a trial that crashed starts again from its checkpoint before it has failed."""
 ANSWER_SECONDS = 5.0
 """How long the cluster that ``RAY_ADDRESS`` names may take to accept a connection."""
+PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+"""Variables that a cluster's processes get from here, so that they find the same store. Never credentials, which
+would then stand in the cluster's own records: each node has its role, or its own settings."""
 
 
 @contextmanager
-def ray_session(settings: SearchSettings, dataset: ImageDataset) -> Iterator[None]:
+def ray_session(settings: SearchSettings, dataset: Dataset) -> Iterator[None]:
     """A Ray of our own on this machine, or the cluster that ``RAY_ADDRESS`` names; ours ends with the block.
 
     Raises ``ConfigError`` where no node could ever run a trial.
@@ -40,8 +48,10 @@ def ray_session(settings: SearchSettings, dataset: ImageDataset) -> Iterator[Non
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address:
         require_answer(address)
+        options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
     else:
-        image_bytes = sum(images.nbytes for images in dataset.splits().values())
+        splits = [dataset.images(split) for split in dataset.counts()]
+        image_bytes = sum(images.nbytes for images in splits if isinstance(images, np.ndarray))
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES + 2 * image_bytes}
     try:
         ray.init(address=address, **options)
@@ -72,39 +82,37 @@ def require_answer(address: str) -> None:
 
 def run_trials(
     settings: SearchSettings,
-    dataset: ImageDataset,
+    dataset: Dataset,
     ledger: Ledger,
     searcher: FrontSearcher,
     callbacks: Sequence[tune.Callback],
 ) -> bool:
     """Train until the searcher has no more trials. False where Ctrl-C ended it before."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are in the ledger, a line each
-    images = {"train": dataset.train, "val": dataset.val}
+    images = {split: dataset.images(split) for split in ("train", "val")}
     process = tune.with_parameters(
         TrialProcess, images=images, device=device(settings), threads=settings.cpus_per_trial
     )
-    scratch = ledger.root / ".tune"  # Tune's own files: the ledger holds everything, so they go when it ends
-    shutil.rmtree(scratch, ignore_errors=True)
-    tuner = tune.Tuner(
-        tune.with_resources(process, {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            scheduler=FrontScheduler(ledger, settings.epochs),
-            num_samples=-1,
-            max_concurrent_trials=settings.concurrent,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name=ledger.root.name,
-            storage_path=str(scratch),
-            callbacks=list(callbacks),
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-            verbose=0,
-        ),
-    )
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        tuner.fit()
+        with scratch_folder(ledger.root) as scratch:
+            tune.Tuner(
+                tune.with_resources(process, {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=FrontScheduler(ledger, settings.epochs),
+                    num_samples=-1,
+                    max_concurrent_trials=settings.concurrent,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name=settings.run_name(dataset.name),
+                    storage_path=str(scratch),
+                    callbacks=list(callbacks),
+                    failure_config=tune.FailureConfig(max_failures=RETRIES),
+                    verbose=0,
+                ),
+            ).fit()
     except tune.TuneError as error:
         # What a callback or the searcher raised (a full disk, say) comes wrapped in Tune's traceback.
         if isinstance(error.__context__, OSError | ConfigError):
@@ -112,31 +120,50 @@ def run_trials(
         raise
     finally:
         signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own handler, which only it listens to
-        shutil.rmtree(scratch, ignore_errors=True)
     return len(ledger.records) >= searcher.trials and not ledger.with_status("running")
 
 
+@contextmanager
+def scratch_folder(run: Storage) -> Iterator[Path]:
+    """A local folder for Tune's own files: the ledger holds everything, so they go when it ends."""
+    if run.local_path is None:
+        with tempfile.TemporaryDirectory(prefix="fvae-tune-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+        return
+    scratch = run.local_path / ".tune"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def read_tests(
-    settings: SearchSettings, dataset: ImageDataset, ledger: Ledger, ids: Sequence[str]
+    settings: SearchSettings, dataset: Dataset, ledger: Ledger, ids: Sequence[str], warn: Callable[[str], None]
 ) -> Iterator[TrialRecord]:
     """Read the test split for each model of ``ids``, side by side; yields each record when it is written.
 
-    A model that cannot be measured fails its trial, with the reason: the fronts may then be others.
+    A model that cannot be measured fails its trial, with the reason: the fronts may then be others. A storage that
+    fails raises ``OSError`` or ``ConfigError``; ``warn`` gets a line for each retry.
     """
-    images = ray.put(dataset.test)
+    images = ray.put(dataset.images("test"))
     read = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=settings.gpus_per_trial)(read_test_split)
     pending = {
         read.remote(
-            str(ledger.trial_dir(record_id) / MODEL), images, settings.seed, settings.cpus_per_trial, device(settings)
+            ledger.trial_storage(record_id).uri, images, settings.seed, settings.cpus_per_trial, device(settings)
         ): record_id
         for record_id in ids
     }
     while pending:
         (done,), _ = ray.wait(list(pending))
-        result: TestResult | str = ray.get(done)
-        failed = isinstance(result, str)
-        outcome = {"status": "failed", "reason": result} if failed else {"test": result}
-        yield ledger.update(pending.pop(done), **outcome)
+        result: dict[str, Any] = ray.get(done)
+        record_id = pending.pop(done)
+        for line in result.get("warnings", ()):
+            warn(f"{record_id}: {line}")
+        raise_trouble(result)
+        failed = "failure" in result
+        outcome = {"status": "failed", "reason": result["failure"]} if failed else {"test": result["test"]}
+        yield ledger.update(record_id, **outcome)
 
 
 def device(settings: SearchSettings) -> str:

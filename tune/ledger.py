@@ -1,24 +1,27 @@
-"""The search's one source of truth: a record of every trial ever started, on disk.
+"""The search's one source of truth: a record of every trial ever started, in a folder
+or on S3.
 
 Optuna's studies, MLflow's runs and the map are all derived from it, so after a crash there is
 nothing to reconcile but what it says. One writer (the driver); every write is whole or absent.
 
-    runs/<name>/search.json           what is searched: data set, hash, seed, budget
-    runs/<name>/trials/<id>/trial.json    one record
-    runs/<name>/trials/<id>/              its checkpoint, model and pictures
+    <storage>/<name>/search.json           what is searched: data set, hash, seed, budget
+    <storage>/<name>/trials/<id>/trial.json    one record
+    <storage>/<name>/trials/<id>/              its checkpoint, model and pictures
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Literal
 
 from fvae.config import from_fields
-from fvae.files import read_json, write_text
 from fvae.train import EpochMetrics
+from pipelines.storage import Storage
+from tune.stored import address, parse_json, read_present
 
 Status = Literal["running", "complete", "stopped", "failed"]
 
@@ -119,22 +122,34 @@ def changes(record: TrialRecord, result: dict[str, Any]) -> dict[str, Any]:
 
 
 class Ledger:
-    """The records under one run directory. Reading is done once, at opening."""
+    """The records of one run. Reading is done once, at opening; every write is done when the method returns."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Storage, guard: Callable[[], None] = lambda: None) -> None:
+        """
+        Args:
+            root: the run's storage.
+            guard: called before each write; raises where this process may no longer write there.
+        """
+        self.root, self.guard = root, guard
         self.records: dict[str, TrialRecord] = {}
-        for path in sorted((root / "trials").glob("*/trial.json")):
-            record = TrialRecord.from_dict(read_json(path))
-            self.records[record.id] = record
+        keys = [info.key for info in root.list("trials") if re.fullmatch(r"trials/[^/]+/trial\.json", info.key)]
+        for key, content in zip(keys, read_present(root, keys), strict=True):
+            if content is not None:
+                record = TrialRecord.from_dict(parse_json(content, address(root, key)))
+                self.records[record.id] = record
 
-    def trial_dir(self, trial_id: str) -> Path:
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles whoever holds the ledger for a restore of its own, which the ledger makes needless."""
+        return {}
+
+    def trial_storage(self, trial_id: str) -> Storage:
         """Where a trial's record, checkpoint, model and pictures lie."""
-        return self.root / "trials" / trial_id
+        return self.root.child("trials").child(trial_id)
 
     def put(self, record: TrialRecord) -> None:
         """Write a record, replacing the trial's earlier one."""
-        write_text(self.trial_dir(record.id) / "trial.json", json.dumps(record.to_dict(), indent=1))
+        self.guard()
+        self.trial_storage(record.id).write("trial.json", json.dumps(record.to_dict(), indent=1).encode())
         self.records[record.id] = record
 
     def update(self, trial_id: str, **changes: Any) -> TrialRecord:

@@ -13,10 +13,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from fvae.config import FAMILIES
-from fvae.files import write_text
+from pipelines.storage import Storage
 from tune.figures import FONT, compute_figure, importance_figure, size_figure
 from tune.ledger import TrialRecord
 from tune.pareto import complete_trials
+from tune.stored import read_present
 from tune.style import COLORS, LABELS, format_count, format_seconds
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -30,12 +31,11 @@ PICTURES = (
 Trial = Mapping[str, Any]
 
 
-def write_page(run_dir: Path, tradeoff: Mapping[str, Any], records: Sequence[TrialRecord]) -> Path:
-    """Write ``tradeoff.html`` and return its path.
+def write_page(run: Storage, tradeoff: Mapping[str, Any], records: Sequence[TrialRecord]) -> None:
+    """Write ``tradeoff.html``.
 
     ``records`` are the trials that ``tradeoff`` was built from: their histories draw the second panel.
-    Pictures are taken from ``run_dir/trials/<id>/`` where they exist. Raises ``OSError`` where it
-    cannot write.
+    Pictures are taken from ``trials/<id>/`` where they exist. Raises ``OSError`` where it cannot write.
     """
     # Every value is escaped but those that this module marks as safe: Plotly's code and its panels.
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
@@ -65,12 +65,10 @@ def write_page(run_dir: Path, tradeoff: Mapping[str, Any], records: Sequence[Tri
         fits=[_fit_row(tradeoff, family) for family in FAMILIES],
         reference=_reference(tradeoff["hypervolume"]["reference"]),
         models=[_model_row(trial, tradeoff) for trial in models],
-        pictures=[figure for trial in models if (figure := _pictures(run_dir, trial))],
+        pictures=_pictures(run, models),
         unhappy=[_unhappy_row(trial) for trial in trials if trial["status"] != "complete"],
     )
-    path = run_dir / "tradeoff.html"
-    write_text(path, page)
-    return path
+    run.write("tradeoff.html", page.encode())
 
 
 def _panel(figure: go.Figure) -> Markup:
@@ -158,23 +156,24 @@ def _reference(reference: Mapping[str, Any] | None) -> dict[str, str] | None:
     return {"params": f"{reference['params']:,}", "val_bpd": f"{reference['val_bpd']:.3f}"}
 
 
-def _pictures(run_dir: Path, trial: Trial) -> dict[str, Any] | None:
-    """The pictures that a trial left, as base64; null where it left none."""
-    folder = run_dir / "trials" / trial["id"]
-    images = [
-        (name, base64.b64encode((folder / file).read_bytes()).decode())
-        for name, file in PICTURES
-        if (folder / file).is_file()
-    ]
-    if not images:
-        return None
-    return {
-        "id": trial["id"],
-        "color": COLORS[trial["family"]],
-        "params": format_count(trial["params"]),
-        "val": f"{trial['val_bpd']:.3f}",
-        "images": images,
-    }
+def _pictures(run: Storage, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """The pictures that each trial left, as base64; trials that left none are not listed."""
+    keys = [f"trials/{trial['id']}/{file}" for trial in trials for _, file in PICTURES]
+    contents = iter(read_present(run, keys))
+    shown = []
+    for trial in trials:
+        found = [(name, content) for name, _ in PICTURES if (content := next(contents)) is not None]
+        if found:
+            shown.append(
+                {
+                    "id": trial["id"],
+                    "color": COLORS[trial["family"]],
+                    "params": format_count(trial["params"]),
+                    "val": f"{trial['val_bpd']:.3f}",
+                    "images": [(name, base64.b64encode(content).decode()) for name, content in found],
+                }
+            )
+    return shown
 
 
 def _number(value: float | None) -> str:

@@ -6,7 +6,6 @@ import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -15,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from fvae.config import FAMILIES
-from fvae.files import write_bytes
+from pipelines.storage import Storage
 from tune.compute import best_so_far, trial_curve
 from tune.ledger import TrialRecord
 from tune.pareto import complete_trials
@@ -28,8 +27,8 @@ CAPTION_CHARACTERS = 124
 TEXT: dict[str, Any] = {"color": INK, "fontsize": 10}
 
 
-def write_plot(run_dir: Path, tradeoff: Mapping[str, Any], records: Sequence[TrialRecord]) -> Path:
-    """Write ``tradeoff.png`` (1600 × 864 pixels) and return its path: size and compute against bits/dim.
+def write_plot(run: Storage, tradeoff: Mapping[str, Any], records: Sequence[TrialRecord]) -> None:
+    """Write ``tradeoff.png`` (1600 × 864 pixels): size and compute against bits/dim.
 
     ``records`` are the trials that ``tradeoff`` was built from. Raises ``OSError`` where it cannot write.
     """
@@ -50,11 +49,9 @@ def write_plot(run_dir: Path, tradeoff: Mapping[str, Any], records: Sequence[Tri
     verdict = f"Claim (the f-VAE needs fewer parameters): {claim['verdict']}. {claim['why']}"
     caption = textwrap.wrap(verdict, CAPTION_CHARACTERS)
     figure.text(0.065, 0.15, "\n".join(caption), va="top", linespacing=1.45, parse_math=False, **TEXT)
-    path = run_dir / "tradeoff.png"
     content = io.BytesIO()
     figure.savefig(content, format="png")
-    write_bytes(path, content.getvalue())
-    return path
+    run.write("tradeoff.png", content.getvalue())
 
 
 def _draw_sizes(axes: Axes, tradeoff: Mapping[str, Any]) -> None:

@@ -1,146 +1,100 @@
 """The main job: search VAE, flow and f-VAE, and draw the map of parameters against bits/dim.
 
     python tune/search.py                              # the embedded digits, about ten minutes on two cores
-    python tune/search.py --dataset PATH --trials 60   # a folder of images, or the MNIST files
+    python tune/search.py --dataset PATH --trials 60   # your own images
+    python tune/search.py --dataset s3://bucket/images --storage s3://bucket/runs
 
-Results lie in runs/<name>/: tradeoff.html, tradeoff.png, tradeoff.json and trials.csv.
+Results lie in runs/<name>/ (or where --storage says): tradeoff.html, tradeoff.png, tradeoff.json and trials.csv.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 
 import tune.environment  # noqa: F401  (before Ray is imported)
 from fvae.config import ConfigError
-from fvae.data import ImageDataset
-from fvae.files import read_json, write_text
+from fvae.data import Dataset
 from fvae.train_config import TrainConfig
 from pipelines import command_line
 from pipelines.datasets import load_dataset
-from pipelines.tracking import SearchTracker
+from pipelines.storage import Storage, StorageError
+from pipelines.tracking import Artifact, SearchTracker
 from tune.display import SearchDisplay, reading_progress, summary
 from tune.ledger import Ledger, TrialRecord
+from tune.opening import COMPARED, locked, open_search
 from tune.page import write_page
 from tune.pareto import fronts
 from tune.plots import write_plot
 from tune.settings import SearchSettings
 from tune.snapshots import snapshot
 from tune.space import SearchSpace
+from tune.stored import address
 from tune.tradeoff import build_tradeoff, write_tradeoff
+from tune.trial_files import CHECKPOINT
+from tune.troubles import Notices
 
-FORMAT = 1
-"""Raised whenever models, figures or records of an earlier version would no longer compare."""
-COMPARED = ("epochs", "batch_size", "precision", "seed")
-"""Settings that all trials of a run share, besides the data set."""
+CLOSING_SECONDS, CLOSING_SECONDS_WITHOUT_STORE = 60.0, 3.0
+"""How long MLflow may take over what is left to write when the search ends."""
+MAP_FILES = ("tradeoff.html", "tradeoff.png", "tradeoff.json", "trials.csv")
 
 
 def main(settings: SearchSettings) -> int:
     """Search, read the tests, draw the map. Returns the exit status."""
-    dataset = load_dataset(settings.dataset)
-    space = SearchSpace.for_images(dataset.shape)
-    run_dir = settings.run_dir(dataset.name)
-    make_writable(run_dir)
-    with locked(run_dir):
-        search = open_search(run_dir, settings, dataset)
-        ledger = Ledger(run_dir)
+    console = Console()
+    with Notices(console) as notices:
+        decisions: list[str] = []  # said once it is sure that there will be a search
+        dataset = load_dataset(settings.dataset, settings.streaming, decisions.append)
+        space = SearchSpace.for_images(dataset.shape)
+        run_storage = settings.run_storage(dataset.name)
         try:
-            return run(settings, dataset, space, search, ledger)
+            with locked(run_storage) as lease:
+                run_storage.clean_up()  # what a killed search was about to write
+                search = open_search(run_storage, settings, dataset)
+                for decision in decisions:
+                    notices.say(decision)
+                status = run(settings, dataset, space, search, Ledger(run_storage, lease.check), console, notices)
+                run_storage.clean_up()  # what a trial's process was about to write when it was ended
+                return status
         except OSError as error:
-            if error.errno is None or isinstance(error, ConnectionError):
-                raise
-            raise storage_error(error) from error
-
-
-def describe(dataset: ImageDataset) -> dict[str, Any]:
-    """The data set's part of ``tradeoff.json``."""
-    counts = {split: len(images) for split, images in dataset.splits().items()}
-    return {
-        "name": dataset.name,
-        "hash": dataset.content_hash(),
-        "shape": list(dataset.shape),
-        "bins": dataset.bins,
-        **counts,
-    }
-
-
-def open_search(run_dir: Path, settings: SearchSettings, dataset: ImageDataset) -> dict[str, Any]:
-    """``search.json`` of this run, made or checked. Raises ``ConfigError`` where it is another search's."""
-    path = run_dir / "search.json"
-    mine = {"format": FORMAT, "dataset": describe(dataset), **{name: getattr(settings, name) for name in COMPARED}}
-    if not path.exists():
-        write_text(path, json.dumps(mine, indent=1) + "\n")
-        return mine
-    search = read_json(path)
-    if search.get("format") != FORMAT:
-        raise ConfigError(f"{run_dir}: a search of another version of this software; give another --name")
-    theirs = search["dataset"]
-    if theirs["hash"] != mine["dataset"]["hash"]:
-        raise ConfigError(
-            f"{run_dir}: holds a search of another data set ({theirs['name']}, hash {theirs['hash']}; "
-            f"this is {dataset.name}, hash {mine['dataset']['hash']}); give another --name"
-        )
-    for name in COMPARED:
-        if search[name] != mine[name]:
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(
-                f"{run_dir}: was searched with {option} {search[name]}, not {mine[name]}, and trials must compare; "
-                f"give {option} {search[name]} or another --name"
-            )
-    return search
-
-
-def make_writable(run_dir: Path) -> None:
-    """Make the run's folder. Raises ``ConfigError`` where it cannot be written."""
-    try:
-        write_text(run_dir / ".writable", "")
-        (run_dir / ".writable").unlink()
-    except OSError as error:
-        raise ConfigError(f"--storage: {run_dir} cannot be written ({error.strerror}); give another folder") from error
-
-
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """One search at a time in a run's folder; the lock goes with the process, however it ends."""
-    with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{run_dir}: another search is running there; wait for it or give another --name"
-            ) from None
-        yield
+            if what := disk_trouble(error, run_storage):
+                raise ConfigError(
+                    f"--storage: cannot be written: {what}; make room and run the same command again"
+                ) from error
+            raise
 
 
 def run(
-    settings: SearchSettings, dataset: ImageDataset, space: SearchSpace, search: dict[str, Any], ledger: Ledger
+    settings: SearchSettings,
+    dataset: Dataset,
+    space: SearchSpace,
+    search: dict[str, Any],
+    ledger: Ledger,
+    console: Console,
+    notices: Notices,
 ) -> int:
     """Everything between an opened run and its printed result. Returns the exit status."""
-    console = Console()
     tracker = SearchTracker(
-        runs_dir=ledger.root.parent,
+        storage=settings.all_runs(),
         dataset_name=dataset.name,
-        search_name=ledger.root.name,
+        search_name=settings.run_name(dataset.name),
         params={f"data.{name}": value for name, value in search["dataset"].items()}
         | {f"train.{name}": search[name] for name in COMPARED},
     )
 
     def track(record: TrialRecord) -> None:
-        tracker.record_trial(snapshot(record, search["dataset"], ledger.trial_dir(record.id)))
+        tracker.record_trial(snapshot(record, search["dataset"], ledger.trial_storage(record.id)))
 
     for record in ledger.records.values():
         track(record)
     tracker.start()
     finished = interrupted = False
+    patience = CLOSING_SECONDS
     try:
         try:
-            finished = search_and_test(settings, dataset, space, ledger, console, track)
+            finished = search_and_test(settings, dataset, space, ledger, console, notices, track)
             interrupted = not finished
         except KeyboardInterrupt:
             interrupted = True
@@ -150,24 +104,30 @@ def run(
     except KeyboardInterrupt:
         interrupted = True
         raise
+    except StorageError:  # after minutes of trying: what MLflow still lacks, the next start brings it
+        patience = CLOSING_SECONDS_WITHOUT_STORE
+        notices.silence()
+        raise
     finally:
-        console.print("Writing the last figures to MLflow …", style="dim")
-        tracker.close(interrupted=interrupted)
+        notices.say("Writing the last figures to MLflow …")
+        tracker.close(interrupted=interrupted, timeout=patience)
     for problem in tracker.problems:
         console.print(f"warning: {problem}", style="yellow", markup=False)
     if not finished:
         console.print("Interrupted. The same command goes on where it stopped; nothing finished is lost.")
         return 1
-    console.print(f"MLflow: make ui, experiment fvae/{dataset.name}")
+    where = "" if ledger.root.local_path else f" ARGS='--runs {settings.storage}'"
+    console.print(f"MLflow: make ui{where}, experiment fvae/{dataset.name}", soft_wrap=True, highlight=False)
     return 0
 
 
 def search_and_test(
     settings: SearchSettings,
-    dataset: ImageDataset,
+    dataset: Dataset,
     space: SearchSpace,
     ledger: Ledger,
     console: Console,
+    notices: Notices,
     track: Callable[[TrialRecord], None],
 ) -> bool:
     """Train what is left to train, then read the test split for the fronts. False where Ctrl-C came first."""
@@ -197,13 +157,21 @@ def search_and_test(
                 seed=settings.seed,
             )
             with SearchDisplay(console, ledger, trials=settings.trials, epochs=settings.epochs) as display:
-                callback = LedgerCallback(ledger, (display.watch, track))
+                callback = LedgerCallback(ledger, (display.watch, track), notices.say)
                 if not engine.run_trials(settings, dataset, ledger, searcher, [callback]):
                     return False
         while ids := unread(ledger):  # a model that cannot be measured leaves its front to others
-            for record in reading_progress(console, engine.read_tests(settings, dataset, ledger, ids), len(ids)):
+            readings = engine.read_tests(settings, dataset, ledger, ids, notices.say)
+            for record in reading_progress(console, readings, len(ids)):
                 track(record)
+    remove_checkpoints(ledger)
     return True
+
+
+def remove_checkpoints(ledger: Ledger) -> None:
+    """Those of ended trials: each goes when its trial ends, unless the search is killed at that very moment."""
+    ended = {f"trials/{record.id}/{CHECKPOINT}" for record in ledger.ended()}
+    ledger.root.delete(*(found.key for found in ledger.root.list("trials") if found.key in ended))
 
 
 def unread(ledger: Ledger) -> list[str]:
@@ -212,50 +180,53 @@ def unread(ledger: Ledger) -> list[str]:
     return sorted(record_id for record_id in on_fronts if ledger.records[record_id].test is None)
 
 
-def budget(settings: SearchSettings, dataset: ImageDataset, ledger: Ledger) -> dict[str, Any]:
+def budget(settings: SearchSettings, dataset: Dataset, ledger: Ledger) -> dict[str, Any]:
     """What every complete trial got, and how many trials there are, for ``tradeoff.json``."""
     return {
         "trials": len(ledger.records),
         "epochs": settings.epochs,
-        "images_per_trial": settings.epochs * len(dataset.train),
+        "images_per_trial": settings.epochs * dataset.counts()["train"],
         "batch_size": settings.batch_size,
         "precision": settings.precision,
     }
 
 
-def plan(settings: SearchSettings, dataset: ImageDataset, ledger: Ledger) -> str:
+def plan(settings: SearchSettings, dataset: Dataset, ledger: Ledger) -> str:
     """What is about to run, in two lines."""
     channels, height, width = dataset.shape
+    counts = dataset.counts()
     ended, unfinished = len(ledger.ended()), len(ledger.with_status("running"))
     resumed = f" ({ended} done before, {unfinished} to resume)" if ledger.records else ""
     return (
-        f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.val):,} validation and {len(dataset.test):,} "
+        f"{dataset.name}: {counts['train']:,} training, {counts['val']:,} validation and {counts['test']:,} "
         f"test images of {width}×{height}×{channels}, {dataset.bins} levels\n"
         f"{settings.trials} trials over {', '.join(settings.families)}, {settings.epochs} epochs each{resumed}; "
-        f"results in {ledger.root}"
+        f"results in {ledger.root.uri}"
     )
 
 
-def draw(ledger: Ledger, search: dict[str, Any], console: Console) -> list[Path]:
+def draw(ledger: Ledger, search: dict[str, Any], console: Console) -> list[Artifact]:
     """Write the map's files and print its summary. Returns the files."""
     records = list(ledger.records.values())
     tradeoff = build_tradeoff(records, search)
+    ledger.guard()
     write_tradeoff(ledger.root, tradeoff)
     write_plot(ledger.root, tradeoff, records)
     write_page(ledger.root, tradeoff, records)
-    files = [ledger.root / name for name in ("tradeoff.html", "tradeoff.png", "tradeoff.json", "trials.csv")]
     console.print(summary(tradeoff))
-    for path in files:
-        console.print(str(path), style="dim", soft_wrap=True, highlight=False)
-    return files
+    for name in MAP_FILES:
+        console.print(address(ledger.root, name), style="dim", soft_wrap=True, highlight=False)
+    return [Artifact(ledger.root, name) for name in MAP_FILES]
 
 
-def storage_error(error: OSError) -> ConfigError:
-    """A full or read-only disk, in one line."""
-    where = f" {error.filename}" if error.filename else ""
-    return ConfigError(
-        f"--storage: cannot be written:{where} ({error.strerror}); make room and run the same command again"
-    )
+def disk_trouble(error: OSError, run_storage: Storage) -> str | None:
+    """A full or read-only disk, in a few words; None where the error is another, such as a remote store's."""
+    if isinstance(error, StorageError):
+        its_own = run_storage.local_path is not None and str(error).startswith(run_storage.uri)
+        return str(error) if its_own else None
+    if error.errno is None or isinstance(error, ConnectionError):
+        return None
+    return f"{error.filename} ({error.strerror})" if error.filename else f"({error.strerror})"
 
 
 if __name__ == "__main__":

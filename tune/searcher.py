@@ -65,7 +65,7 @@ class FrontSearcher(Searcher):
         self._record_ids[trial_id] = record.id
         return {
             "id": record.id,
-            "directory": str(self.ledger.trial_dir(record.id)),
+            "storage": self.ledger.trial_storage(record.id).uri,
             "model": record.config,
             "train": record.train,
             "seconds": record.seconds,

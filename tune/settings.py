@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from pathlib import Path
 
-from fvae.config import FAMILIES, Family, require, require_choice, require_integer
+from fvae.config import FAMILIES, ConfigError, Family, require, require_choice, require_integer
 from fvae.train_config import Precision
+from pipelines.datasets import Streaming
+from pipelines.storage import Storage, open_storage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,11 +21,15 @@ class SearchSettings:
     """
 
     dataset: str = "digits"
-    """'digits' (embedded), or a folder: images of one size, or the MNIST files."""
+    """'digits' or 'photos' (embedded); a folder, archive or file of images; a data set that
+    `python -m pipelines.ingest` made. A path of this machine or s3://bucket/prefix."""
+    streaming: Streaming = "auto"
+    """Hold the images in memory ('never'), read them from the data set's files as they are needed ('always'), or
+    hold them where they fit ('auto')."""
     name: str | None = None
     """Name of the run; its results lie in STORAGE/NAME. Default: the data set's name."""
     storage: str = "runs"
-    """Folder for all runs."""
+    """Where all runs lie: a folder of this machine, or s3://bucket/prefix."""
     trials: int = 48
     """Models to train, the families' shares being equal."""
     epochs: int = 60
@@ -60,20 +65,25 @@ class SearchSettings:
         for family in self.families:
             require_choice("--families", family, FAMILIES)
         require(len(set(self.families)) == len(self.families), "--families: each at most once")
-        require(self.dataset != "", "--dataset: empty; give 'digits' or a folder")
+        require(self.dataset != "", "--dataset: empty; give 'digits', 'photos', a path or an s3:// URI")
         require(
             self.name is None or re.fullmatch(r"[\w][\w.-]*", self.name) is not None,
             f"--name={self.name!r}: letters, digits, '_', '-' and '.' only",
         )
-        require(
-            "://" not in self.storage,
-            f"--storage={self.storage!r}: must be a folder of this machine",
-        )
+        require(self.storage != "", "--storage: empty; give a folder or s3://bucket/prefix")
+        self.all_runs()
 
     def run_name(self, dataset_name: str) -> str:
         """The run's name."""
         return self.name or re.sub(r"[^\w.-]|^[.-]", "-", dataset_name) or "images"
 
-    def run_dir(self, dataset_name: str) -> Path:
+    def all_runs(self) -> Storage:
+        """The storage of all runs. Raises ``ConfigError`` for a location that cannot be one."""
+        try:
+            return open_storage(self.storage)
+        except ConfigError as error:
+            raise ConfigError(f"--storage: {error}") from error
+
+    def run_storage(self, dataset_name: str) -> Storage:
         """Where the run's files lie."""
-        return Path(self.storage).resolve() / self.run_name(dataset_name)
+        return self.all_runs().child(self.run_name(dataset_name))

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from pipelines.tracking import EpochSnapshot, TrialSnapshot
+from pipelines.storage import Storage
+from pipelines.tracking import Artifact, EpochSnapshot, TrialSnapshot
 from tune.ledger import EpochRecord, TrialRecord
-from tune.trial import MODEL
+from tune.trial_files import MODEL
 
-PICTURES = ("samples.png", "reconstructions.png", "interpolations.png")
+INTERPOLATIONS = "interpolations.png"
+"""Between pairs of validation images: none where there is only one."""
+PICTURES = ("samples.png", "reconstructions.png", INTERPOLATIONS)
 
 
-def snapshot(record: TrialRecord, dataset: dict[str, Any], trial_dir: Path) -> TrialSnapshot:
-    """What MLflow shows of a trial. ``dataset`` is the data set's part of ``search.json``."""
+def snapshot(record: TrialRecord, dataset: dict[str, Any], storage: Storage) -> TrialSnapshot:
+    """What MLflow shows of a trial. ``dataset`` is the data set's part of ``search.json``, ``storage`` the trial's."""
     params = {f"model.{name}": value for name, value in record.config.items()}
     params |= {f"train.{name}": value for name, value in record.train.items()}
     params |= {f"data.{name}": value for name, value in dataset.items()}
     final: dict[str, float] = {}
-    artifacts: tuple[Path, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
     if record.status == "complete" and record.val_bpd is not None:
         final["best/val_bpd"] = record.val_bpd
         if record.test is not None:
             final |= {"test/bpd": record.test.bpd, "test/bpd_iwae64": record.test.bpd_iwae64}
-        artifacts = tuple(path for name in (*PICTURES, MODEL) if (path := trial_dir / name).exists())
+        artifacts = _artifacts(storage, dataset)
     return TrialSnapshot(
         id=record.id,
         family=record.family,
@@ -35,6 +37,14 @@ def snapshot(record: TrialRecord, dataset: dict[str, Any], trial_dir: Path) -> T
         final=final,
         artifacts=artifacts,
     )
+
+
+def _artifacts(storage: Storage, dataset: dict[str, Any]) -> tuple[Artifact, ...]:
+    """What a complete trial left. A remote store is not asked, for every trial at every start: it left them all."""
+    names = [name for name in (*PICTURES, MODEL) if name != INTERPOLATIONS or dataset["val"] > 1]
+    if (folder := storage.local_path) is not None:
+        names = [name for name in names if (folder / name).exists()]
+    return tuple(Artifact(storage, name) for name in names)
 
 
 def _epoch(point: EpochRecord) -> EpochSnapshot:

@@ -7,11 +7,10 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fvae.config import FAMILIES
-from fvae.files import write_text
+from pipelines.storage import Storage
 from tune.claim import build_claim
 from tune.compute import training_flops
 from tune.importance import parameter_importance
@@ -45,10 +44,10 @@ def build_tradeoff(records: Sequence[TrialRecord], search: Mapping[str, Any]) ->
     }
 
 
-def write_tradeoff(run_dir: Path, tradeoff: Mapping[str, Any]) -> None:
-    """Write ``tradeoff.json`` and ``trials.csv`` under ``run_dir``. Raises ``OSError`` where it cannot."""
-    write_text(run_dir / "tradeoff.json", json.dumps(tradeoff, indent=1, allow_nan=False) + "\n")
-    write_text(run_dir / "trials.csv", _csv(tradeoff["trials"]))
+def write_tradeoff(run: Storage, tradeoff: Mapping[str, Any]) -> None:
+    """Write ``tradeoff.json`` and ``trials.csv`` into the run's storage. Raises ``OSError`` where it cannot."""
+    run.write("tradeoff.json", (json.dumps(tradeoff, indent=1, allow_nan=False) + "\n").encode())
+    run.write("trials.csv", _csv(tradeoff["trials"]).encode())
 
 
 def _trial(record: TrialRecord, dataset_hash: str) -> dict[str, Any]:

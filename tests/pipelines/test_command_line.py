@@ -9,6 +9,7 @@ import pytest
 
 from fvae.config import require
 from pipelines import command_line
+from pipelines.storage import StorageError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,3 +60,18 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         command_line.run(interrupted, Settings)
     assert exit_.value.code == 1
     assert capsys.readouterr().err == "Interrupted.\n"
+
+
+def test_a_store_that_fails_is_one_line_and_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unlucky(settings: Settings) -> int:
+        print("begun")
+        raise StorageError("s3://a/b: cannot write: 503 SlowDown (9 attempts in 150 s)")
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(SystemExit) as exit_:
+        command_line.run(unlucky, Settings)
+    assert exit_.value.code == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("begun\n", "error: s3://a/b: cannot write: 503 SlowDown (9 attempts in 150 s)\n")

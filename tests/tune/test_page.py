@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pipelines.storage import open_storage
 from tests.tune.synthetic import SEARCH, failed, read_test, record, stopped, world, write_pictures
 from tests.tune.test_tradeoff import EDGE_CASES
 from tune.figures import size_figure
@@ -61,9 +62,8 @@ def page(records: list[TrialRecord], tradeoff: dict[str, Any], tmp_path_factory:
     first = tradeoff["trials"][0]
     hostile["trials"] = [first | {"config": first["config"] | {"coupling": HOSTILE}}, *tradeoff["trials"][1:]]
     write_pictures(run_dir / "trials" / tradeoff["fronts"]["fvae"][0])
-    path = write_page(run_dir, hostile, records)
-    assert path == run_dir / "tradeoff.html"
-    return path.read_text(encoding="utf-8")
+    write_page(open_storage(run_dir), hostile, records)
+    return (run_dir / "tradeoff.html").read_text(encoding="utf-8")
 
 
 def test_page_loads_nothing(page: str) -> None:
@@ -112,18 +112,20 @@ def test_page_shows_the_whole_map(page: str, tradeoff: dict[str, Any]) -> None:
 def test_every_kind_of_search_has_a_page_and_a_picture(name: str, tmp_path: Path) -> None:
     records = EDGE_CASES[name]
     tradeoff = build_tradeoff(records, SEARCH)
-    text = Tags(write_page(tmp_path, tradeoff, records).read_text(encoding="utf-8")).text
+    run = open_storage(tmp_path)
+    write_page(run, tradeoff, records)
+    text = Tags((tmp_path / "tradeoff.html").read_text(encoding="utf-8")).text
     assert tradeoff["claim"]["why"] in text
-    with Image.open(write_plot(tmp_path, tradeoff, records)) as picture:
+    write_plot(run, tradeoff, records)
+    with Image.open(tmp_path / "tradeoff.png") as picture:
         assert picture.format == "PNG" and picture.width == 1600
 
 
 def test_picture_of_a_full_search(records: list[TrialRecord], tradeoff: dict[str, Any], tmp_path: Path) -> None:
     # A lone $ would begin a formula, which this is none.
     named = tradeoff | {"dataset": SEARCH["dataset"] | {"name": "a $x_ data set"}}
-    path = write_plot(tmp_path, named, records)
-    assert path == tmp_path / "tradeoff.png"
-    with Image.open(path) as picture:
+    write_plot(open_storage(tmp_path), named, records)
+    with Image.open(tmp_path / "tradeoff.png") as picture:
         colors = {color for _, color in picture.convert("RGB").getcolors(maxcolors=2**24) or []}
     # Each family is drawn in its own colour.
     assert {(213, 94, 0), (0, 114, 178), (0, 158, 115)} <= colors

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from pipelines.storage import open_storage
 from tune.ledger import EpochRecord, Ledger, TrialRecord
 from tune.scheduler import LEAST_MARGIN, VOTES, FrontScheduler, margin, reason_to_stop, rungs
 
@@ -40,7 +41,7 @@ def flat(bits: float, epochs: int = RUNG) -> list[float]:
 
 
 def decide(tmp_path: Path, trial: TrialRecord, rivals: list[TrialRecord]) -> str | None:
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(open_storage(tmp_path))
     for each in (trial, *rivals):
         ledger.put(each)
     return reason_to_stop(ledger, trial, RUNG, trial.history[RUNG - 1].val_bpd)
@@ -85,7 +86,7 @@ def test_failed_rivals_stop_nobody(tmp_path: Path) -> None:
 
 
 def test_the_epoch_and_the_decision_are_one_write(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = Ledger(open_storage(tmp_path))
     trial = record(0, 1000, flat(3.0, RUNG - 1))
     for each in (trial, record(1, 10, flat(1.0)), record(2, 10, flat(1.0))):
         ledger.put(each)
@@ -93,7 +94,7 @@ def test_the_epoch_and_the_decision_are_one_write(tmp_path: Path) -> None:
     last = dataclasses.asdict(record(9, 1, flat(3.0)).history[-1]) | {"images_per_second": 1.0}
     decision = scheduler.on_trial_result(None, SimpleNamespace(config={"id": trial.id}), last)  # type: ignore[arg-type]
     assert decision == TrialScheduler.STOP
-    on_disk = Ledger(tmp_path).records[trial.id]
+    on_disk = Ledger(open_storage(tmp_path)).records[trial.id]
     assert (on_disk.status, on_disk.epochs) == ("stopped", RUNG)
     assert on_disk.reason.startswith("epoch 15")
 

@@ -20,8 +20,10 @@ from fvae import evaluate, load
 from fvae.data import derived_seed
 from pipelines import command_line
 from pipelines.datasets import load_dataset
+from pipelines.storage import open_storage
 from pipelines.tracking import default_tracking_uri
 from tune import search
+from tune.opening import locked
 from tune.settings import SearchSettings
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +55,7 @@ def records(storage: Path) -> dict[str, dict]:
 
 
 def mlflow_runs(storage: Path) -> tuple[MlflowClient, list]:
-    client = MlflowClient(default_tracking_uri(storage))
+    client = MlflowClient(default_tracking_uri(open_storage(storage)))
     experiment = client.get_experiment_by_name("fvae/digits")
     return client, list(client.search_runs([experiment.experiment_id]))
 
@@ -293,10 +295,10 @@ def write_images(folder: Path, height: int, width: int) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--dataset", "{tmp}/nowhere"], "no such folder"),
-        (["--dataset", "{tmp}/empty"], "no images in it"),
-        (["--dataset", "{tmp}/text"], "notes.txt: not an image"),
-        (["--dataset", "{tmp}/sizes"], "every image needs the same size"),
+        (["--dataset", "{tmp}/nowhere"], "no such file or folder"),
+        (["--dataset", "{tmp}/empty"], "needs image files"),
+        (["--dataset", "{tmp}/spoilt"], "5.png: not an image"),
+        (["--dataset", "{tmp}/sizes"], "more/0.png: 16×8 where most images are 8×8"),
         (["--dataset", "{tmp}/odd"], "images of 9×7"),
         (["--families", "gan"], "--families"),
         (["--families", "flow", "flow"], "each at most once"),
@@ -310,7 +312,11 @@ def write_images(folder: Path, height: int, width: int) -> None:
         (["--precision", "fp8"], "--precision"),
         (["--storage", "/proc/nothing"], "cannot be written"),
         (["--storage", "{tmp}/file"], "cannot be written"),
-        (["--storage", "s3://bucket"], "must be a folder of this machine"),
+        (["--storage", "gs://bucket/runs"], "--storage: gs://bucket/runs: cannot use gs://"),
+        (["--storage", "s3://My_Bucket/runs"], "'My_Bucket' is no bucket name"),
+        (["--storage", "s3://bucket/../runs"], "--storage: s3://bucket/../runs: must not hold"),
+        (["--streaming", "sometimes"], "--streaming"),
+        (["--streaming", "always"], "make one with python -m pipelines.ingest"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -318,8 +324,8 @@ def test_bad_input_is_one_line_and_status_2(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    write_images(tmp_path / "text", 8, 8)
-    (tmp_path / "text" / "notes.txt").write_text("hello")
+    write_images(tmp_path / "spoilt", 8, 8)
+    (tmp_path / "spoilt" / "5.png").write_text("hello")
     write_images(tmp_path / "sizes", 8, 8)
     write_images(tmp_path / "sizes" / "more", 8, 16)
     write_images(tmp_path / "odd", 7, 9)
@@ -354,10 +360,10 @@ def test_a_run_of_another_data_set_or_budget_is_not_mixed(
 
 
 def test_two_searches_do_not_share_a_folder(finished: Path) -> None:
-    with search.locked(finished / "digits"):
+    with locked(open_storage(finished / "digits")):
         second = run(finished, *SMALL)
     assert second.returncode == 2
-    assert "another search is running there" in second.stderr
+    assert "another search is running" in second.stderr and "in use by" in second.stderr
 
 
 def test_more_gpus_than_there_are_is_said(tmp_path: Path) -> None:
@@ -371,6 +377,6 @@ def test_help_shows_every_option_with_its_default() -> None:
     shown = subprocess.run(
         [sys.executable, "tune/search.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
-    for option in ("--dataset", "--trials", "--epochs", "--storage", "--families", "--gpus-per-trial"):
+    for option in ("--dataset", "--streaming", "--trials", "--epochs", "--storage", "--families", "--gpus-per-trial"):
         assert option in shown.stdout
     assert "default: 48" in shown.stdout

@@ -13,6 +13,7 @@ from ray.tune.search import Searcher
 
 from fvae import ConfigError, ModelConfig, TrainConfig
 from fvae.flops import parameters_and_flops
+from pipelines.storage import open_storage
 from tune.ledger import Ledger, TrialRecord
 from tune.searcher import FrontSearcher
 from tune.space import SearchSpace, initial_designs, suggest
@@ -24,7 +25,13 @@ SPACE = SearchSpace.for_images((1, 8, 8))
 
 def searcher(root: Path, trials: int = 12, families: tuple[str, ...] = FAMILIES) -> FrontSearcher:
     return FrontSearcher(
-        ledger=Ledger(root), space=SPACE, images=DIGITS, train=TrainConfig(), families=families, trials=trials, seed=0
+        ledger=Ledger(open_storage(root)),
+        space=SPACE,
+        images=DIGITS,
+        train=TrainConfig(),
+        families=families,
+        trials=trials,
+        seed=0,
     )
 
 
@@ -129,7 +136,13 @@ def test_an_exhausted_space_is_said_in_one_line(tmp_path: Path) -> None:
         learning_rate=(1e-3, 1e-3),
     )
     search = FrontSearcher(
-        ledger=Ledger(tmp_path), space=point, images=DIGITS, train=TrainConfig(), families=("flow",), trials=5, seed=0
+        ledger=Ledger(open_storage(tmp_path)),
+        space=point,
+        images=DIGITS,
+        train=TrainConfig(),
+        families=("flow",),
+        trials=5,
+        seed=0,
     )
     search.suggest("0")
     with pytest.raises(ConfigError, match="no untried model"):
@@ -179,7 +192,7 @@ def test_records_survive_the_disk(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     config = search.suggest("0")
     finish(search, "0", config["id"], "complete")
-    reread = Ledger(tmp_path).records
+    reread = Ledger(open_storage(tmp_path)).records
     assert reread == search.ledger.records
     assert isinstance(next(iter(reread.values())), TrialRecord)
 
@@ -191,7 +204,7 @@ def test_a_changed_space_resumes_and_extends(tmp_path: Path) -> None:
         finish(first, str(number), configs[number]["id"], "complete")
     narrower = dataclasses.replace(SPACE, learning_rate=(1e-4, 2e-4))
     second = FrontSearcher(
-        ledger=Ledger(tmp_path),
+        ledger=Ledger(open_storage(tmp_path)),
         space=narrower,
         images=DIGITS,
         train=TrainConfig(),

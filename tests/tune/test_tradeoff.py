@@ -12,6 +12,7 @@ import numpy as np
 import optuna
 import pytest
 
+from pipelines.storage import open_storage
 from tests.tune.synthetic import SEARCH, failed, read_test, record, stopped, world
 from tune.compute import best_so_far, training_flops
 from tune.importance import parameter_importance
@@ -110,7 +111,7 @@ def test_hypervolume_by_hand() -> None:
 @pytest.mark.parametrize("name", EDGE_CASES)
 def test_files_are_strict_and_complete(name: str, tmp_path: Path) -> None:
     tradeoff = build_tradeoff(EDGE_CASES[name], SEARCH)
-    write_tradeoff(tmp_path, tradeoff)
+    write_tradeoff(open_storage(tmp_path), tradeoff)
     assert json.loads((tmp_path / "tradeoff.json").read_text(), parse_constant=refuse) == tradeoff
     with (tmp_path / "trials.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(EDGE_CASES[name])
@@ -118,7 +119,7 @@ def test_files_are_strict_and_complete(name: str, tmp_path: Path) -> None:
 
 
 def test_csv_has_one_flat_row_a_trial(tradeoff: dict[str, Any], tmp_path: Path) -> None:
-    write_tradeoff(tmp_path, tradeoff)
+    write_tradeoff(open_storage(tmp_path), tradeoff)
     with (tmp_path / "trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [trial["id"] for trial in tradeoff["trials"]]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fvae import ModelConfig, TrainConfig, load
-from tune import trial
+from fvae import ConfigError, ModelConfig, TrainConfig
+from pipelines.storage import Storage, StorageError, open_storage
+from tune import trial_files
 from tune.ledger import Ledger, TrialRecord, changes
-from tune.trial import CHECKPOINT, MODEL, TrialProcess, read_test_split
+from tune.trial import TrialProcess, read_test_split
+from tune.trial_files import CHECKPOINT, Checkpoints, load_model
+from tune.troubles import keep_warnings, raise_trouble, with_warnings
 
 EPOCHS = 6
 MODEL_CONFIG = ModelConfig(
@@ -23,7 +27,14 @@ IMAGES = np.random.default_rng(0).integers(0, 8, (40, 1, 4, 4), dtype=np.uint8)
 
 @pytest.fixture(autouse=True)
 def checkpoint_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(trial_files, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(trial_files, "CHECKPOINT_SHARE", 1e9)
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a run may lie."""
+    return str(tmp_path / "run") if request.param == "local" else f"{request.getfixturevalue('bucket')}/run"
 
 
 class Process(TrialProcess):
@@ -33,8 +44,9 @@ class Process(TrialProcess):
         self.setup(config, {"train": IMAGES, "val": IMAGES[:20]}, "cpu", 1)
 
 
-def start(ledger: Ledger) -> tuple[Process, TrialRecord]:
-    """A process for the ledger's one trial, as the searcher would start it."""
+def open_ledger(place: str) -> Ledger:
+    """A ledger that holds one trial."""
+    ledger = Ledger(open_storage(place))
     if not ledger.records:
         ledger.put(
             TrialRecord(
@@ -47,10 +59,15 @@ def start(ledger: Ledger) -> tuple[Process, TrialRecord]:
                 suggestion={},
             )
         )
+    return ledger
+
+
+def start(ledger: Ledger) -> tuple[Process, TrialRecord]:
+    """A process for the ledger's one trial, as the searcher would start it."""
     (record,) = ledger.records.values()
     config = {
         "id": record.id,
-        "directory": str(ledger.trial_dir(record.id)),
+        "storage": ledger.trial_storage(record.id).uri,
         "model": record.config,
         "train": record.train,
         "seconds": record.seconds,
@@ -63,55 +80,76 @@ def recorded(ledger: Ledger, result: dict[str, Any]) -> TrialRecord:
     return ledger.update(record.id, **changes(record, result))
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each epoch of the trial measures."""
+    process, _ = start(open_ledger(str(tmp_path_factory.mktemp("undisturbed"))))
+    return [process.step() for _ in range(EPOCHS)]
+
+
 @pytest.mark.parametrize("killed_after", range(1, EPOCHS + 1))
 @pytest.mark.parametrize("driver_heard_of_it", [True, False])
 def test_killed_after_any_epoch_the_history_is_whole(
-    tmp_path: Path, killed_after: int, driver_heard_of_it: bool
+    place: str, undisturbed: list[dict[str, Any]], killed_after: int, driver_heard_of_it: bool
 ) -> None:
-    whole, _ = start(Ledger(tmp_path / "whole"))
-    measured = [whole.step() for _ in range(EPOCHS)]
-
-    ledger = Ledger(tmp_path / "killed")
+    ledger = open_ledger(place)
     process, _ = start(ledger)
     for epoch in range(1, killed_after + 1):
         result = process.step()
         if epoch < killed_after or driver_heard_of_it:
             recorded(ledger, result)
 
-    ledger = Ledger(tmp_path / "killed")  # both processes are new
+    ledger = Ledger(open_storage(place))  # both processes are new
     (record,) = ledger.records.values()
     if record.status == "running":
         process, _ = start(ledger)
+        results = []
         while record.status == "running":
-            record = recorded(ledger, process.step())
+            results.append(process.step())
+            record = recorded(ledger, results[-1])
+        # It goes on from the checkpoint, which the last step had written before its epoch.
+        assert results[0]["epoch"] == max(1, killed_after)
     assert record.status == "complete"
     assert [point.epoch for point in record.history] == list(range(1, EPOCHS + 1))
-    assert [point.val_bpd for point in record.history] == [result["val_bpd"] for result in measured]
-    assert (record.best_epoch, record.val_bpd) == (measured[-1]["best_epoch"], measured[-1]["best_val_bpd"])
+    assert [point.val_bpd for point in record.history] == [result["val_bpd"] for result in undisturbed]
+    assert (record.best_epoch, record.val_bpd) == (undisturbed[-1]["best_epoch"], undisturbed[-1]["best_val_bpd"])
     seconds = [point.seconds for point in record.history]
     assert seconds == sorted(seconds)
-    load(ledger.trial_dir(record.id) / MODEL)
+    load_model(ledger.trial_storage(record.id), "cpu")
 
 
-def test_a_damaged_checkpoint_costs_epochs_not_the_trial(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+def test_what_a_complete_trial_leaves(place: str) -> None:
+    ledger = open_ledger(place)
+    process, record = start(ledger)
+    for _ in range(EPOCHS):
+        process.step()
+    left = [info.key for info in ledger.trial_storage(record.id).list()]
+    assert left == sorted([
+        "interpolations.png", "model/config.json", "model/model.safetensors", "reconstructions.png", "samples.png",
+        CHECKPOINT, "trial.json",
+    ])  # fmt: skip
+
+
+def test_a_damaged_checkpoint_costs_epochs_not_the_trial(place: str) -> None:
+    ledger = open_ledger(place)
     process, record = start(ledger)
     for _ in range(3):
         recorded(ledger, process.step())
-    checkpoint = ledger.trial_dir(record.id) / CHECKPOINT
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-10])
+    storage = ledger.trial_storage(record.id)
+    storage.write(CHECKPOINT, storage.read(CHECKPOINT)[:-10])
     process, _ = start(ledger)
-    assert process.trainer.epoch == 0
-    results = [process.step() for _ in range(EPOCHS)]
-    for result in results:
+    first = process.step()
+    assert first["epoch"] == 1
+    assert not storage.exists(CHECKPOINT)
+    for result in [first, *(process.step() for _ in range(EPOCHS - 1))]:
         recorded(ledger, result)
     (record,) = ledger.records.values()
     assert record.status == "complete"
     assert [point.epoch for point in record.history] == list(range(1, EPOCHS + 1))
 
 
-def test_a_non_finite_trial_fails_with_its_reason(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+def test_a_non_finite_trial_fails_with_its_reason(place: str) -> None:
+    ledger = open_ledger(place)
     process, _ = start(ledger)
     recorded(ledger, process.step())
     next(process.trainer.model.parameters()).data.fill_(float("nan"))
@@ -120,5 +158,93 @@ def test_a_non_finite_trial_fails_with_its_reason(tmp_path: Path) -> None:
     assert record.reason.startswith("step 3 (epoch 2): loss nan")
 
 
-def test_a_model_that_cannot_be_measured_gives_its_reason(tmp_path: Path) -> None:
-    assert "no model.safetensors there" in str(read_test_split(str(tmp_path), IMAGES, 0, 1, "cpu"))
+def test_checkpoints_take_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A clock of the test's own: an epoch takes 4 s, a checkpoint 1.5 s."""
+    now, saved_at = 0.0, []
+
+    class FourSecondEpochs:
+        epoch = 0
+
+        def save(self, path: Path) -> None:
+            nonlocal now
+            now += 1.5
+            saved_at.append(now)
+
+    monkeypatch.setattr(trial_files, "CHECKPOINT_SECONDS", 5.0)
+    monkeypatch.setattr(trial_files, "CHECKPOINT_SHARE", 1 / 20)
+    monkeypatch.setattr(trial_files.time, "monotonic", lambda: now)
+    trainer, checkpoints = FourSecondEpochs(), Checkpoints(open_storage(tmp_path))
+    for _ in range(100):
+        now += 4.0
+        trainer.epoch += 1
+        checkpoints.save_when_due(trainer)  # type: ignore[arg-type]
+    assert saved_at[0] == 9.5  # the first tells what one costs
+    assert np.diff(saved_at).min() >= 30
+    assert 0.04 < 1.5 * len(saved_at) / now < 0.05
+
+
+# --- a storage that fails ------------------------------------------------------------------------------------
+
+
+def test_a_store_that_fails_ends_the_search_not_the_trial(tmp_path: Path) -> None:
+    ledger = open_ledger(str(tmp_path))
+    process, record = start(ledger)
+    recorded(ledger, process.step())
+    folder = tmp_path / "trials" / record.id
+    for name in ("samples.png", CHECKPOINT):
+        (folder / name).mkdir()  # nothing can be written there
+    result = process.step()
+    assert result["done"] and "failure" not in result
+    with pytest.raises(OSError, match=CHECKPOINT):
+        raise_trouble(result)
+    (folder / CHECKPOINT).rmdir()
+    for _ in range(EPOCHS - 2):
+        result = process.step()
+    assert result["epoch"] == EPOCHS - 1
+    with pytest.raises(StorageError, match=r"samples\.png: cannot write"):
+        raise_trouble(process.step())
+
+
+def test_a_missing_bucket_ends_the_search_with_its_line(bucket: str) -> None:
+    process, _ = start(open_ledger(f"{bucket}/run"))
+    process.storage = open_storage("s3://another-bucket-that-is-missing/run")
+    result = process.step()
+    with pytest.raises(ConfigError, match="s3://another-bucket-that-is-missing: no such bucket"):
+        raise_trouble(result)
+    assert process.step() == result  # asked again, it still does not train from the start
+
+
+def test_what_was_tried_again_comes_with_the_next_result() -> None:
+    logger = logging.getLogger("pipelines.storage")
+    keep_warnings()
+    keep_warnings()
+    with_warnings({})  # what other tests left
+    logger.warning("read %s: again", "s3://a/b")
+    logger.info("no news")
+    assert with_warnings({"epoch": 1}) == {"epoch": 1, "warnings": ["read s3://a/b: again"]}
+    assert with_warnings({"epoch": 2}) == {"epoch": 2}
+
+
+# --- the test split ------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_cannot_be_measured_gives_its_reason(place: str) -> None:
+    storage: Storage = open_storage(place)
+    storage.write("trial.json", b"{}")
+    result = read_test_split(storage.uri, IMAGES, 0, 1, "cpu")
+    assert result == {
+        "failure": f"test split: {storage.uri}/model: no model.safetensors there; "
+        "a saved model is a folder with model.safetensors and config.json"
+    }
+
+
+def test_a_model_is_measured_alike_wherever_it_lies(tmp_path: Path, bucket: str) -> None:
+    readings = []
+    for place in (str(tmp_path), f"{bucket}/run"):
+        ledger = open_ledger(place)
+        process, record = start(ledger)
+        for _ in range(EPOCHS):
+            process.step()
+        readings.append(read_test_split(ledger.trial_storage(record.id).uri, IMAGES, 0, 1, "cpu"))
+    assert readings[0] == readings[1]
+    assert readings[0]["test"].bpd > readings[0]["test"].bpd_iwae64

@@ -1,0 +1,80 @@
+"""A run's place: made writable, one search in it at a time, and always the same one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fvae.config import ConfigError
+from fvae.data import Dataset
+from fvae.files import write_text
+from pipelines.lease import Lease, LeaseTaken, exclusive
+from pipelines.storage import Storage
+from tune.settings import SearchSettings
+from tune.stored import read_json
+
+SEARCH = "search.json"
+FORMAT = 1
+"""Raised whenever models, figures or records of an earlier version would no longer compare."""
+COMPARED = ("epochs", "batch_size", "precision", "seed")
+"""Settings that all trials of a run share, besides the data set."""
+
+
+@contextmanager
+def locked(run: Storage) -> Iterator[Lease]:
+    """One search at a time. Raises ``ConfigError`` where there is another, or where nothing can be written."""
+    if run.local_path is not None:
+        _make_writable(run.local_path)  # a remote store says as much when it refuses the lease
+    try:
+        with exclusive(run) as lease:
+            yield lease
+    except LeaseTaken as taken:
+        raise ConfigError(f"another search is running: {taken}, or give another --name") from taken
+
+
+def open_search(run: Storage, settings: SearchSettings, dataset: Dataset) -> dict[str, Any]:
+    """``search.json`` of this run, made or checked. Raises ``ConfigError`` where it is another search's."""
+    mine = {"format": FORMAT, "dataset": describe(dataset), **{name: getattr(settings, name) for name in COMPARED}}
+    try:
+        search = read_json(run, SEARCH)
+    except FileNotFoundError:
+        run.write(SEARCH, (json.dumps(mine, indent=1) + "\n").encode())
+        return mine
+    if search.get("format") != FORMAT:
+        raise ConfigError(f"{run.uri}: a search of another version of this software; give another --name")
+    theirs = search["dataset"]
+    if theirs["hash"] != mine["dataset"]["hash"]:
+        raise ConfigError(
+            f"{run.uri}: holds a search of another data set ({theirs['name']}, hash {theirs['hash']}; "
+            f"this is {dataset.name}, hash {mine['dataset']['hash']}); give another --name"
+        )
+    for name in COMPARED:
+        if search[name] != mine[name]:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{run.uri}: was searched with {option} {search[name]}, not {mine[name]}, and trials must compare; "
+                f"give {option} {search[name]} or another --name"
+            )
+    return search
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """The data set's part of ``tradeoff.json``."""
+    return {
+        "name": dataset.name,
+        "hash": dataset.content_hash(),
+        "shape": list(dataset.shape),
+        "bins": dataset.bins,
+        **dataset.counts(),
+    }
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        write_text(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ConfigError(f"--storage: {folder} cannot be written ({error.strerror}); give another folder") from error

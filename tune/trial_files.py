@@ -1,0 +1,101 @@
+"""A trial's checkpoint and model in its storage: written here and uploaded, or written straight to a local folder."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fvae import ConfigError, Model, Trainer, load, save
+from pipelines.storage import Storage
+from tune.stored import address
+
+CHECKPOINT_SECONDS = 5.0
+"""Least time between two checkpoints of a trial: what a crash can cost it."""
+CHECKPOINT_SHARE = 1 / 20
+"""Largest share of a trial's time that its checkpoints may take, once the first has shown how long one takes."""
+CHECKPOINT, MODEL = "training.safetensors", "model"
+
+
+class Checkpoints:
+    """The one checkpoint of a trial, replaced now and then."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._saved_at, self._saved_epoch, self._took = time.monotonic(), 0, 0.0
+
+    def restore(self, trainer: Trainer) -> None:
+        """Continue from the checkpoint where there is one; a damaged one is removed, and what it held trained again.
+
+        Raises ``OSError`` or ``ConfigError`` where the storage cannot be read.
+        """
+        with self._local_checkpoint() as path:
+            if path is not None:
+                try:
+                    trainer.restore(path)
+                except ConfigError:  # damaged, or of an older version
+                    self.storage.delete(CHECKPOINT)
+        self._saved_at, self._saved_epoch = time.monotonic(), trainer.epoch
+
+    def save_when_due(self, trainer: Trainer) -> None:
+        """Write the checkpoint if the last is old enough. Raises ``OSError`` or ``ConfigError`` where it cannot."""
+        rest = max(CHECKPOINT_SECONDS, self._took / CHECKPOINT_SHARE)
+        if trainer.epoch == self._saved_epoch or time.monotonic() - self._saved_at <= rest:
+            return
+        started = time.monotonic()
+        with written_to(self.storage, CHECKPOINT) as path:
+            trainer.save(path)
+        self._saved_at, self._saved_epoch = time.monotonic(), trainer.epoch
+        self._took = self._saved_at - started
+
+    @contextmanager
+    def _local_checkpoint(self) -> Iterator[Path | None]:
+        if self.storage.local_path is not None:
+            path = self.storage.local_path / CHECKPOINT
+            yield path if path.exists() else None
+            return
+        with tempfile.TemporaryDirectory(prefix="fvae-") as folder:
+            path = Path(folder) / CHECKPOINT
+            with contextlib.suppress(FileNotFoundError):
+                self.storage.download(CHECKPOINT, path)
+            yield path if path.exists() else None
+
+
+def save_model(model: Model, storage: Storage) -> None:
+    """Write the model's folder. Raises ``OSError`` or ``ConfigError`` where it cannot."""
+    with written_to(storage, MODEL) as path:
+        save(model, path)
+
+
+def load_model(storage: Storage, device: str) -> Model:
+    """The trial's model. Raises ``ModelError`` where it is missing or damaged, ``OSError`` where no storage answers."""
+    with tempfile.TemporaryDirectory(prefix="fvae-") as folder:
+        if storage.local_path is not None:
+            path = storage.local_path / MODEL
+        else:
+            path = Path(folder) / MODEL
+            with contextlib.suppress(FileNotFoundError):  # load says it better
+                storage.download(MODEL, path)
+        try:
+            return load(path, device)
+        except ConfigError as error:
+            raise ModelError(str(error).replace(str(path), address(storage, MODEL))) from error
+
+
+class ModelError(ValueError):
+    """A saved model that is missing or damaged: its own trial's trouble, unlike a storage's. One line."""
+
+
+@contextmanager
+def written_to(storage: Storage, key: str) -> Iterator[Path]:
+    """A path to write a file or folder to, which is at ``key`` after the block."""
+    if storage.local_path is not None:
+        yield storage.local_path / key
+        return
+    with tempfile.TemporaryDirectory(prefix="fvae-") as folder:
+        path = Path(folder) / key
+        yield path
+        storage.upload(path, key)
