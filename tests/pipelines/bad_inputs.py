@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import pickle
 import struct
 import subprocess
@@ -276,11 +275,11 @@ def give(case: Case, folder: Path) -> tuple[int, str, str]:
 
 
 def main() -> None:
-    for case in CASES:
+    for number, case in enumerate(CASES, start=1):
         with tempfile.TemporaryDirectory() as folder:
             status, _, said = give(case, Path(folder))
-            print(json.dumps([case.given, status]))
-            print("   ", said.strip().replace(folder + "/", "").replace(folder, ""))
+            print(f"{number:2}. {case.given}")
+            print(f"    exit {status}  {said.strip().replace(folder + '/', '').replace(folder, '')}")
 
 
 if __name__ == "__main__":
