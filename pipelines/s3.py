@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 
 from pipelines import s3_multipart
 from pipelines.local_storage import copy_stream, local_files
-from pipelines.s3_file import CHECKSUM, RangedFile, SpoiltError, verify
+from pipelines.s3_file import CHECKSUM, RangedFile, verify
 from pipelines.s3_requests import DamagedError, client, in_threads, request, status_and_code, store_time
-from pipelines.storage import READ_AHEAD, ChangedError, ObjectInfo, Storage, check_key
+from pipelines.storage import READ_AHEAD, ChangedError, ObjectInfo, SpoiltError, Storage, check_key
 
 CREATION = "creation"
 """Metadata entry by which a writer knows its own object again when the answer to its request was lost."""

@@ -7,17 +7,13 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from pipelines.s3_requests import DamagedError
-from pipelines.storage import READ_AHEAD, StorageError
+from pipelines.storage import READ_AHEAD, SpoiltError, StorageError
 
 if TYPE_CHECKING:
     from pipelines.s3 import S3Storage
 
 CHECKSUM = "sha256"
 """Metadata entry of every object written here: the SHA-256 of its content in hex."""
-
-
-class SpoiltError(StorageError):
-    """Content that turned out, at its end, not to be what was stored."""
 
 
 class RangedFile(io.RawIOBase):

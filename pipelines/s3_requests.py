@@ -23,7 +23,7 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from fvae.config import ConfigError
-from pipelines.storage import StorageError
+from pipelines.storage import SpoiltError, StorageError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -256,7 +256,8 @@ def _explained(error: Exception, operation: str, uri: str, attempts: int, second
         if status == 404:
             return FileNotFoundError(errno.ENOENT, "no such object", uri)
     tries = "1 attempt" if attempts == 1 else f"{attempts} attempts in {seconds:.0f} s"
-    return StorageError(f"{uri}: cannot {operation}: {cause(error)} ({tries})")
+    kind = SpoiltError if isinstance(error, DamagedError) else StorageError
+    return kind(f"{uri}: cannot {operation}: {cause(error)} ({tries})")
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -29,6 +29,10 @@ class StorageError(OSError):
     """
 
 
+class SpoiltError(StorageError):
+    """An object whose content is not what was written, however often it is read."""
+
+
 class ChangedError(StorageError):
     """An object is no longer the version that was asked for."""
 

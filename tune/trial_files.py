@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fvae import ConfigError, Model, Trainer, load, save
-from pipelines.storage import Storage
+from pipelines.storage import SpoiltError, Storage
 from tune.stored import address
 
 CHECKPOINT_SECONDS = 5.0
@@ -59,8 +59,12 @@ class Checkpoints:
             return
         with tempfile.TemporaryDirectory(prefix="fvae-") as folder:
             path = Path(folder) / CHECKPOINT
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 self.storage.download(CHECKPOINT, path)
+            except FileNotFoundError:
+                pass
+            except SpoiltError:
+                self.storage.delete(CHECKPOINT)
             yield path if path.exists() else None
 
 

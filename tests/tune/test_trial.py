@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 
@@ -146,6 +147,22 @@ def test_a_damaged_checkpoint_costs_epochs_not_the_trial(place: str) -> None:
     (record,) = ledger.records.values()
     assert record.status == "complete"
     assert [point.epoch for point in record.history] == list(range(1, EPOCHS + 1))
+
+
+def test_a_checkpoint_that_the_store_has_spoilt_costs_epochs_too(bucket: str, impatient: None) -> None:
+    ledger = open_ledger(f"{bucket}/runs/name")
+    process, record = start(ledger)
+    for _ in range(3):
+        recorded(ledger, process.step())
+    storage = ledger.trial_storage(record.id)
+    key = f"runs/name/trials/{record.id}/{CHECKPOINT}"
+    store, name = boto3.client("s3"), bucket.removeprefix("s3://")
+    held = store.get_object(Bucket=name, Key=key)
+    content = held["Body"].read()
+    store.put_object(Bucket=name, Key=key, Body=content[:-1] + b"?", Metadata=held["Metadata"])
+    process, _ = start(ledger)
+    assert process.step()["epoch"] == 1
+    assert not storage.exists(CHECKPOINT)
 
 
 def test_a_non_finite_trial_fails_with_its_reason(place: str) -> None:
