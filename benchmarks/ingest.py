@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from fvae.manifest import MANIFEST, Manifest
+from pipelines.dataset_writer import check_destination
 from pipelines.storage import open_storage
 
 PLAIN = """
@@ -107,6 +108,7 @@ def main() -> None:
         storage = open_storage(dest)
         for _ in range(options.rounds):
             plain.append(measure([sys.executable, "-c", PLAIN, options.source, f"{folder}/plain.parquet"]))
+            check_destination(storage)  # a data set or nothing, before it is emptied
             storage.delete_prefix("")
             ours.append(measure([sys.executable, "-m", "pipelines.ingest", options.source, dest]))
         manifest = Manifest.from_json(storage.read(MANIFEST).decode())

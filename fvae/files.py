@@ -36,10 +36,15 @@ def write_text(path: Path, content: str) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ``ConfigError`` where it is none."""
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(content: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in ``content``. Raises ``ConfigError``, one line that names ``where``, where it is none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: damaged, not JSON ({error}); restore it or remove it") from error
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: damaged, not JSON ({error}); restore it or remove it") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: damaged, not a JSON object; restore it or remove it")
+        raise ConfigError(f"{where}: damaged, not a JSON object; restore it or remove it")
     return values

@@ -124,6 +124,11 @@ class Manifest:
                 f"counts: {split}={self.counts[split]}, but its shards hold {held} images",
             )
 
+    @property
+    def images(self) -> int:
+        """Images of all splits."""
+        return sum(self.counts.values())
+
     def of_split(self, split: str) -> tuple[Shard, ...]:
         """The shards of one split, in stored order."""
         return tuple(shard for shard in self.shards if shard.split == split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -20,7 +21,8 @@ SHARD_BYTES = 16 * 2**20
 """Raw pixels of a shard at most: what a reader needs at once, and twice that a writer."""
 WRITERS = 2
 """Shards encoded and sent at a time."""
-BAD_FILES = "bad-files.csv"
+BAD_FILES, REFUSED_FILES = "bad-files.csv", "bad-files-refused.csv"
+"""What could not be used of the source of this data set; of one that had too many such files to become it."""
 LOCK = ".lock"
 OURS = re.compile(r"(train|val|test)-\d{5}-[0-9a-f]{8}\.parquet")
 
@@ -28,14 +30,20 @@ OURS = re.compile(r"(train|val|test)-\d{5}-[0-9a-f]{8}\.parquet")
 def check_destination(storage: Storage) -> None:
     """Raise ``ConfigError`` where something lies at the destination that no data set of ours put there."""
     for entry in storage.list():
-        if not (OURS.fullmatch(entry.key) or entry.key in (MANIFEST, BAD_FILES, LOCK)):
+        if not (OURS.fullmatch(entry.key) or entry.key in (MANIFEST, BAD_FILES, REFUSED_FILES, LOCK)):
             raise ConfigError(f"{storage.uri}: holds {entry.key}, which is no part of a data set; give an empty place")
 
 
 def is_whole(storage: Storage, manifest: Manifest) -> bool:
-    """Whether every shard of the manifest is there with its size."""
-    sizes = {entry.key: entry.size for entry in storage.list()}
-    return all(sizes.get(shard.key) == shard.bytes for shard in manifest.shards)
+    """Whether every shard of the manifest is there with its checksum."""
+    return all(_holds(storage, shard.key, shard.sha256) for shard in manifest.shards)
+
+
+def _holds(storage: Storage, key: str, checksum: str) -> bool:
+    try:
+        return storage.checksum(key) == checksum
+    except FileNotFoundError:
+        return False
 
 
 def write_shards(
@@ -44,24 +52,22 @@ def write_shards(
     images: SpooledImages,
     rows: Mapping[str, np.ndarray],
     channels: int,
-    classes: np.ndarray,
-    existing: Mapping[str, int],
     written: Callable[[int], None],
 ) -> tuple[Shard, ...]:
-    """Write the images of each split as shards; what ``existing`` holds already (bytes by key) is not sent again.
+    """Write the images of each split as shards; one that is there already is not sent again.
 
-    Args:
-        classes: int32, the label to store by the spool's label; the last entry is for unlabelled images (−1).
-        written: told the number of images after each shard.
+    ``written`` is told the number of images after each shard.
     """
+    given_up = threading.Event()
 
     def write(split: str, number: int, chosen: np.ndarray) -> Shard:
         part = images.take(chosen)
-        content = encode_shard(spool.read(part, channels), classes[part.labels])
+        content = encode_shard(spool.read(part, channels), part.labels)
         checksum = hashlib.sha256(content).hexdigest()
         key = f"{split}-{number:05d}-{checksum[:8]}.parquet"
-        if existing.get(key) != len(content):
-            storage.write(key, content)
+        with storage.cancelled_by(given_up):
+            if not _holds(storage, key, checksum):
+                storage.write(key, content)
         return Shard(key=key, split=split, images=len(chosen), bytes=len(content), sha256=checksum)
 
     shards: list[Shard] = []
@@ -77,6 +83,7 @@ def write_shards(
                 shards.append(future.result())
                 written(shards[-1].images)
         except BaseException:
+            given_up.set()  # nobody waits for the retries of a store that fails
             pool.shutdown(cancel_futures=True)
             raise
     return tuple(shards)
@@ -87,11 +94,20 @@ def dataset_hash(bins: int, shape: tuple[int, int, int], images: SpooledImages, 
     return content_hash(bins, shape, {split: map(bytes, images.digests[chosen]) for split, chosen in rows.items()})
 
 
-def put_in_place(storage: Storage, manifest: Manifest) -> None:
-    """Write the manifest, which makes the data set exist, then delete what no longer belongs to it."""
+def put_in_place(storage: Storage, manifest: Manifest, bad_files: bytes) -> None:
+    """Write the manifest, which makes the data set exist, and its report of bad files; then delete all else."""
     storage.write(MANIFEST, manifest.to_json().encode())
-    belongs = {shard.key for shard in manifest.shards}
-    storage.delete(*(entry.key for entry in storage.list() if OURS.fullmatch(entry.key) and entry.key not in belongs))
+    if manifest.bad_files:
+        storage.write(BAD_FILES, bad_files)
+    remove_others(storage, manifest)
+
+
+def remove_others(storage: Storage, manifest: Manifest) -> None:
+    """Delete what an earlier version of the data set, or an ingest that did not end, has left."""
+    belongs = {MANIFEST, LOCK, *(shard.key for shard in manifest.shards)}
+    if manifest.bad_files:
+        belongs.add(BAD_FILES)
+    storage.delete(*(entry.key for entry in storage.list() if entry.key not in belongs))
 
 
 def _parts(rows: Mapping[str, np.ndarray], image_bytes: int) -> Iterator[tuple[str, int, np.ndarray]]:

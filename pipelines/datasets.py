@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from rich.console import Console
 
 from fvae.config import ConfigError, require
@@ -17,7 +18,7 @@ from fvae.data import Dataset, ImageDataset
 from fvae.manifest import MANIFEST, SPLITS, Manifest
 from fvae.shards import load_images
 from fvae.streaming import StreamedDataset
-from pipelines.ingest import ingest, read_manifest
+from pipelines.ingest import TooManyBadFiles, ingest, read_manifest
 from pipelines.ingest_settings import IngestSettings
 from pipelines.progress import Steps
 from pipelines.sources.opening import EMBEDDED
@@ -64,9 +65,13 @@ def _prepared(location: str) -> Storage | None:
     """The storage at ``location`` if a manifest lies there."""
     storage = open_storage(location)
     if storage.local_path is None:
-        return storage if storage.exists(MANIFEST) else None
+        if storage.exists(MANIFEST) and any(entry.key.endswith(".parquet") for entry in storage.list()):
+            return storage
+        return None
     with contextlib.suppress(OSError):  # no path of this machine: what opens sources says why
-        if (storage.local_path / MANIFEST).is_file():
+        folder = storage.local_path
+        # Other people's files are called manifest.json too.
+        if (folder / MANIFEST).is_file() and any(folder.glob("*.parquet")):
             return storage
     return None
 
@@ -75,17 +80,15 @@ def _ingest(location: str, folder: str) -> Manifest:
     settings = IngestSettings(source=location, dest=folder, max_bad="0")
     try:
         return ingest(settings, lambda line: None, Steps(Console(quiet=True)))
-    except ConfigError as error:
-        message = str(error).replace(f" (all in {open_storage(folder).uri}/bad-files.csv)", "")
-        if "--max-bad" in message:
-            message += f"; python -m pipelines.ingest {shlex.quote(location)} DEST can leave some out"
-        raise ConfigError(message) from error
+    except TooManyBadFiles as error:
+        raise ConfigError(
+            f"{error.summary}; python -m pipelines.ingest {shlex.quote(location)} DEST can leave some out"
+        ) from error
 
 
 def _open(manifest: Manifest, storage: Storage, streaming: Streaming) -> Dataset:
-    raw = sum(manifest.counts.values()) * int(np.prod(manifest.shape))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if streaming == "always" or (streaming == "auto" and raw > MEMORY_SHARE * memory):
+    raw = manifest.images * math.prod(manifest.shape)
+    if streaming == "always" or (streaming == "auto" and raw > MEMORY_SHARE * memory_bytes()):
         return StreamedDataset(manifest, storage.read)
     images = {split: load_images(manifest, split, storage.read) for split in SPLITS}
     dataset = ImageDataset(name=manifest.name, bins=manifest.bins, **images)
@@ -95,3 +98,13 @@ def _open(manifest: Manifest, storage: Storage, streaming: Streaming) -> Dataset
         f"{storage.uri}: its pixels hash to {found}, its manifest says {manifest.hash}; ingest it again",
     )
     return dataset
+
+
+def memory_bytes() -> int:
+    """What this machine, or the container that this process runs in, has."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = []
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+            limits.append(int(Path(path).read_text()))
+    return min([physical, *limits])

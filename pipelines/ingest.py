@@ -13,9 +13,8 @@ import importlib
 import io
 import shlex
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -26,10 +25,12 @@ from pipelines import command_line
 from pipelines.dataset_writer import (
     BAD_FILES,
     LOCK,
+    REFUSED_FILES,
     check_destination,
     dataset_hash,
     is_whole,
     put_in_place,
+    remove_others,
     write_shards,
 )
 from pipelines.decode_source import decode_source
@@ -38,7 +39,7 @@ from pipelines.ingest_settings import IngestSettings, bad_limit, require_apart
 from pipelines.lease import Lease, LeaseTaken, exclusive
 from pipelines.progress import Steps, storage_warnings_shown
 from pipelines.sources import Source, open_source
-from pipelines.splitting import Splitting, split
+from pipelines.splitting import split
 from pipelines.spool import Spool, SpooledImages, image_digests, most_common_size
 from pipelines.storage import Storage, is_remote, open_storage
 
@@ -46,6 +47,17 @@ SHOWN = 3
 """Bad files named on the screen; all of them are in the report."""
 
 BadFiles = list[tuple[str, str]]
+
+
+class TooManyBadFiles(ConfigError):
+    """More files than ``--max-bad`` allows are no usable images."""
+
+    def __init__(self, bad: int, files: int, limit: str, shown: str, report: str) -> None:
+        self.summary = f"{bad:,} of {files:,} files cannot be used{f': {shown}' if shown else ''}"
+        where = f" (all in {report})" if report else ""
+        super().__init__(f"{self.summary}; more than --max-bad {limit}{where}")
+
+
 Say = Callable[[str], None]
 
 
@@ -69,28 +81,47 @@ def ingest(settings: IngestSettings, say: Say, steps: Steps) -> Manifest:
 def _ingest(
     settings: IngestSettings, source: Source, storage: Storage, lease: Lease, say: Say, steps: Steps
 ) -> Manifest:
-    storage.clean_up()  # of a command that was killed: with the lease held, nobody else is writing here
     check_destination(storage)
+    storage.clean_up()  # of a command that was killed: with the lease held, nobody else is writing here
     previous = read_manifest(storage)
     name = settings.name or source.name
     description = {"kind": source.kind, "location": settings.source, "fingerprint": source.fingerprint()}
     wanted = {"source": description, "settings": settings.in_manifest(), "name": name}
-    if previous and is_whole(storage, previous) and wanted == {key: getattr(previous, key) for key in wanted}:
+    if previous and wanted == {key: getattr(previous, key) for key in wanted} and is_whole(storage, previous):
+        require_few_bad(previous.bad_files, previous.bad_files + previous.images, settings.max_bad, "")
+        remove_others(storage, previous)
         say(f"Unchanged: {storage.uri} was made of this source with these settings; nothing to do.")
         return previous
 
     with Spool() as spool:
         decisions, bad = decode_into(spool, source, settings, steps)
         images, shape, more_decisions = same_shape(spool, settings, bad)
-        report_bad(storage, bad, len(images) + len(bad), settings.max_bad)
+        report_too_many(storage, bad, len(images) + len(bad), settings.max_bad)
+        images, classes = with_classes(images, spool, source)
         splitting = split(
             images.digests, images.splits, images.labels, val=settings.val, test=settings.test, seed=settings.seed
         )
         decisions += [*more_decisions, *splitting.decisions]
-        manifest = write(settings, source, storage, spool, images, shape, splitting, name, description, steps)
-        manifest = dataclasses.replace(manifest, decisions=tuple(decisions), bad_files=len(bad))
+        counts = {split_name: len(rows) for split_name, rows in splitting.rows.items()}
+        with steps.step("Writing", sum(counts.values()), "images") as advance:
+            shards = write_shards(storage, spool, images, splitting.rows, shape[0], advance)
+        manifest = Manifest(
+            format=FORMAT,
+            name=name,
+            shape=shape,
+            bins=source.bins,
+            counts=counts,
+            classes=classes,
+            hash=dataset_hash(source.bins, shape, images, splitting.rows),
+            shards=shards,
+            source=description,
+            settings=settings.in_manifest(),
+            decisions=tuple(decisions),
+            duplicates_dropped=splitting.dropped,
+            bad_files=len(bad),
+        )
         lease.check()
-        put_in_place(storage, manifest)
+        put_in_place(storage, manifest, as_csv(bad))
     if previous and previous.hash == manifest.hash:
         say("The same images as before, to the pixel: the content hash is unchanged.")
     return manifest
@@ -141,42 +172,13 @@ def same_shape(
     return images, (channels, height, width), decisions
 
 
-def write(
-    settings: IngestSettings,
-    source: Source,
-    storage: Storage,
-    spool: Spool,
-    images: SpooledImages,
-    shape: tuple[int, int, int],
-    splitting: Splitting,
-    name: str,
-    description: dict[str, Any],
-    steps: Steps,
-) -> Manifest:
-    """Write the shards. Returns a manifest that is not yet in place."""
+def with_classes(images: SpooledImages, spool: Spool, source: Source) -> tuple[SpooledImages, tuple[str, ...]]:
+    """The images labelled by their position in the sorted class names, which no order of the source changes."""
     of_label = [source.class_of(label) for label in spool.classes]
     names = sorted({name for name in of_label if name is not None}, key=natural)
     # The last one is for images without a label.
-    classes = np.array([-1 if name is None else names.index(name) for name in of_label] + [-1], np.int32)
-    counts = {split_name: len(rows) for split_name, rows in splitting.rows.items()}
-    existing = {entry.key: entry.size for entry in storage.list()}
-    with steps.step("Writing", sum(counts.values()), "images") as advance:
-        shards = write_shards(storage, spool, images, splitting.rows, shape[0], classes, existing, advance)
-    return Manifest(
-        format=FORMAT,
-        name=name,
-        shape=shape,
-        bins=source.bins,
-        counts=counts,
-        classes=tuple(names),
-        hash=dataset_hash(source.bins, shape, images, splitting.rows),
-        shards=shards,
-        source=description,
-        settings=settings.in_manifest(),
-        decisions=(),
-        duplicates_dropped=splitting.dropped,
-        bad_files=0,
-    )
+    positions = np.array([-1 if name is None else names.index(name) for name in of_label] + [-1], np.int32)
+    return dataclasses.replace(images, labels=positions[images.labels]), tuple(names)
 
 
 def natural(name: str) -> tuple[bool, int, str]:
@@ -194,21 +196,26 @@ def read_manifest(storage: Storage) -> Manifest | None:
         raise ConfigError(f"{storage.uri}/{MANIFEST}: {error}; remove it to make the data set again") from error
 
 
-def report_bad(storage: Storage, bad: Sequence[tuple[str, str]], files: int, limit: str) -> None:
-    """Write the bad files' paths and causes beside the data set. Raises ``ConfigError`` where they are too many."""
-    if not bad:
-        storage.delete(BAD_FILES)
-        return
+def as_csv(bad: BadFiles) -> bytes:
+    """The report of bad files: path and cause."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("path", "cause"), *bad])
-    storage.write(BAD_FILES, text.getvalue().encode())
-    if len(bad) > bad_limit(limit, files):
-        shown = "; ".join(f"{path}: {cause}" for path, cause in bad[:SHOWN])
-        raise ConfigError(
-            f"{len(bad):,} of {files:,} files cannot be used, more than --max-bad {limit}: {shown}"
-            f"{'; …' if len(bad) > SHOWN else ''} (all in {storage.uri}/{BAD_FILES})"
-        )
+    csv.writer(text, lineterminator="\n").writerows([("path", "cause"), *bad] if bad else [])
+    return text.getvalue().encode()
+
+
+def report_too_many(storage: Storage, bad: BadFiles, files: int, limit: str) -> None:
+    """Raise ``TooManyBadFiles`` where they are more than the limit, with a report of its own beside the data set."""
+    if len(bad) <= bad_limit(limit, files):
+        return
+    storage.write(REFUSED_FILES, as_csv(bad))
+    shown = "; ".join(f"{path}: {cause}" for path, cause in bad[:SHOWN]) + ("; …" if len(bad) > SHOWN else "")
+    require_few_bad(len(bad), files, limit, shown, f"{storage.uri}/{REFUSED_FILES}")
+
+
+def require_few_bad(bad: int, files: int, limit: str, shown: str, report: str = "") -> None:
+    """Raise ``TooManyBadFiles`` where ``bad`` of ``files`` are more than ``--max-bad`` allows."""
+    if bad > bad_limit(limit, files):
+        raise TooManyBadFiles(bad, files, limit, shown, report)
 
 
 def make_folder(storage: Storage) -> None:

@@ -165,13 +165,11 @@ class _RemoteLease(Lease):
             self._thread.join()
         if self._version is None:
             return
-        from pipelines.s3_requests import cancelled_by
-
         late = threading.Event()
         timer = threading.Timer(RELEASE_SECONDS, late.set)
         timer.start()
         try:
-            with cancelled_by(late), contextlib.suppress(FileNotFoundError):
+            with self._storage.cancelled_by(late), contextlib.suppress(FileNotFoundError):
                 if self._look()[1].token == self._holder.token:
                     self._storage.delete(self._key)
         except (OSError, ConfigError) as error:  # never in place of the block's own error; it expires by itself
@@ -181,9 +179,7 @@ class _RemoteLease(Lease):
             timer.cancel()
 
     def _renew_until_stopped(self) -> None:
-        from pipelines.s3_requests import cancelled_by  # boto3: not for local leases
-
-        with cancelled_by(self._stop):
+        with self._storage.cancelled_by(self._stop):
             while not self._stop.wait(RENEW_SECONDS) and self._version is not None:
                 try:
                     self._renew(self._version)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -93,6 +94,10 @@ class LocalStorage(Storage):
             if path.is_dir():
                 raise IsADirectoryError
         return ObjectInfo(key, status.st_size, status.st_mtime, _version(status))
+
+    def checksum(self, key: str) -> str:
+        with self._explained("read", key) as path, path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def age(self, key: str) -> float:
         return time.time() - self.info(key).modified

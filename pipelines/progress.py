@@ -6,12 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_SECONDS = 10.0
 """Between two plain lines."""
+_STORAGE = logging.getLogger("pipelines.storage")
 
 Advance = Callable[[int], None]
 
@@ -48,23 +50,29 @@ class Steps:
         self._console.print(f"{what}: {done:,} {unit} in {seconds:.1f} s{rate}", highlight=False)
 
 
-class _Shown(logging.Handler):
-    """Prints lines on a console, above its live table or bar."""
+class WarningLines(logging.Handler):
+    """Dim lines on a console, above its live table or bar: within the block, what :mod:`pipelines.storage` warns of
+    (each retry), and what it is told."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.WARNING)
         self._console = console
 
+    def __enter__(self) -> Self:
+        _STORAGE.addHandler(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _STORAGE.removeHandler(self)
+
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(record.getMessage(), style="dim", soft_wrap=True, highlight=False, markup=False)
+        self.say(record.getMessage())
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self._console.print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
 
 
-@contextmanager
-def storage_warnings_shown(console: Console) -> Iterator[None]:
+def storage_warnings_shown(console: Console) -> WarningLines:
     """Within the block, what :mod:`pipelines.storage` warns of (each retry) is printed."""
-    handler, logger = _Shown(console), logging.getLogger("pipelines.storage")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
+    return WarningLines(console)

@@ -6,15 +6,17 @@ import contextlib
 import hashlib
 import io
 import itertools
+import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipelines import s3_multipart
 from pipelines.local_storage import copy_stream, local_files
 from pipelines.s3_file import CHECKSUM, RangedFile, verify
-from pipelines.s3_requests import DamagedError, client, in_threads, request, status_and_code, store_time
+from pipelines.s3_requests import DamagedError, cancelled_by, client, in_threads, request, status_and_code, store_time
 from pipelines.storage import READ_AHEAD, ChangedError, ObjectInfo, SpoiltError, Storage, check_key
 
 CREATION = "creation"
@@ -111,6 +113,10 @@ class S3Storage(Storage):
         head = self.head(key)
         return ObjectInfo(key, head["ContentLength"], head["LastModified"].timestamp(), head["ETag"])
 
+    def checksum(self, key: str) -> str | None:
+        recorded: str | None = self.head(key)["Metadata"].get(CHECKSUM)
+        return recorded
+
     def age(self, key: str) -> float:
         head = self.head(key)
         return store_time(head) - float(head["LastModified"].timestamp())
@@ -124,6 +130,9 @@ class S3Storage(Storage):
 
     def delete_prefix(self, prefix: str) -> None:
         self.delete(*(found.key for found in self._list(prefix)))
+
+    def cancelled_by(self, event: threading.Event) -> AbstractContextManager[None]:
+        return cancelled_by(event)
 
     def child(self, name: str) -> S3Storage:
         return S3Storage(self.bucket, self._key(name))

@@ -38,7 +38,7 @@ def split(
     Args:
         digests: uint8 ``[N, 32]``, SHA-256 of the pixels.
         given: int8 ``[N]``, position in ``SPLITS`` or ``UNSPLIT``.
-        labels: int32 ``[N]``; it only orders images of equal pixels.
+        labels: int32 ``[N]``, positions in the sorted class names; they only order images of equal pixels.
         val: share of the images to validate on, where the source names no validation split.
         test: share of the images to test on, where the source names no test split.
         seed: of the cuts.

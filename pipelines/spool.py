@@ -16,6 +16,7 @@ from types import TracebackType
 
 import numpy as np
 
+from fvae.config import ConfigError
 from fvae.digests import image_digest
 from fvae.manifest import SPLITS
 
@@ -76,13 +77,16 @@ class Spool:
         """Add uint8 images ``[N, C, H, W]`` (or N of ``[C, H, W]``) with their digests uint8 ``[N, 32]``
         and their paths in the source.
 
-        Raises ``OSError`` where the temporary file's disk is full.
+        Raises ``ConfigError`` where the temporary file's disk is full.
         """
         if not len(images):
             return
         shapes = np.array([image.shape for image in images], np.int32)
         sizes = shapes.prod(axis=1, dtype=np.int64)
-        self._file.write(b"".join(np.ascontiguousarray(image).data for image in images))
+        try:
+            self._file.write(b"".join(np.ascontiguousarray(image).data for image in images))
+        except OSError as error:
+            raise _no_room(error) from error
         self._parts.append(
             SpooledImages(
                 offsets=self._end + np.concatenate(([0], sizes.cumsum()[:-1])),
@@ -98,7 +102,10 @@ class Spool:
 
     def images(self) -> SpooledImages:
         """Everything added, in order."""
-        self._file.flush()
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise _no_room(error) from error
         if not self._parts:
             empty = np.zeros(0, np.int32)
             return SpooledImages(
@@ -134,6 +141,13 @@ class Spool:
 
     def _class(self, label: str | None) -> int:
         return UNLABELLED if label is None else self.classes.setdefault(label, len(self.classes))
+
+
+def _no_room(error: OSError) -> ConfigError:
+    return ConfigError(
+        f"temporary folder {tempfile.gettempdir()}: cannot be written ({error.strerror}); make room there, or set "
+        "TMPDIR to a folder that has room for the decoded pixels"
+    )
 
 
 def image_digests(images: np.ndarray) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -110,6 +113,13 @@ class Storage(ABC):
         """What is known of an object. ``FileNotFoundError`` where it is absent."""
 
     @abstractmethod
+    def checksum(self, key: str) -> str | None:
+        """SHA-256 (hex) of an object's content: computed locally, as recorded at writing on a remote store.
+
+        ``None`` where another tool wrote it and recorded none. ``FileNotFoundError`` where it is absent.
+        """
+
+    @abstractmethod
     def age(self, key: str) -> float:
         """Seconds since an object was written, by the store's own clock. ``FileNotFoundError`` where it is absent."""
 
@@ -132,6 +142,10 @@ class Storage(ABC):
         For whoever holds the lease of this place (:func:`pipelines.lease.exclusive`): with ``older_than_seconds=0``
         it also ends writes that other processes are still busy with.
         """
+
+    def cancelled_by(self, event: threading.Event) -> AbstractContextManager[None]:
+        """In this thread and block, once ``event`` is set, a request that fails is not tried again."""
+        return contextlib.nullcontext()
 
     def exists(self, key: str) -> bool:
         """Whether there is an object ``key``."""

@@ -19,9 +19,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from fvae.config import from_fields
+from fvae.files import parse_json
 from fvae.train import EpochMetrics
 from pipelines.storage import Storage
-from tune.stored import address, parse_json, read_present
+from tune.stored import address, read_present
 
 Status = Literal["running", "complete", "stopped", "failed"]
 

@@ -11,13 +11,14 @@ from typing import Any
 from fvae.config import ConfigError
 from fvae.data import Dataset
 from fvae.files import write_text
+from fvae.streaming import StreamedDataset
 from pipelines.lease import Lease, LeaseTaken, exclusive
 from pipelines.storage import Storage
 from tune.settings import SearchSettings
 from tune.stored import read_json
 
 SEARCH = "search.json"
-FORMAT = 1
+FORMAT = 2
 """Raised whenever models, figures or records of an earlier version would no longer compare."""
 COMPARED = ("epochs", "batch_size", "precision", "seed")
 """Settings that all trials of a run share, besides the data set."""
@@ -37,7 +38,13 @@ def locked(run: Storage) -> Iterator[Lease]:
 
 def open_search(run: Storage, settings: SearchSettings, dataset: Dataset) -> dict[str, Any]:
     """``search.json`` of this run, made or checked. Raises ``ConfigError`` where it is another search's."""
-    mine = {"format": FORMAT, "dataset": describe(dataset), **{name: getattr(settings, name) for name in COMPARED}}
+    streamed = isinstance(dataset, StreamedDataset)  # which is another order of the same images
+    mine = {
+        "format": FORMAT,
+        "dataset": describe(dataset),
+        "streamed": streamed,
+        **{name: getattr(settings, name) for name in COMPARED},
+    }
     try:
         search = read_json(run, SEARCH)
     except FileNotFoundError:
@@ -50,6 +57,11 @@ def open_search(run: Storage, settings: SearchSettings, dataset: Dataset) -> dic
         raise ConfigError(
             f"{run.uri}: holds a search of another data set ({theirs['name']}, hash {theirs['hash']}; "
             f"this is {dataset.name}, hash {mine['dataset']['hash']}); give another --name"
+        )
+    if search["streamed"] != streamed:
+        raise ConfigError(
+            f"{run.uri}: was searched with its images {'streamed' if search['streamed'] else 'in memory'}, and trials "
+            f"must compare; give --streaming {'always' if search['streamed'] else 'never'} or another --name"
         )
     for name in COMPARED:
         if search[name] != mine[name]:

@@ -117,7 +117,9 @@ def run(
         console.print("Interrupted. The same command goes on where it stopped; nothing finished is lost.")
         return 1
     where = "" if ledger.root.local_path else f" ARGS='--runs {settings.storage}'"
-    console.print(f"MLflow: make ui{where}, experiment fvae/{dataset.name}", soft_wrap=True, highlight=False)
+    console.print(
+        f"MLflow: make ui{where}, experiment fvae/{dataset.name}", soft_wrap=True, highlight=False, markup=False
+    )
     return 0
 
 
@@ -138,7 +140,7 @@ def search_and_test(
     from tune.callbacks import LedgerCallback
     from tune.searcher import FrontSearcher
 
-    console.print(plan(settings, dataset, ledger), highlight=False, soft_wrap=True)
+    console.print(plan(settings, dataset, ledger), highlight=False, soft_wrap=True, markup=False)
     with engine.ray_session(settings, dataset):
         if not done:
             channels, height, width = dataset.shape
@@ -215,7 +217,7 @@ def draw(ledger: Ledger, search: dict[str, Any], console: Console) -> list[Artif
     write_page(ledger.root, tradeoff, records)
     console.print(summary(tradeoff))
     for name in MAP_FILES:
-        console.print(address(ledger.root, name), style="dim", soft_wrap=True, highlight=False)
+        console.print(address(ledger.root, name), style="dim", soft_wrap=True, highlight=False, markup=False)
     return [Artifact(ledger.root, name) for name in MAP_FILES]
 
 

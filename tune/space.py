@@ -48,7 +48,7 @@ class SearchSpace:
         if levels == 0:
             raise ConfigError(
                 f"images of {width}×{height}: the flow's levels halve both sides, and these cannot be halved; "
-                "resize or crop them to even sides, best to a multiple of 8"
+                "make a data set of even sides, best a multiple of 8: python -m pipelines.ingest … --size 32"
             )
         small = max(height, width) <= 16
         return cls(

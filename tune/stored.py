@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from fvae.config import ConfigError
+from fvae.files import parse_json
 from pipelines.storage import Storage
 
 
@@ -18,17 +17,6 @@ def address(storage: Storage, key: str) -> str:
 def read_json(storage: Storage, key: str) -> dict[str, Any]:
     """The JSON object at ``key``. Raises ``ConfigError`` where it is none, ``FileNotFoundError`` where it is absent."""
     return parse_json(storage.read(key), address(storage, key))
-
-
-def parse_json(content: bytes, name: str) -> dict[str, Any]:
-    """The JSON object in ``content``. Raises ``ConfigError``, one line with ``name``, where it is none."""
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise ConfigError(f"{name}: damaged, not JSON ({error}); restore it or remove it") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{name}: damaged, not a JSON object; restore it or remove it")
-    return values
 
 
 def read_present(storage: Storage, keys: Sequence[str]) -> list[bytes | None]:

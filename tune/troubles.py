@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from fvae.config import ConfigError
+from pipelines.progress import WarningLines
 from pipelines.storage import StorageError
 
 LOGGER = logging.getLogger("pipelines.storage")
@@ -63,28 +64,17 @@ def raise_trouble(result: dict[str, Any]) -> None:
         raise {"StorageError": StorageError, "OSError": OSError, "ConfigError": ConfigError}[kind](*arguments)
 
 
-class Notices(logging.Handler):
-    """Dim lines above the live table: what this process's storage warns of, within the block, and what it is told."""
+class Notices(WarningLines):
+    """What this process's storage warns of, within the block, and what it is told; nothing more once silenced."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(logging.WARNING)
-        self._console = console
+        super().__init__(console)
         self._silent = False
-
-    def __enter__(self) -> Notices:
-        LOGGER.addHandler(self)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        LOGGER.removeHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.say(record.getMessage())
 
     def say(self, line: str) -> None:
         """Print a line."""
         if not self._silent:
-            self._console.print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
+            super().say(line)
 
     def silence(self) -> None:
         """Print no more: the store is given up, and its error says all there is to say."""

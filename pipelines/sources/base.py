@@ -128,6 +128,11 @@ def digest_all(parts: Iterable[object]) -> str:
     return total.hexdigest()
 
 
+def too_large(size: int) -> str:
+    """Why a file of ``size`` bytes, more than ``LARGEST_FILE``, is not read."""
+    return f"{size:,} bytes: too large for an image file (at most {LARGEST_FILE:,})"
+
+
 def printable(name: str) -> str:
     """A file name that can be printed, logged and kept in JSON, whatever bytes it is made of."""
     return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

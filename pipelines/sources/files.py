@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from fvae.config import ConfigError, require
-from pipelines.sources.base import LARGEST_FILE, BadFile, digest_all, is_clutter, is_image, printable
+from pipelines.sources.base import LARGEST_FILE, BadFile, digest_all, is_clutter, is_image, printable, too_large
 from pipelines.sources.streams import DAMAGED, OneFile, local_file, stored_file
 from pipelines.storage import Storage, StorageError
 
@@ -111,7 +111,7 @@ class LocalFiles(Files):
 
     def _content(self, entry: Entry) -> Content:
         if entry.size > LARGEST_FILE:
-            return _too_large(entry.size)
+            return too_large(entry.size)
         try:
             with io.FileIO(f"{self._root}/{entry.key}") as file:
                 return file.readall() or b""
@@ -177,7 +177,7 @@ class StoredFiles(Files):
 
     def _content(self, entry: Entry) -> Content:
         if entry.size > LARGEST_FILE:
-            return _too_large(entry.size)
+            return too_large(entry.size)
         try:
             return self._storage.read(entry.key)
         except FileNotFoundError:
@@ -233,7 +233,7 @@ class ZipFiles(Files):
         if member.flag_bits & 1:
             return "encrypted"
         if member.file_size > LARGEST_FILE:
-            return _too_large(member.file_size)
+            return too_large(member.file_size)
         try:
             return archive.read(member)
         except StorageError:
@@ -269,7 +269,3 @@ class _Member(io.BufferedReader):
 def _done(read: tuple[Entry, Future[Content]]) -> tuple[Entry, Content]:
     entry, future = read
     return entry, future.result()
-
-
-def _too_large(size: int) -> str:
-    return f"{size:,} bytes: too large for an image file (at most {LARGEST_FILE:,})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from fvae.config import ConfigError
+from fvae.config import ConfigError, require
 from pipelines.sources.base import (
     LARGEST_FILE,
     BadFile,
@@ -17,6 +17,7 @@ from pipelines.sources.base import (
     printable,
     suffix_counts,
     suffix_of,
+    too_large,
 )
 from pipelines.sources.files import Entry, Files
 from pipelines.sources.layout import Layout
@@ -65,7 +66,11 @@ class ImageTree(Source):
 
 
 class ImageTar(Source):
-    """The image files of a tar archive, in its own order."""
+    """The image files of a tar archive, in its own order.
+
+    A member that stands in it twice is refused: the first may be long handed over when the second, which every
+    unpacker would keep instead, comes.
+    """
 
     def __init__(self, name: str, file: OneFile) -> None:
         super().__init__(name, "tar archive")
@@ -82,6 +87,7 @@ class ImageTar(Source):
         layout = self._layout = Layout(self._file.where)
         others: Counter[str] = Counter()
         links = 0
+        seen: set[int] = set()  # hashes of names: of millions, too, they fit the memory
         with self._file.unpacked() as content:
             reader = TarReader(content)
             with whole_or_refused(self._file.where, lambda: f" after {reader.members:,} entries"):
@@ -93,8 +99,15 @@ class ImageTar(Source):
                         links += 1
                     elif not is_image(name):
                         others[suffix_of(name)] += 1
-                    elif member.size > LARGEST_FILE:
-                        yield BadFile(printable(name), f"{member.size:,} bytes: too large for an image file")
+                        continue
+                    key = hash(name.removeprefix("./"))
+                    require(
+                        key not in seen,
+                        f"{self._file.where}: {printable(name)} stands in it twice; pack it again",
+                    )
+                    seen.add(key)
+                    if member.size > LARGEST_FILE:
+                        yield BadFile(printable(name), too_large(member.size))
                     else:
                         folder = name.rpartition("/")[0]
                         yield ImageFile(printable(name), reader.read(), *layout.place(folder, name))

@@ -75,7 +75,8 @@ class Layout:
         if split is None:
             raise ConfigError(
                 f"{self._where}: {printable(path)} lies beside the split folders; where there are train, val and test "
-                "folders, every image belongs in one of them"
+                "folders, every image belongs in one of them; where a folder called train, val or test is a class, "
+                "rename it"
             )
         name = self._names.setdefault(split, parts[depth])
         require(

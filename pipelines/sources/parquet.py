@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from fvae.config import ConfigError, require
 from fvae.manifest import MANIFEST, Manifest
-from pipelines.sources.base import LARGEST_FILE, SPLIT_NAMES, BadFile, ImageFile, Item, Pixels, Source, digest
+from pipelines.sources.base import (
+    LARGEST_FILE,
+    SPLIT_NAMES,
+    BadFile,
+    ImageFile,
+    Item,
+    Pixels,
+    Source,
+    digest,
+    too_large,
+)
 from pipelines.sources.files import Files
 from pipelines.sources.streams import OneFile
 from pipelines.storage import StorageError
@@ -85,6 +95,10 @@ class EncodedRows(Source):
         self._rows = 0
         for _, file in files:
             with _parquet(file) as opened:
+                if b"fvae.format" in (opened.metadata.metadata or {}):
+                    what = "a shard of a data set"
+                    what += "; give its folder" if file.where == where else f" without its {MANIFEST}; ingest it again"
+                    raise ConfigError(f"{file.where}: {what}")
                 _columns(opened, file.where)
                 self._rows += opened.metadata.num_rows
         require(self._rows > 0, f"{where}: no rows")
@@ -110,7 +124,7 @@ class EncodedRows(Source):
                         if content is None:
                             yield BadFile(path, "no image in this row")
                         elif len(content) > LARGEST_FILE:
-                            yield BadFile(path, f"{len(content):,} bytes: too large for an image file")
+                            yield BadFile(path, too_large(len(content)))
                         else:
                             yield ImageFile(path, content, self._splits[key], _label(value, names))
 

@@ -6,7 +6,6 @@ import gc
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -60,7 +59,7 @@ class Gate(Files):
         content = super().fetch(key)
         if len(self.read) > self.closing:
             self.waiting.set()
-            assert self.opened.wait(10)
+            assert self.opened.wait(60)
         return content
 
 
@@ -71,15 +70,14 @@ def test_a_closed_iterator_ends_its_threads_and_waits_for_none(how: str) -> None
     source = ShardedImages(manifest, "train", gate.fetch, buffer_bytes=40 * SIZE)
     batches = source.batches(seed=0, epoch=0, batch_size=5)
     next(batches)
-    assert gate.waiting.wait(10)
+    assert gate.waiting.wait(60)
     assert readers()
-    started = time.monotonic()
     if how == "close":
         batches.close()  # type: ignore[attr-defined]
     else:
         del batches
         gc.collect()
-    assert time.monotonic() - started < 5
+    assert readers()  # still in the fetch, which ends only now:
     gate.opened.set()
     settle()
     assert 4 < len(gate.read) <= 4 + READERS  # what was under way

@@ -7,6 +7,7 @@ import gzip
 import io
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -189,17 +190,20 @@ def with_bad(folder: Path, good: int = 40) -> Path:
 
 def test_bad_files_are_reported_and_max_bad_decides(tmp_path: Path) -> None:
     folder = with_bad(tmp_path / "mine")
-    with pytest.raises(ConfigError, match=r"4 of 44 files cannot be used, more than --max-bad 1%"):
+    with pytest.raises(ConfigError, match=r"4 of 44 files cannot be used: .*; more than --max-bad 1%"):
         make(folder, tmp_path / "set")
-    assert [path.name for path in (tmp_path / "set").iterdir() if path.name != ".lock"] == ["bad-files.csv"]
+    assert [path.name for path in (tmp_path / "set").iterdir() if path.name != ".lock"] == ["bad-files-refused.csv"]
     with pytest.raises(ConfigError, match="more than --max-bad 3"):
         make(folder, tmp_path / "set", max_bad="3")
     manifest, _ = make(folder, tmp_path / "set", max_bad="10%")
     assert (manifest.bad_files, sum(manifest.counts.values())) == (4, 40)
     rows = list(csv.DictReader((tmp_path / "set" / "bad-files.csv").open()))
     causes = {row["path"]: row["cause"] for row in rows}
+    assert not (tmp_path / "set" / "bad-files-refused.csv").exists()
     assert set(causes) == {"empty.png", "text.jpg", "cut.png", "wide.png"}
     assert "16×8 where most images are 8×8" in causes["wide.png"]
+    with pytest.raises(ConfigError, match="4 of 44 files cannot be used; more than --max-bad 0"):
+        make(folder, tmp_path / "set", max_bad="0")  # though nothing else has changed
     for name in causes:
         (folder / name).unlink()
     make(folder, tmp_path / "set")
@@ -314,3 +318,73 @@ def test_kill_9_then_the_same_command(tmp_path: Path, moment: str, monkeypatch: 
     assert stored(tmp_path / "set") == stored(tmp_path / "fresh")
     names = {path.name for path in (tmp_path / "set").iterdir()} - {".lock"}
     assert names == {"manifest.json", *(shard.key for shard in manifest.shards)}
+
+
+# --- found by others ----------------------------------------------------------------------------------------
+
+
+def test_a_shard_spoilt_without_a_change_of_size_is_made_again(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "mine", pixels(40))
+    manifest, _ = make(folder, tmp_path / "set")
+    whole = stored(tmp_path / "set")
+    shard = tmp_path / "set" / manifest.shards[0].key
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    _, said = make(folder, tmp_path / "set")
+    assert "Unchanged" not in said[0]
+    assert stored(tmp_path / "set") == whole
+
+
+def test_a_refused_destination_is_left_as_it_was(tmp_path: Path) -> None:
+    draft = tmp_path / "home" / "sub" / f".draft.{'0' * 32}"  # looks like a temporary file of ours
+    draft.parent.mkdir(parents=True)
+    draft.write_text("years of work")
+    (tmp_path / "home" / "thesis.doc").write_text("")
+    with pytest.raises(ConfigError, match="give an empty place"):
+        make("digits", tmp_path / "home")
+    assert draft.read_text() == "years of work"
+
+
+def test_what_an_ended_ingest_left_goes_with_the_next_command(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "mine", pixels(40))
+    make(folder, tmp_path / "set")
+    (tmp_path / "set" / "train-00007-deadbeef.parquet").write_bytes(b"old")
+    _, said = make(folder, tmp_path / "set")
+    assert "Unchanged" in said[0]
+    assert not (tmp_path / "set" / "train-00007-deadbeef.parquet").exists()
+
+
+def test_labels_of_equal_pixels_do_not_depend_on_the_packing(tmp_path: Path) -> None:
+    images = pixels(40)
+    shards = []
+    for names in ("ab", "ba"):
+        with tarfile.open(tmp_path / f"{names}.tar", "w") as tar:
+            for name in names:
+                for number, image in enumerate(images):
+                    member = tarfile.TarInfo(f"set/{name}/{number}.png")
+                    content = png(image)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        manifest, _ = make(tmp_path / f"{names}.tar", tmp_path / f"set-{names}")
+        shards.append(manifest.shards)
+    assert shards[0] == shards[1]
+
+
+def test_a_full_temporary_folder_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pipelines.ingest", "photos", str(tmp_path / "set")])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            command_line.run(main, IngestSettings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert exit_.value.code == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "TMPDIR" in said

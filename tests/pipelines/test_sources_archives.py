@@ -117,6 +117,25 @@ def test_names_that_climb_are_only_names(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("packing", ["tar", "tar.gz"])
+def test_a_member_that_stands_in_a_tar_twice_is_refused(tmp_path: Path, packing: str) -> None:
+    root = tmp_path / "set"
+    folder(root, pngs("cat/1.png", "cat/2.png") | {"notes.txt": b"1"})
+    path = tmp_path / "a.tar"
+    command = ["tar", "-C", str(root), "-rf", str(path)]
+    subprocess.run([*command, "cat/1.png", "cat/2.png", "notes.txt"], check=True)
+    subprocess.run([*command, "notes.txt"], check=True)  # no image: nothing that would count twice
+    assert len(files_of(open_source(str(path)))) == 2
+    (root / "cat" / "1.png").write_bytes(png(7))
+    subprocess.run([*command, "cat/1.png" if packing == "tar" else "./cat/1.png"], check=True)
+    if packing == "tar.gz":
+        subprocess.run(["gzip", str(path)], check=True)
+        path = path.with_name("a.tar.gz")
+    with pytest.raises(ConfigError) as caught:
+        list(open_source(str(path)).items())
+    assert str(caught.value) == f"{path}: {'' if packing == 'tar' else './'}cat/1.png stands in it twice; pack it again"
+
+
 # --- tar's dialects ---------------------------------------------------------------------------------------
 
 NAMES = st.text(

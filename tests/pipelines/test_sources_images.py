@@ -93,6 +93,8 @@ def test_strays_are_refused_by_name(tmp_path: Path, packing: str, tree: dict[str
     with pytest.raises(ConfigError, match=said) as caught:
         list(open_source(PACKERS[packing](tmp_path, tree)).items())
     assert "\n" not in str(caught.value)
+    if "beside" in said:
+        assert str(caught.value).endswith("where a folder called train, val or test is a class, rename it")
 
 
 @pytest.mark.parametrize("packing", PACKERS)

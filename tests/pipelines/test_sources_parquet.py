@@ -18,6 +18,7 @@ from fvae.data import ImageDataset
 from fvae.manifest import SPLITS, Manifest, Shard
 from fvae.shards import encode_shard
 from pipelines.sources import open_source
+from pipelines.storage import open_storage
 from tests.pipelines.source_builders import bad_of, files_of, folder, pixels_of, png, pngs, stored
 
 RNG = np.random.default_rng(0)
@@ -83,6 +84,20 @@ def test_a_damaged_data_set(tmp_path: Path, spoil: Callable[[dict[str, bytes]], 
     spoil(files)
     with pytest.raises(ConfigError, match=said):
         list(open_source(folder(tmp_path / "set", files)).items())
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_shard_of_ours_without_its_data_set(tmp_path: Path, bucket: str, remote: bool) -> None:
+    files, _ = data_set(1)
+    root = stored(f"{bucket}/set", files) if remote else folder(tmp_path / "set", files)
+    with pytest.raises(ConfigError) as caught:
+        open_source(f"{root}/val-00001.parquet")
+    assert str(caught.value) == f"{root}/val-00001.parquet: a shard of a data set; give its folder"
+    open_storage(root).delete("manifest.json")
+    with pytest.raises(ConfigError) as caught:
+        open_source(root)
+    first = f"{root}/test-00000.parquet"
+    assert str(caught.value) == f"{first}: a shard of a data set without its manifest.json; ingest it again"
 
 
 def test_labels_beyond_the_classes(tmp_path: Path) -> None:

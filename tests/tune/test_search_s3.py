@@ -217,31 +217,38 @@ def test_killed_then_without_a_store_then_whole(s3: str, bucket: str, dataset: s
 def test_a_store_that_fails_now_and_then_changes_nothing_but_the_log(
     s3: str, finished: tuple[str, Path, str], bucket: str, dataset: str, tmp_path: Path
 ) -> None:
-    shards = {2: "truncate", 4: "reset", 6: "corrupt"}
-    trials = {1: "500", 3: "reset-upload", 5: "503", 7: "stall", 9: "reset", 12: "truncate", 14: "429", 20: "stall"}
+    of_reading = {"500", "503", "stall", "reset", "truncate", "corrupt"}
+    of_uploading = {"500", "503", "stall", "reset", "truncate", "reset-upload"}  # no answer has a body to corrupt
+    shards = {2: "500", 4: "corrupt", 7: "503", 9: "truncate", 12: "stall", 15: "reset"}
+    checkpoints = {1: "500", 3: "reset-upload", 5: "503", 7: "stall", 9: "reset", 11: "truncate"}
+    artifacts = {1: "500", 3: "reset-upload", 6: "503", 9: "truncate", 12: "stall", 15: "reset"}
+    assert set(shards.values()) == of_reading and set(checkpoints.values()) == set(artifacts.values()) == of_uploading
     ledger = {2: "503", 4: "500", 8: "stall", 11: "reset", 15: "reset-upload"}
-    artifacts = {1: "500", 3: "reset-upload", 6: "503", 9: "truncate", 12: "stall"}
+    others = {1: "503", 3: "reset", 6: "429", 9: "truncate", 14: "500"}
 
     def of_a_trial(method: str, path: str) -> bool:
-        return "/trials/" in path and "trial.json" not in path
+        """Pictures and models; and what asks for a checkpoint, or removes it."""
+        return "/trials/" in path and "trial.json" not in path and not (method == "PUT" and CHECKPOINT in path)
 
     with (
-        FaultProxy(s3, shards, counted=only("GET", path=".parquet")) as one,
-        FaultProxy(one.url, trials, counted=of_a_trial) as two,
-        FaultProxy(two.url, ledger, counted=only("PUT", path="/trial.json")) as three,
-        FaultProxy(three.url, artifacts, counted=only("PUT", path="/mlartifacts/")) as four,
+        FaultProxy(s3, shards, counted=only("GET", path="/train-")) as one,
+        FaultProxy(one.url, checkpoints, counted=only("PUT", path=f"/{CHECKPOINT}")) as two,
+        FaultProxy(two.url, artifacts, counted=only("PUT", path="/mlartifacts/")) as three,
+        FaultProxy(three.url, ledger, counted=only("PUT", path="/trial.json")) as four,
+        FaultProxy(four.url, others, counted=of_a_trial) as five,
     ):
-        result = run(tmp_path / "here", dataset, bucket, *hasty(), environment={"AWS_ENDPOINT_URL": four.url})
+        result = run(tmp_path / "here", dataset, bucket, *hasty(), environment={"AWS_ENDPOINT_URL": five.url})
     assert result.returncode == 0, result.stdout + result.stderr
-    for proxy in (one, two, three, four):
-        assert {fault.number for fault in proxy.faults} == set(proxy.plan)
+    for proxy in (one, two, three, four, five):
+        assert {fault.number: fault.fault for fault in proxy.faults} == proxy.plan
+        print("COUNT", len(proxy.requests))
     undisturbed = records(open_storage(f"{finished[0]}/digits"))
     disturbed = records(open_storage(f"{bucket}/digits"))
     assert {name: figures(each) for name, each in disturbed.items()} == {
         name: figures(each) for name, each in undisturbed.items()
     }
     said = [line for line in result.stdout.splitlines() if "attempt" in line]
-    assert len(said) >= sum(len(plan) for plan in (shards, trials, ledger, artifacts))
+    assert len(said) >= sum(len(plan) for plan in (shards, checkpoints, artifacts, ledger, others))
     for name in ("train-", CHECKPOINT, "trial.json", "mlartifacts"):
         assert any(name in line and "again in" in line for line in said), name
     assert any(re.match(r"\d{4}-\w+: read ", line) for line in said)  # from a trial's process, with its trial

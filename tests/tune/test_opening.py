@@ -1,0 +1,37 @@
+"""A run's folder is always the same search: same images, same order of them, same budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fvae import ConfigError
+from pipelines.datasets import load_dataset
+from pipelines.ingest import ingest
+from pipelines.ingest_settings import IngestSettings
+from pipelines.progress import Steps
+from pipelines.storage import open_storage
+from tune.opening import open_search
+from tune.settings import SearchSettings
+
+
+def test_streamed_and_in_memory_do_not_mix(tmp_path: Path) -> None:
+    settings = IngestSettings(source="digits", dest=str(tmp_path / "set"))
+    ingest(settings, lambda line: None, Steps(Console(quiet=True)))
+    whole, streamed = (load_dataset(str(tmp_path / "set"), mode) for mode in ("never", "always"))
+    assert whole.content_hash() == streamed.content_hash()
+    for first, other, option in ((whole, streamed, "never"), (streamed, whole, "always")):
+        run = open_storage(tmp_path / option)
+        search = open_search(run, SearchSettings(), first)
+        assert open_search(run, SearchSettings(), first) == search
+        with pytest.raises(ConfigError, match=f"give --streaming {option} or another --name"):
+            open_search(run, SearchSettings(), other)
+
+
+def test_a_search_of_an_earlier_version_is_not_extended(tmp_path: Path) -> None:
+    run = open_storage(tmp_path)
+    run.write("search.json", b'{"format": 1}')
+    with pytest.raises(ConfigError, match="a search of another version of this software"):
+        open_search(run, SearchSettings(), load_dataset("digits"))
