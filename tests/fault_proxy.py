@@ -102,6 +102,32 @@ class FaultProxy:
         return fault
 
 
+class GroupedFaultProxy(FaultProxy):
+    """A :class:`FaultProxy` that counts several groups of requests, each with a plan of its own.
+
+    ``groups``: name → which requests belong to it, and its plan. A request belongs to the first that takes it.
+    """
+
+    def __init__(self, target: str, groups: dict[str, tuple[Callable[[str, str], bool], dict[int, str]]]) -> None:
+        super().__init__(target)
+        self._groups = groups
+        self._counts = dict.fromkeys(groups, 0)
+        self.failed: dict[str, dict[int, str]] = {name: {} for name in groups}
+        """What was done to which request of each group: its plan, once all of it has happened."""
+
+    def _fault_for(self, method: str, path: str) -> str:
+        name = next((name for name, (counted, _) in self._groups.items() if counted(method, path)), None)
+        if name is None:
+            return super()._fault_for(method, path)
+        with self._lock:
+            self._counts[name] += 1
+            number = self._counts[name]
+            fault = self._groups[name][1].get(number, "")
+            if fault:
+                self.failed[name][number] = fault
+        return fault
+
+
 def only(*methods: str, path: str = "") -> Callable[[str, str], bool]:
     """For ``FaultProxy(counted=…)``: requests of these methods (none: any) whose path with its query holds ``path``."""
     return lambda method, where: (not methods or method in methods) and path in where

@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.fault_proxy import FAULTS, FaultProxy, Request, only
+from tests.fault_proxy import FAULTS, FaultProxy, GroupedFaultProxy, Request, only
 
 __all__ = [
     "CREDENTIALS",
     "FAULTS",
     "IMPATIENT",
     "FaultProxy",
+    "GroupedFaultProxy",
     "Request",
     "impatient_environment",
     "moto_server",

@@ -394,6 +394,7 @@ def test_a_server_that_refuses_connections_is_one_problem(runs_dir):
 
 def test_a_server_that_never_answers_holds_up_nobody(runs_dir, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -20,7 +20,7 @@ import tune.environment  # noqa: F401
 from pipelines import command_line
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking import default_tracking_uri
-from tests.s3 import FaultProxy, only
+from tests.s3 import FaultProxy, GroupedFaultProxy, only
 from tune import search
 from tune.opening import locked
 from tune.settings import SearchSettings
@@ -223,32 +223,30 @@ def test_a_store_that_fails_now_and_then_changes_nothing_but_the_log(
     checkpoints = {1: "500", 3: "reset-upload", 5: "503", 7: "stall", 9: "reset", 11: "truncate"}
     artifacts = {1: "500", 3: "reset-upload", 6: "503", 9: "truncate", 12: "stall", 15: "reset"}
     assert set(shards.values()) == of_reading and set(checkpoints.values()) == set(artifacts.values()) == of_uploading
-    ledger = {2: "503", 4: "500", 8: "stall", 11: "reset", 15: "reset-upload"}
-    others = {1: "503", 3: "reset", 6: "429", 9: "truncate", 14: "500"}
-
-    def of_a_trial(method: str, path: str) -> bool:
-        """Pictures and models; and what asks for a checkpoint, or removes it."""
-        return "/trials/" in path and "trial.json" not in path and not (method == "PUT" and CHECKPOINT in path)
-
-    with (
-        FaultProxy(s3, shards, counted=only("GET", path="/train-")) as one,
-        FaultProxy(one.url, checkpoints, counted=only("PUT", path=f"/{CHECKPOINT}")) as two,
-        FaultProxy(two.url, artifacts, counted=only("PUT", path="/mlartifacts/")) as three,
-        FaultProxy(three.url, ledger, counted=only("PUT", path="/trial.json")) as four,
-        FaultProxy(four.url, others, counted=of_a_trial) as five,
-    ):
-        result = run(tmp_path / "here", dataset, bucket, *hasty(), environment={"AWS_ENDPOINT_URL": five.url})
+    groups = {
+        "shards": (only("GET", path="/train-"), shards),
+        "checkpoints": (only("PUT", path=f"/{CHECKPOINT}"), checkpoints),
+        "artifacts": (only("PUT", path="/mlartifacts/"), artifacts),
+        "ledger": (
+            only("PUT", path="/trial.json"),
+            {2: "503", 4: "500", 8: "stall", 11: "reset", 15: "reset-upload"},
+        ),
+        "other files of trials": (
+            lambda _, path: "/trials/" in path and "trial.json" not in path,
+            {1: "503", 3: "reset", 6: "429", 9: "truncate", 14: "500"},
+        ),
+    }
+    with GroupedFaultProxy(s3, groups) as proxy:
+        result = run(tmp_path / "here", dataset, bucket, *hasty(), environment={"AWS_ENDPOINT_URL": proxy.url})
     assert result.returncode == 0, result.stdout + result.stderr
-    for proxy in (one, two, three, four, five):
-        assert {fault.number: fault.fault for fault in proxy.faults} == proxy.plan
-        print("COUNT", len(proxy.requests))
+    assert proxy.failed == {name: plan for name, (_, plan) in groups.items()}
     undisturbed = records(open_storage(f"{finished[0]}/digits"))
     disturbed = records(open_storage(f"{bucket}/digits"))
     assert {name: figures(each) for name, each in disturbed.items()} == {
         name: figures(each) for name, each in undisturbed.items()
     }
     said = [line for line in result.stdout.splitlines() if "attempt" in line]
-    assert len(said) >= sum(len(plan) for plan in (shards, checkpoints, artifacts, ledger, others))
+    assert len(said) >= sum(len(plan) for plan in proxy.failed.values())
     for name in ("train-", CHECKPOINT, "trial.json", "mlartifacts"):
         assert any(name in line and "again in" in line for line in said), name
     assert any(re.match(r"\d{4}-\w+: read ", line) for line in said)  # from a trial's process, with its trial
