@@ -116,7 +116,7 @@ def run(
     if not finished:
         console.print("Interrupted. The same command goes on where it stopped; nothing finished is lost.")
         return 1
-    where = "" if ledger.root.local_path else f" ARGS='--runs {settings.storage}'"
+    where = "" if settings.storage == "runs" else f" ARGS='--runs {settings.storage}'"
     console.print(
         f"MLflow: make ui{where}, experiment fvae/{dataset.name}", soft_wrap=True, highlight=False, markup=False
     )
