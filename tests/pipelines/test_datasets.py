@@ -41,9 +41,9 @@ def test_what_does_not_fit_in_memory_is_streamed(tmp_path: Path, monkeypatch: py
 
 
 def test_one_bad_file_is_too_many_for_a_folder_taken_directly(tmp_path: Path) -> None:
-    folder = tree(tmp_path / "mine", pixels(40))
+    folder = tree(tmp_path / "mine", pixels(120))
     (folder / "bad.png").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"1 of 41 files.*bad\.png.*python -m pipelines\.ingest .* DEST"):
+    with pytest.raises(ConfigError, match=r"1 of 121 files.*bad\.png.*python -m pipelines\.ingest .* DEST"):
         load_dataset(str(folder))
 
 

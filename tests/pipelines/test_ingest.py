@@ -27,8 +27,9 @@ from pipelines import command_line, dataset_writer
 from pipelines.datasets import load_dataset
 from pipelines.ingest import ingest, main
 from pipelines.ingest_settings import IngestSettings, bad_limit
+from pipelines.lease import Lease
 from pipelines.progress import Steps
-from pipelines.storage import open_storage
+from pipelines.storage import StorageError, open_storage
 from tests.pipelines.bad_inputs import CASES, Case, idx
 
 ROOT = Path(__file__).parents[2]
@@ -148,6 +149,8 @@ def test_conversions_are_counted_and_said(tmp_path: Path) -> None:
         assert part in said, said
     found = {bytes(image) for split in loaded(tmp_path / "set").values() for image in split}
     assert bytes(np.stack([grey] * 3)) in found
+    dataset = load_dataset(str(tmp_path / "set"))
+    assert dataset.content_hash() == manifest.hash  # of the pixels as they are stored
 
 
 def test_size_crops_and_averages(tmp_path: Path) -> None:
@@ -344,6 +347,13 @@ def test_a_refused_destination_is_left_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give an empty place"):
         make("digits", tmp_path / "home")
     assert draft.read_text() == "years of work"
+
+
+def test_whoever_lost_the_lease_puts_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lease, "lost", property(lambda lease: True))
+    with pytest.raises(StorageError, match="the lock was lost"):
+        make(tree(tmp_path / "mine", pixels(40)), tmp_path / "set")
+    assert not (tmp_path / "set" / "manifest.json").exists()
 
 
 def test_what_an_ended_ingest_left_goes_with_the_next_command(tmp_path: Path) -> None:
