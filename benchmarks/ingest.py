@@ -113,8 +113,8 @@ def main() -> None:
             ours.append(measure([sys.executable, "-m", "pipelines.ingest", options.source, dest]))
         manifest = Manifest.from_json(storage.read(MANIFEST).decode())
         plain_bytes = Path(f"{folder}/plain.parquet").stat().st_size
-        read = sum(manifest.counts.values()) + manifest.duplicates_dropped + manifest.bad_files
-        kept = sum(manifest.counts.values())
+        read = manifest.images + manifest.duplicates_dropped + manifest.bad_files
+        kept = manifest.images
         where = "S3" if options.dest else "a local folder"
         stored = sum(shard.bytes for shard in manifest.shards) / kept
         print(f"{read:,} images of {manifest.shape} to {where}, {options.rounds} rounds")

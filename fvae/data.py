@@ -65,6 +65,9 @@ class Dataset(Protocol):
     def counts(self) -> dict[str, int]:
         """Images by split: ``train``, ``val``, ``test``."""
 
+    def held_bytes(self) -> int:
+        """Bytes of the arrays that :meth:`images` gives for all splits; known without reading any."""
+
     def content_hash(self) -> str:
         """:func:`content_hash` of every pixel."""
 
@@ -115,6 +118,10 @@ class ImageDataset:
     def counts(self) -> dict[str, int]:
         """Images by split."""
         return {split: len(images) for split, images in self.splits().items()}
+
+    def held_bytes(self) -> int:
+        """Bytes of all images."""
+        return sum(images.nbytes for images in self.splits().values())
 
     def images(self, split: str) -> np.ndarray:
         """The images of one split. Raises ``ConfigError`` for a split that there is not."""

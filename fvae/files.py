@@ -4,11 +4,41 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fvae.config import ConfigError
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
+"""Names of files that are still being written: see :func:`temporary_beside`."""
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the folder of ``path`` that nobody else uses; it matches :data:`TEMPORARY`."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that is at ``path`` after the block; after an error in it, nothing is left of it.
+
+    Makes missing folders. Raises ``OSError`` (no space, no permission).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -16,17 +46,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     Makes missing folders. Raises ``OSError`` (no space, no permission) with nothing left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, content: str) -> None:

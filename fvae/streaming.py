@@ -233,6 +233,16 @@ class StreamedDataset:
     def images(self, split: str) -> np.ndarray | ShardedImages:
         """The training split streamed; the others, read after every epoch, in memory up to :data:`HELD_BYTES`."""
         require_split(split, self.manifest.counts)
-        if split != "train" and self.manifest.counts[split] * math.prod(self.shape) <= HELD_BYTES:
+        if self._held(split):
             return load_images(self.manifest, split, self.fetch)
         return ShardedImages(self.manifest, split, self.fetch)
+
+    def held_bytes(self) -> int:
+        """Bytes of the splits that are not streamed."""
+        return sum(self._bytes(split) for split in self.manifest.counts if self._held(split))
+
+    def _held(self, split: str) -> bool:
+        return split != "train" and self._bytes(split) <= HELD_BYTES
+
+    def _bytes(self, split: str) -> int:
+        return self.manifest.counts[split] * math.prod(self.shape)

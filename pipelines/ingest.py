@@ -1,8 +1,10 @@
 """Any set of images to a data set that laptops and clusters read alike: Parquet shards and a manifest.
 
-python -m pipelines.ingest photos/ data/photos --size 32       # a folder, archive, IDX, CIFAR, NumPy, Parquet
-python -m pipelines.ingest cifar10.tar.gz s3://bucket/cifar10  # to S3, without unpacking
-python tune/search.py --dataset s3://bucket/cifar10
+    python -m pipelines.ingest photos/ data/photos --size 32       # a folder, archive, IDX, CIFAR, NumPy, Parquet
+    python -m pipelines.ingest cifar10.tar.gz s3://bucket/cifar10  # to S3, without unpacking
+    python tune/search.py --dataset s3://bucket/cifar10
+
+What is read, what happens to an image, and the format of the data set: docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from pipelines.decode_source import decode_source
 from pipelines.decoding import describe
 from pipelines.ingest_settings import IngestSettings, bad_limit, require_apart
 from pipelines.lease import Lease, LeaseTaken, exclusive
-from pipelines.progress import Steps, storage_warnings_shown
+from pipelines.progress import Steps, WarningLines
 from pipelines.sources import Source, open_source
 from pipelines.splitting import split
 from pipelines.spool import Spool, SpooledImages, image_digests, most_common_size
@@ -52,7 +54,7 @@ BadFiles = list[tuple[str, str]]
 class TooManyBadFiles(ConfigError):
     """More files than ``--max-bad`` allows are no usable images."""
 
-    def __init__(self, bad: int, files: int, limit: str, shown: str, report: str) -> None:
+    def __init__(self, bad: int, files: int, limit: str, shown: str = "", report: str = "") -> None:
         self.summary = f"{bad:,} of {files:,} files cannot be used{f': {shown}' if shown else ''}"
         where = f" (all in {report})" if report else ""
         super().__init__(f"{self.summary}; more than --max-bad {limit}{where}")
@@ -88,7 +90,8 @@ def _ingest(
     description = {"kind": source.kind, "location": settings.source, "fingerprint": source.fingerprint()}
     wanted = {"source": description, "settings": settings.in_manifest(), "name": name}
     if previous and wanted == {key: getattr(previous, key) for key in wanted} and is_whole(storage, previous):
-        require_few_bad(previous.bad_files, previous.bad_files + previous.images, settings.max_bad, "")
+        if previous.bad_files > bad_limit(settings.max_bad, previous.bad_files + previous.images):
+            raise TooManyBadFiles(previous.bad_files, previous.bad_files + previous.images, settings.max_bad)
         remove_others(storage, previous)
         say(f"Unchanged: {storage.uri} was made of this source with these settings; nothing to do.")
         return previous
@@ -209,13 +212,7 @@ def report_too_many(storage: Storage, bad: BadFiles, files: int, limit: str) -> 
         return
     storage.write(REFUSED_FILES, as_csv(bad))
     shown = "; ".join(f"{path}: {cause}" for path, cause in bad[:SHOWN]) + ("; …" if len(bad) > SHOWN else "")
-    require_few_bad(len(bad), files, limit, shown, f"{storage.uri}/{REFUSED_FILES}")
-
-
-def require_few_bad(bad: int, files: int, limit: str, shown: str, report: str = "") -> None:
-    """Raise ``TooManyBadFiles`` where ``bad`` of ``files`` are more than ``--max-bad`` allows."""
-    if bad > bad_limit(limit, files):
-        raise TooManyBadFiles(bad, files, limit, shown, report)
+    raise TooManyBadFiles(len(bad), files, limit, shown, f"{storage.uri}/{REFUSED_FILES}")
 
 
 def make_folder(storage: Storage) -> None:
@@ -234,7 +231,7 @@ def main(settings: IngestSettings) -> int:
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    with storage_warnings_shown(console):
+    with WarningLines(console):
         manifest = ingest(settings, say, Steps(console))
     for line in summary(settings, manifest):
         say(line)
@@ -245,7 +242,7 @@ def summary(settings: IngestSettings, manifest: Manifest) -> Iterator[str]:
     """What the data set holds, and how it came about."""
     channels, height, width = manifest.shape
     counts = ", ".join(f"{count:,} {split_name}" for split_name, count in manifest.counts.items())
-    stored = sum(shard.bytes for shard in manifest.shards) / sum(manifest.counts.values())
+    stored = sum(shard.bytes for shard in manifest.shards) / manifest.images
     classes = f", {len(manifest.classes)} classes" if manifest.classes else ""
     yield f"{manifest.name}: {counts} images of {width}×{height}×{channels}, {manifest.bins} levels{classes}"
     for decision in manifest.decisions:

@@ -6,18 +6,14 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from fvae.files import write_bytes
+from fvae.files import TEMPORARY, temporary_beside, write_bytes, written_whole
 from pipelines.storage import READ_AHEAD, ChangedError, ObjectInfo, Storage, StorageError, check_key
-
-_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{32}$")  # as fvae.files.write_bytes names them
 
 
 class LocalStorage(Storage):
@@ -52,7 +48,7 @@ class LocalStorage(Storage):
 
     def create(self, key: str, content: bytes) -> bool:
         with self._explained("write", key) as path:
-            temporary = _temporary(path)
+            temporary = temporary_beside(path)
             write_bytes(temporary, content)
             try:
                 os.link(temporary, path)  # unlike rename, fails where the name is taken
@@ -132,7 +128,7 @@ class LocalStorage(Storage):
         count = 0
         for path in self._folder.rglob(".*"):
             with contextlib.suppress(FileNotFoundError):
-                if _TEMPORARY.match(path.name) and path.stat().st_mtime <= time.time() - older_than_seconds:
+                if TEMPORARY.fullmatch(path.name) and path.stat().st_mtime <= time.time() - older_than_seconds:
                     path.unlink()
                     count += 1
         return count
@@ -157,26 +153,13 @@ class LocalStorage(Storage):
 
 def local_files(folder: Path) -> Iterator[Path]:
     """The files below a folder, without those that are still being written, in the file system's order."""
-    return (path for path in folder.rglob("*") if path.is_file() and not _TEMPORARY.match(path.name))
+    return (path for path in folder.rglob("*") if path.is_file() and not TEMPORARY.fullmatch(path.name))
 
 
 def copy_stream(source: BinaryIO, path: Path) -> None:
     """Write what is left of ``source`` to ``path``, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    try:
-        with temporary.open("xb") as target:
-            shutil.copyfileobj(source, target, READ_AHEAD)
-            target.flush()
-            os.fsync(target.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with written_whole(path) as target:
+        shutil.copyfileobj(source, target, READ_AHEAD)
 
 
 def _version(status: os.stat_result) -> str:

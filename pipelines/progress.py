@@ -71,8 +71,3 @@ class WarningLines(logging.Handler):
     def say(self, line: str) -> None:
         """Print a line."""
         self._console.print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
-
-
-def storage_warnings_shown(console: Console) -> WarningLines:
-    """Within the block, what :mod:`pipelines.storage` warns of (each retry) is printed."""
-    return WarningLines(console)

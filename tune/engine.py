@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 from ray import tune
 
@@ -50,9 +49,8 @@ def ray_session(settings: SearchSettings, dataset: Dataset) -> Iterator[None]:
         require_answer(address)
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
     else:
-        splits = [dataset.images(split) for split in dataset.counts()]
-        image_bytes = sum(images.nbytes for images in splits if isinstance(images, np.ndarray))
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES + 2 * image_bytes}
+        object_store = OBJECT_STORE_BYTES + 2 * dataset.held_bytes()
+        options |= {"include_dashboard": False, "object_store_memory": object_store}
     try:
         ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -12,6 +12,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from fvae.config import ConfigError, require
+from pipelines.pixel_modes import to_8_bits
 from pipelines.sources.base import LARGEST_IMAGE, SPLIT_NAMES, Item, Pixels, Source
 from pipelines.sources.chunks import chunks
 from pipelines.sources.streams import OneFile, whole_or_refused
@@ -233,7 +234,7 @@ def _to_bytes(values: np.ndarray, where: str) -> np.ndarray:
     if values.dtype.kind == "b":
         return values.astype(np.uint8) * np.uint8(255)
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return to_8_bits(values)
     low, high = int(values.min()), int(values.max())
     require(
         low >= 0 and high <= 255,

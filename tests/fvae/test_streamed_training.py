@@ -50,7 +50,10 @@ def test_a_streamed_data_set_is_the_one_in_memory(monkeypatch: pytest.MonkeyPatc
     assert isinstance(streamed.images("train"), ShardedImages)
     for split in ("val", "test"):
         assert np.array_equal(streamed.images(split), memory.images(split))
+    assert memory.held_bytes() == sum(memory.images(split).nbytes for split in ("train", "val", "test"))
+    assert streamed.held_bytes() == memory.val.nbytes + memory.test.nbytes
     monkeypatch.setattr(streaming_module, "HELD_BYTES", memory.val.nbytes - 1)
+    assert streamed.held_bytes() == memory.test.nbytes
     assert isinstance(streamed.images("val"), ShardedImages)
     assert isinstance(streamed.images("test"), np.ndarray)
     for dataset in (streamed, memory):

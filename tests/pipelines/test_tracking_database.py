@@ -35,19 +35,6 @@ def runs(bucket):
     return open_storage(f"{bucket}/team a/runs")
 
 
-@pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """``machine("A")``: from now on this is the current folder of machine A."""
-
-    def go(name: str) -> Path:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        monkeypatch.chdir(folder)
-        return folder
-
-    return go
-
-
 @contextlib.contextmanager
 def brought(runs):
     copy = WorkingCopy(runs)

@@ -37,20 +37,6 @@ def runs(bucket):
 
 
 @pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """``machine("A")``: from now on the current folder is that of machine A, empty at first."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-    def go(name: str) -> Path:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        monkeypatch.chdir(folder)
-        return folder
-
-    return go
-
-
-@pytest.fixture
 def first_machine(machine, runs, empty_database):
     """Machine A, which has MLflow's tables already: making them costs seconds."""
     folder = machine("A")
