@@ -24,13 +24,19 @@ def parse(settings: type[Settings]) -> Settings:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(settings)
+            return tyro.cli(settings, prog=_program())
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
         message = _first_message(said.getvalue())
         # A setting that refused itself has said which option it is.
         raise ConfigError(message.removeprefix(f"Error parsing {settings.__name__}: ")) from None
+
+
+def _program() -> str:
+    """What the user has typed before the options, for the usage line."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec else f"python {sys.argv[0]}"
 
 
 def run(main: Callable[[Settings], int], settings: type[Settings]) -> None:

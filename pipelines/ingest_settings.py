@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -22,10 +22,9 @@ class IngestSettings:
     The same command again does nothing while the source is unchanged. A data set exists whole or not at all.
     """
 
-    source: tyro.conf.Positional[str]
-    """Images: a folder tree or an archive (.tar, .tar.gz, .zip) of PNG, JPEG, WebP, BMP or TIFF files; IDX or CIFAR
-    files; .npy or .npz arrays; Parquet; 'digits' or 'photos' (embedded). A path or s3://bucket/key."""
-    dest: tyro.conf.Positional[str]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """Folder or archive of image files, IDX, CIFAR, .npy, .npz, Parquet, 'digits', 'photos'; a path or s3://bucket/key."""
+    dest: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DEST")]
     """Where the data set goes: a folder or s3://bucket/prefix, empty or holding an earlier version of it."""
     name: str | None = None
     """Name of the data set, as in run names and MLflow experiments. Default: the source's."""
