@@ -139,8 +139,13 @@ def test_a_lock_that_says_nothing_is_respected_until_it_is_old(
         assert Holder.from_bytes(remote.read(".lock")).pid == os.getpid()
 
 
+SINCE = "2026-01-02T03:04:05+00:00"  # fixed, so that two such holders are equal whenever they are made
+
+
 def elsewhere() -> Holder:
-    return dataclasses.replace(Holder.this_process("theirs"), host="far", machine="another", pid=os.getpid() + 1)
+    return dataclasses.replace(
+        Holder.this_process("theirs"), host="far", machine="another", pid=os.getpid() + 1, since=SINCE
+    )
 
 
 def test_a_silent_holder_of_another_machine_is_replaced_once_it_is_late(
