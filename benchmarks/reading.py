@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fvae import ConfigError, Manifest, ModelConfig, ShardedImages, TrainConfig, Trainer
 from fvae.config import FAMILIES, Family
-from fvae.data import ImageSource, image_source, read_only_tensor
+from fvae.data import ImageSource, image_source, read_only_tensor, steps_per_epoch
 from fvae.manifest import MANIFEST
 from fvae.shards import load_images
 from pipelines.storage import open_storage
@@ -70,9 +70,9 @@ class Timed:
     def __len__(self) -> int:
         return len(self.source)
 
-    def steps(self, batch_size: int) -> int:
-        """The source's."""
-        return self.source.steps(batch_size)
+    def for_worker(self, worker: int, workers: int) -> Timed:
+        """This one: the benchmark trains alone."""
+        return self
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
         """The source's."""
@@ -128,7 +128,7 @@ def train(settings: Settings, family: Family, images: Tensor | ImageSource, val:
     """Train the smallest model of ``family`` on ``images``."""
     timed = Timed(image_source(images))
     model, searched = smallest(family, timed.shape, bins)
-    epochs = -(-settings.steps // timed.steps(settings.batch))
+    epochs = -(-settings.steps // steps_per_epoch(len(timed), settings.batch))
     config = TrainConfig(epochs=epochs, batch_size=settings.batch, **searched)
     # A tensor goes to the device as a whole, as in a search.
     trainer = Trainer(model, config, images if isinstance(images, Tensor) else timed, val, settings.device)

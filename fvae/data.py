@@ -18,6 +18,7 @@ from torch import Tensor
 from fvae.config import require
 from fvae.digests import content_hash, image_digest
 from fvae.manifest import require_split
+from fvae.workers import Workers, share
 
 
 @runtime_checkable
@@ -29,15 +30,17 @@ class ImageSource(Protocol):
         """``(C, H, W)`` of an image."""
 
     def __len__(self) -> int:
-        """Images that :meth:`batches` gives in an epoch: of several workers, this one's part."""
+        """Images of the split, whatever the worker."""
 
-    def steps(self, batch_size: int) -> int:
-        """Batches in an epoch, the same number for every worker: see :func:`steps_per_epoch`."""
+    def for_worker(self, worker: int, workers: int) -> ImageSource:
+        """The same split for one of ``workers``: its :meth:`batches` are that worker's shares."""
 
     def batches(self, *, seed: int, epoch: int, batch_size: int, start: int = 0, epochs: int = 1) -> Iterator[Tensor]:
-        """The batches of ``epochs`` epochs from ``epoch`` on; of the first, those from batch ``start`` on.
+        """This worker's shares (:func:`fvae.workers.share`) of the global batches of ``epochs`` epochs from ``epoch``
+        on; of the first epoch, those from batch ``start`` on.
 
-        Their order is a pure function of (seed, epoch, worker, workers); none spans two epochs.
+        A global batch has ``batch_size`` images, the last of an epoch what is left. What it holds, and in which
+        order, is a pure function of (seed, epoch), whatever the number of workers. A share may be empty.
         """
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
@@ -149,34 +152,21 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return permutation(count, seed, f"order/{epoch}")
 
 
-def steps_per_epoch(count: int, batch_size: int, workers: int) -> int:
-    """Batches of each of ``workers`` that share ``count`` images, ``batch_size`` a worker.
-
-    Workers have ⌊count/workers⌋ images or one more. They take equally many batches: all are full but the
-    last, where one image too many for another batch makes it ``batch_size + 1``.
-    """
-    return -(-(count // workers) // batch_size)
-
-
-def require_worker(worker: int, workers: int, count: int) -> None:
-    """Raise ``ConfigError`` unless ``worker`` is one of ``workers`` that ``count`` images are enough for."""
-    require(0 <= worker < workers, f"worker={worker}: must be from 0 to workers − 1 = {workers - 1}")
-    require(count >= workers, f"workers={workers}: more than the {count} images; use fewer")
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Global batches in an epoch of ``count`` images: the last may be smaller."""
+    return -(-count // batch_size)
 
 
 class TensorImages:
     """An :class:`ImageSource` over images in memory, integer ``[N, C, H, W]``, on any device.
 
-    Of several workers each takes its slice of every global batch of ``workers · batch_size`` images: what a
-    global batch holds does not depend on their number, but that the last one may be joined to the one before
-    where it has fewer images than there are workers.
+    The order of an epoch is :func:`epoch_order`.
     """
 
     def __init__(self, images: Tensor, worker: int = 0, workers: int = 1) -> None:
         require(images.ndim == 4, f"images of shape {tuple(images.shape)}: needs [N, C, H, W]")
         require(len(images) > 0, "images: empty")
-        require_worker(worker, workers, len(images))
-        self.images, self.worker, self.workers = images, worker, workers
+        self.images, self.workers = images, Workers(rank=worker, count=workers)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -185,22 +175,19 @@ class TensorImages:
         return (channels, height, width)
 
     def __len__(self) -> int:
-        # The first workers take what is left over; as tensor_split gives it.
-        return (len(self.images) + self.workers - 1 - self.worker) // self.workers
+        return len(self.images)
 
-    def steps(self, batch_size: int) -> int:
-        """Batches in an epoch."""
-        return steps_per_epoch(len(self.images), batch_size, self.workers)
+    def for_worker(self, worker: int, workers: int) -> TensorImages:
+        """See :meth:`ImageSource.for_worker`: over the same memory."""
+        return TensorImages(self.images, worker, workers)
 
     def batches(self, *, seed: int, epoch: int, batch_size: int, start: int = 0, epochs: int = 1) -> Iterator[Tensor]:
-        """See :meth:`ImageSource.batches`. The order is :func:`epoch_order`."""
-        last = self.steps(batch_size) - 1
+        """See :meth:`ImageSource.batches`."""
         for number in range(epoch, epoch + epochs):
             order = epoch_order(len(self.images), seed, number).to(self.images.device)
-            for step in range(start, last + 1):
-                begin = step * batch_size * self.workers
-                end = None if step == last else begin + batch_size * self.workers
-                yield self.images[order[begin:end].tensor_split(self.workers)[self.worker]]
+            for whole in order.split(batch_size)[start:]:
+                begin, end = share(len(whole), self.workers.rank, self.workers.count)
+                yield self.images[whole[begin:end]]
             start = 0
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from fvae.data import ImageSource, image_source
+from fvae.data import ImageSource, derived_seed, image_source
 from fvae.model import Model, images_at_once, iwae_bits_per_dim
+from fvae.workers import Workers
+
+ALONE = Workers()
 
 
 class NonFiniteError(ArithmeticError):
@@ -15,28 +20,48 @@ class NonFiniteError(ArithmeticError):
 
 
 @torch.no_grad()
-def evaluate(model: Model, images: np.ndarray | Tensor | ImageSource, *, k: int = 1, seed: int = 0) -> Tensor:
+def evaluate(
+    model: Model,
+    images: np.ndarray | Tensor | ImageSource,
+    *,
+    k: int = 1,
+    seed: int = 0,
+    workers: Workers = ALONE,
+    advance: Callable[[int], None] | None = None,
+) -> Tensor:
     """Bits/dim of each image with k samples (k = 1: the ELBO; more: IWAE), float64 ``[N]`` on the CPU.
 
     ``images`` integer ``[N, C, H, W]``, or a source of them: the same images in the same order give the same
-    figures to the bit, in memory or streamed. Runs in float32 whatever precision trained the model.
+    figures to the bit, in memory or streamed, and on a CPU on any number of workers. Every worker gets all figures;
+    the batches, each with noise of its own seed, are dealt out among them. ``advance`` is told how many images this
+    worker has done. Runs in float32 whatever precision trained the model.
+
     Raises :class:`NonFiniteError` where any image's figure is not finite: none is left out.
     """
     source = image_source(images)
     device = model.log_sigma1.device
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device)
+    bits = torch.zeros(len(source), dtype=torch.float64, device=device)
+    measured = torch.zeros(len(source), dtype=torch.int32, device=device)  # how often: once is right
+    done = 0
     training = model.training
     model.eval()  # a fresh model must not take its ActNorm from images that it is measured on
     try:
         # True float32: no autocast, and no TF32, which cuDNN would use for convolutions by default.
         with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            parts = [
-                iwae_bits_per_dim(model, batch.to(device), k, generator).double().cpu()
-                for batch in source.in_order(images_at_once(model.config))
-            ]
+            for number, batch in enumerate(source.in_order(images_at_once(model.config))):
+                if number % workers.count == workers.rank:
+                    generator.manual_seed(derived_seed(seed, f"batch/{number}"))
+                    bits[done : done + len(batch)] = iwae_bits_per_dim(model, batch.to(device), k, generator).double()
+                    measured[done : done + len(batch)] += 1
+                    if advance:
+                        advance(len(batch))
+                done += len(batch)
     finally:
         model.train(training)
-    bits = torch.cat(parts)
+    bits, measured = workers.add_up(bits).cpu(), workers.add_up(measured).cpu()
+    if not bool((measured == 1).all()):
+        raise RuntimeError(f"{int((measured != 1).sum())} of {len(bits)} images were not measured exactly once")
     bad = (~bits.isfinite()).nonzero().flatten()
     if len(bad):
         raise NonFiniteError(

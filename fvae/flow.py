@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fvae.bijections import ChannelAffine, CouplingLayer, SplitPrior, squeeze, unsqueeze
 from fvae.config import Coupling, Mixing
+from fvae.recomputation import RecomputableLayer
 
 
 def full_precision(device_type: str) -> AbstractContextManager[object]:
@@ -21,7 +22,7 @@ def full_precision(device_type: str) -> AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-class FlowStep(nn.Module):
+class FlowStep(RecomputableLayer):
     """ActNorm → mixing of channels → coupling (Glow, fig. 2a), on ``[B, H, W, C]``."""
 
     def __init__(self, channels: int, width: int, coupling: Coupling, mixing: Mixing) -> None:
@@ -29,7 +30,8 @@ class FlowStep(nn.Module):
         self.affine = ChannelAffine(channels, mixing)
         self.coupling = CouplingLayer(channels, width, coupling)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` → ``y`` of its shape, log_det in nats per image."""
         # The map itself keeps the precision of x: only the coupling's network may run in bf16.
         with full_precision(x.device.type):
             x, log_det = self.affine(x)

@@ -117,28 +117,44 @@ class Model(nn.Module):
         u = torch.randn(count, *self.config.latent_shape, generator=generator, dtype=like.dtype, device=like.device)
         return r, u
 
-    def bits_per_dim(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def bits_per_dim(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        noise: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Upper bound on bits/dim from one sample of r and u: ``[B]``, unbiased for −ELBO.
 
-        In training mode the first call also initialises ActNorm from its images. Raises
-        ``ValueError`` where images have another shape, are not integers, or leave 0 … bins − 1.
+        ``noise`` is that sample, as :meth:`noise` gives it; by default it is drawn. In training mode the first
+        call also initialises ActNorm from its images. Raises ``ValueError`` where images have another shape, are
+        not integers, or leave 0 … bins − 1.
         """
         images = self._checked(images)
-        r, u = self.noise(len(images), generator)
+        r, u = noise or self.noise(len(images), generator)
         x = likelihood.dequantize(images, self.config.bins, r)
         if self.training and not self._initialized:
             self._initialize(x, u)
         return likelihood.bits_per_dim(self.elbo_terms(x, u).elbo, self.config.dimensions, self.config.bins)
 
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        noise: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """The same as :meth:`bits_per_dim`, so that a wrapper (DDP, ``torch.compile``) can stand around it."""
-        return self.bits_per_dim(images, generator)
+        return self.bits_per_dim(images, generator, noise)
 
     @torch.no_grad()
-    def initialize(self, images: Tensor, generator: torch.Generator | None = None) -> None:
+    def initialize(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        noise: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         """Set every ActNorm from this batch, once; later calls do nothing."""
         images = self._checked(images)
-        r, u = self.noise(len(images), generator)
+        r, u = noise or self.noise(len(images), generator)
         self._initialize(likelihood.dequantize(images, self.config.bins, r), u)
 
     @torch.no_grad()
@@ -240,11 +256,15 @@ def build(config: ModelConfig) -> Model:
 
 
 def images_at_once(config: ModelConfig) -> int:
-    """How many images an evaluation takes at once: 512, or fewer of more than 512 pixels.
+    """How many images an evaluation takes at once: 128, or fewer of more than 1,024 pixels.
 
-    The noise that a seed gives depends on it, so it is a function of the images' shape alone.
+    Their noise has a seed of its own, so it is a function of the images' shape alone.
     """
-    return max(1, min(512, 2**18 // (config.height * config.width)))
+    return max(1, min(128, 2**17 // (config.height * config.width)))
+
+
+SAMPLES_AT_ONCE = {"cpu": 4, "cuda": 32}
+"""Importance samples of :func:`images_at_once` images that go through the model together."""
 
 
 @torch.no_grad()
@@ -255,19 +275,21 @@ def iwae_bits_per_dim(
 
     Each sample has fresh dequantization noise r and posterior noise u, so the bound falls towards
     the exact −log₂ P(x)/D as k grows; k = 1 is the ELBO. ``batch_size`` bounds the samples in
-    memory at once (default: by the images' size). Raises ``ValueError`` for k < 1.
+    memory at once (default: by the images' size); the noise does not depend on it. Raises ``ValueError``
+    for k < 1.
     """
     if not (isinstance(k, int) and k >= 1):
         raise ValueError(f"k={k!r}: must be an integer of at least 1")
     config = model.config
     images = model._checked(images)
-    batch_size = batch_size or 4 * images_at_once(config)
+    batch_size = batch_size or SAMPLES_AT_ONCE.get(images.device.type, 4) * images_at_once(config)
     at_once = max(1, min(k, batch_size // len(images)))
     log_weights = []
     for start in range(0, k, at_once):
         samples = min(at_once, k - start)
+        drawn = [model.noise(len(images), generator) for _ in range(samples)]
+        r, u = (torch.cat(noise) for noise in zip(*drawn, strict=True))  # [samples·B, …]
         repeated = images.repeat(samples, 1, 1, 1)  # [samples·B, C, H, W]
-        r, u = model.noise(len(repeated), generator)
         terms = model.elbo_terms(likelihood.dequantize(repeated, config.bins, r), u)
         log_weights.append(terms.elbo.double().reshape(samples, -1))
     log_mean = torch.logsumexp(torch.cat(log_weights), dim=0) - math.log(k)  # [B]

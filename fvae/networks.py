@@ -7,9 +7,11 @@ import math
 from torch import Tensor, nn
 
 from fvae.bijections import convolve, squeeze, unsqueeze, zero_convolution
+from fvae.recomputation import RecomputableLayer
+from fvae.recomputation import set_activation_checkpointing as set_activation_checkpointing
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(RecomputableLayer):
     """x + conv(relu(conv(relu(x)))), 3×3, starting as the identity; no batch statistics,
     so that an image's bits do not depend on the images beside it."""
 
@@ -18,7 +20,7 @@ class ResidualBlock(nn.Module):
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = zero_convolution(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         """``[B, H, W, width]`` → the same shape."""
         return x + convolve(self.second, convolve(self.first, x.relu(), relu=True))
 

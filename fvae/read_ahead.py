@@ -18,7 +18,7 @@ READERS = 2
 EXIT_SECONDS = 1.0
 """How long the end of the process waits for threads to come to the end of their jobs."""
 
-Job = Callable[[], None]
+Job = Callable[[], object]
 
 
 class ReadAhead(Generic[Item, Result]):

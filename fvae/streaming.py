@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fvae.data import permutation, require_worker, steps_per_epoch
+from fvae.data import permutation
 from fvae.manifest import Manifest, Shard, require_split
 from fvae.read_ahead import Job, ReadAhead
 from fvae.shards import Fetch, fetch_shard, load_images
+from fvae.workers import Workers, share
 
 BUFFER_BYTES = 256 * 2**20
 """Decoded pixels that are shuffled together; as many again are read ahead meanwhile."""
@@ -24,29 +25,17 @@ HELD_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """Images ``first`` … ``last − 1`` of a shard."""
-
-    shard: Shard
-    first: int
-    last: int
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-
-@dataclasses.dataclass(frozen=True)
 class Window:
-    """Pieces that are in memory together, and the order in which their images are handed out."""
+    """Shards that are in memory together, and the order in which their images are handed out."""
 
-    pieces: tuple[Piece, ...]
+    shards: tuple[Shard, ...]
     seed: tuple[int, str] | None
     """Seed and purpose of the order; ``None``: as stored."""
     skip: int = 0
     """Images of that order that were handed out before."""
 
     def __len__(self) -> int:
-        return sum(map(len, self.pieces))
+        return sum(shard.images for shard in self.shards)
 
     def order(self) -> np.ndarray:
         """Rows to hand out, int64."""
@@ -57,10 +46,10 @@ class Window:
 class ShardedImages:
     """An :class:`~fvae.data.ImageSource` over one split of a data set in shards. Picklable where ``fetch`` is.
 
-    An epoch's order: the split's shards are permuted by (seed, epoch) and laid end to end; the images so
-    lined up are cut into one contiguous range per worker, equal to within one image; in a worker's range,
-    windows of whole shards that fit ``buffer_bytes`` (at least two shards) are shuffled one by one. Batches
-    run across windows. A shard at the border of two ranges is read by both workers.
+    An epoch's order: the split's shards are permuted by (seed, epoch); windows of whole shards that fit
+    ``buffer_bytes`` (at least two shards) are shuffled one by one. Batches run across windows. Of several workers
+    each reads every shard and hands out its share of every global batch: reading is many times faster than
+    training, and so what a global batch holds does not depend on their number, even where that changes in mid-epoch.
 
     The next window is fetched, verified and decoded in the background. What goes wrong there is raised to
     whoever takes the batches: ``ConfigError`` for a shard that is missing or damaged, and what ``fetch`` raises.
@@ -77,9 +66,8 @@ class ShardedImages:
         buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
         require_split(split, manifest.counts)
-        require_worker(worker, workers, manifest.counts[split])
         self.manifest, self.split, self.fetch = manifest, split, fetch
-        self.worker, self.workers, self.buffer_bytes = worker, workers, buffer_bytes
+        self.workers, self.buffer_bytes = Workers(rank=worker, count=workers), buffer_bytes
         self._shards = manifest.of_split(split)
         self._first: Tensor | None = None
 
@@ -92,40 +80,37 @@ class ShardedImages:
         return self.manifest.shape
 
     def __len__(self) -> int:
-        begin, end = self._range()
-        return end - begin
+        return self.manifest.counts[self.split]
 
-    def steps(self, batch_size: int) -> int:
-        """Batches in an epoch."""
-        return steps_per_epoch(self.manifest.counts[self.split], batch_size, self.workers)
+    def for_worker(self, worker: int, workers: int) -> ShardedImages:
+        """See :meth:`fvae.data.ImageSource.for_worker`."""
+        return ShardedImages(self.manifest, self.split, self.fetch, worker, workers, self.buffer_bytes)
 
     def batches(self, *, seed: int, epoch: int, batch_size: int, start: int = 0, epochs: int = 1) -> Iterator[Tensor]:
         """See :meth:`fvae.data.ImageSource.batches`. Windows before batch ``start`` are not read.
 
         Closing the iterator ends the threads that read ahead.
         """
-        last = self.steps(batch_size) - 1
-        sizes = [batch_size] * last + [len(self) - last * batch_size]
         windows = (
             window
             for number in range(epoch, epoch + epochs)
             for window in self.windows(seed, number, skip=start * batch_size if number == epoch else 0)
         )
         every = (
-            size for number in range(epoch, epoch + epochs) for size in (sizes[start:] if number == epoch else sizes)
+            size
+            for number in range(epoch, epoch + epochs)
+            for size in self._sizes(batch_size, start if number == epoch else 0)
         )
-        return self._rebatched(windows, every)
+        return self._rebatched(windows, every, self.workers)
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
         """See :meth:`fvae.data.ImageSource.in_order`."""
-        count = self.manifest.counts[self.split]
-        windows = (Window((Piece(shard, 0, shard.images),), None) for shard in self._shards)
-        sizes = (min(batch_size, count - start) for start in range(0, count, batch_size))
-        return self._rebatched(windows, sizes)
+        windows = (Window((shard,), None) for shard in self._shards)
+        return self._rebatched(windows, self._sizes(batch_size), Workers())
 
     def first(self, count: int) -> Tensor:
         """See :meth:`fvae.data.ImageSource.first`. Kept, as it is asked for after every epoch."""
-        count = min(count, self.manifest.counts[self.split])
+        count = min(count, len(self))
         if self._first is None or len(self._first) < count:
             reading = self.in_order(count)
             self._first = next(reading)
@@ -133,37 +118,27 @@ class ShardedImages:
         return self._first[:count]
 
     def windows(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Window]:
-        """This worker's windows of an epoch, without those that end before image ``skip`` of its range."""
+        """The windows of an epoch, without those that end before image ``skip`` of it."""
         done = 0
-        for number, pieces in enumerate(self._grouped(self._pieces(seed, epoch))):
-            count = sum(map(len, pieces))
-            if done + count > skip:
-                purpose = f"window/{epoch}/{self.worker}/{self.workers}/{number}"
-                yield Window(pieces, (seed, purpose), max(0, skip - done))
-            done += count
+        for number, shards in enumerate(self._grouped(seed, epoch)):
+            window = Window(shards, (seed, f"window/{epoch}/{number}"), max(0, skip - done))
+            if done + len(window) > skip:
+                yield window
+            done += len(window)
 
-    def _range(self) -> tuple[int, int]:
-        count = self.manifest.counts[self.split]
-        return count * self.worker // self.workers, count * (self.worker + 1) // self.workers
+    def _sizes(self, batch_size: int, start: int = 0) -> Iterator[int]:
+        """Images of each global batch from batch ``start`` on."""
+        return (min(batch_size, len(self) - first) for first in range(start * batch_size, len(self), batch_size))
 
-    def _pieces(self, seed: int, epoch: int) -> Iterator[Piece]:
-        begin, end = self._range()
-        position = 0
+    def _grouped(self, seed: int, epoch: int) -> Iterator[tuple[Shard, ...]]:
+        most = self.buffer_bytes // math.prod(self.shape)
+        group: list[Shard] = []
         for index in permutation(len(self._shards), seed, f"shards/{epoch}").tolist():
             shard = self._shards[index]
-            first, last = max(begin - position, 0), min(end - position, shard.images)
-            if first < last:
-                yield Piece(shard, first, last)
-            position += shard.images
-
-    def _grouped(self, pieces: Iterator[Piece]) -> Iterator[tuple[Piece, ...]]:
-        most = self.buffer_bytes // math.prod(self.shape)
-        group: list[Piece] = []
-        for piece in pieces:
-            if len(group) >= 2 and sum(map(len, group)) + len(piece) > most:
+            if len(group) >= 2 and sum(each.images for each in group) + shard.images > most:
                 yield tuple(group)
                 group = []
-            group.append(piece)
+            group.append(shard)
         yield tuple(group)
 
     def _load(self, window: Window) -> tuple[tuple[np.ndarray, np.ndarray], list[Job]]:
@@ -171,30 +146,26 @@ class ShardedImages:
         pixels = np.empty((len(window), *self.shape), np.uint8)
         jobs: list[Job] = []
         row = 0
-        for piece in window.pieces:
-            jobs.append(functools.partial(self._load_piece, piece, pixels[row : row + len(piece)]))
-            row += len(piece)
+        for shard in window.shards:
+            out = pixels[row : row + shard.images]
+            jobs.append(functools.partial(fetch_shard, self.manifest, shard, self.fetch, out))
+            row += shard.images
         return (pixels, window.order()), jobs
 
-    def _load_piece(self, piece: Piece, out: np.ndarray) -> None:
-        if len(piece) == piece.shard.images:
-            fetch_shard(self.manifest, piece.shard, self.fetch, out)
-        else:  # the checksum is the whole file's
-            out[...] = fetch_shard(self.manifest, piece.shard, self.fetch)[0][piece.first : piece.last]
-
-    def _rebatched(self, windows: Iterator[Window], sizes: Iterator[int]) -> Iterator[Tensor]:
-        """Tensors of ``sizes`` images each, from the images of ``windows`` in their order."""
+    def _rebatched(self, windows: Iterator[Window], sizes: Iterator[int], workers: Workers) -> Iterator[Tensor]:
+        """One worker's share of each batch of ``sizes`` images, from the images of ``windows`` in their order."""
         pixels, order = np.empty((0, *self.shape), np.uint8), np.empty(0, np.int64)
         with ReadAhead(self._load, windows) as loaded:
             for size in sizes:
-                parts = []
-                while size:
+                begin, end = share(size, workers.rank, workers.count)
+                parts, passed = [], 0
+                while passed < size:
                     if not len(order):
                         del pixels  # before the window after next is begun
                         pixels, order = next(loaded)
-                    parts.append(pixels[order[:size]])
-                    order = order[size:]
-                    size -= len(parts[-1])
+                    rows, order = order[: size - passed], order[size - passed :]
+                    parts.append(pixels[rows[max(0, begin - passed) : max(0, end - passed)]])
+                    passed += len(rows)
                 yield torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 

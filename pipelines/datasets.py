@@ -9,7 +9,7 @@ import shlex
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -59,6 +59,17 @@ def load_dataset(location: str, streaming: Streaming = "auto", say: Callable[[st
         for decision in manifest.decisions if say and location not in EMBEDDED else ():
             say(f"{manifest.name}: {decision}")
         return _open(manifest, open_storage(folder), "never")
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """What figures carry of the data set that they were measured on: name, hash, shape, bins, images by split."""
+    return {
+        "name": dataset.name,
+        "hash": dataset.content_hash(),
+        "shape": list(dataset.shape),
+        "bins": dataset.bins,
+        **dataset.counts(),
+    }
 
 
 def _prepared(location: str) -> Storage | None:

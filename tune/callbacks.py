@@ -7,9 +7,9 @@ from typing import Any
 
 from ray import tune
 
+from pipelines.troubles import raise_trouble
 from tune.ledger import Ledger, TrialRecord, changes
 from tune.trial_files import CHECKPOINT
-from tune.troubles import raise_trouble
 
 Watcher = Callable[[TrialRecord], None]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from fvae.epoch_metrics import EpochMetrics
 from fvae.flops import TRAINING_FACTOR
-from tune.ledger import EpochRecord, TrialRecord
+from tune.ledger import TrialRecord
 from tune.pareto import pareto_front
 
 Axis = Literal["flops", "seconds"]
@@ -24,7 +25,7 @@ def training_flops(flops_per_image: int, images: int) -> float:
     return float(TRAINING_FACTOR * flops_per_image * images)
 
 
-def spent(record: TrialRecord, epoch: EpochRecord, axis: Axis) -> float:
+def spent(record: TrialRecord, epoch: EpochMetrics, axis: Axis) -> float:
     """What ``record`` had spent by the end of ``epoch``."""
     return epoch.seconds if axis == "seconds" else training_flops(record.flops_per_image, epoch.images)
 

@@ -3,79 +3,39 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import signal
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
-from fvae.config import ConfigError, require
+from fvae.config import ConfigError
 from fvae.data import Dataset
+from pipelines.ray_session import ray_session
 from pipelines.storage import Storage
+from pipelines.troubles import raise_trouble
 from tune.ledger import Ledger, TrialRecord
 from tune.scheduler import FrontScheduler
 from tune.searcher import FrontSearcher
 from tune.settings import SearchSettings
 from tune.trial import TrialProcess, read_test_split
-from tune.troubles import raise_trouble
 
-OBJECT_STORE_BYTES = 200 * 2**20
-"""Ray's shared memory on one machine, besides the images."""
 RETRIES = 2
 """How often a trial that crashed starts again from its checkpoint before it has failed."""
-ANSWER_SECONDS = 5.0
-"""How long the cluster that ``RAY_ADDRESS`` names may take to accept a connection."""
-PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
-"""Variables that a cluster's processes get from here, so that they find the same store. Never credentials, which
-would then stand in the cluster's own records: each node has its role, or its own settings."""
 
 
-@contextmanager
-def ray_session(settings: SearchSettings, dataset: Dataset) -> Iterator[None]:
-    """A Ray of our own on this machine, or the cluster that ``RAY_ADDRESS`` names; ours ends with the block.
-
-    Raises ``ConfigError`` where no node could ever run a trial.
-    """
-    address = os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    if address:
-        require_answer(address)
-        options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
-    else:
-        object_store = OBJECT_STORE_BYTES + 2 * dataset.held_bytes()
-        options |= {"include_dashboard": False, "object_store_memory": object_store}
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"RAY_ADDRESS={address}" if address else "a Ray on this machine"
-        raise ConfigError(f"{where}: cannot be used ({str(error).splitlines()[0]})") from error
-    try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        for name, needed in (("CPU", settings.cpus_per_trial), ("GPU", settings.gpus_per_trial)):
-            have = max(node.get(name, 0) for node in nodes)
-            verb = "is" if have == 1 else "are"
-            require(needed <= have, f"--{name.lower()}s-per-trial={needed}: there {verb} {have:g} on the largest node")
-        yield
-    finally:
-        ray.shutdown()
-
-
-def require_answer(address: str) -> None:
-    """Raise ``ConfigError`` where nothing listens at ``host:port``: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdigit()):
-        return  # "auto" and the like, which Ray resolves
-    try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
-    except OSError as error:
-        raise ConfigError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from error
+def search_session(settings: SearchSettings, dataset: Dataset) -> AbstractContextManager[None]:
+    """A Ray in which there is room for a trial. Raises ``ConfigError`` where no node could ever run one."""
+    needed = {
+        "CPU": ("--cpus-per-trial", settings.cpus_per_trial),
+        "GPU": ("--gpus-per-trial", settings.gpus_per_trial),
+    }
+    return ray_session(dataset.held_bytes(), needed)
 
 
 def run_trials(

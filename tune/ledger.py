@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,17 +21,9 @@ from fvae.config import from_fields
 from fvae.files import parse_json
 from fvae.train import EpochMetrics
 from pipelines.storage import Storage
-from tune.stored import address, read_present
+from pipelines.stored import address, read_present
 
 Status = Literal["running", "complete", "stopped", "failed"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EpochRecord(EpochMetrics):
-    """What one epoch of one trial measured, and when."""
-
-    time_ms: int
-    """Milliseconds since 1970."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +64,7 @@ class TrialRecord:
     status: Status = "running"
     reason: str = ""
     """Why it was stopped or failed: one line."""
-    history: tuple[EpochRecord, ...] = ()
+    history: tuple[EpochMetrics, ...] = ()
     best_epoch: int | None = None
     """The epoch whose weights were kept: the lowest validation bits/dim. Complete trials only."""
     val_bpd: float | None = None
@@ -102,7 +93,7 @@ class TrialRecord:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrialRecord:
         """Raises ``ConfigError`` for a field it does not know."""
-        history = tuple(from_fields(EpochRecord, epoch) for epoch in values.get("history", ()))
+        history = tuple(from_fields(EpochMetrics, epoch) for epoch in values.get("history", ()))
         test = values.get("test")
         return from_fields(cls, values | {"history": history, "test": from_fields(TestResult, test) if test else None})
 
@@ -114,8 +105,8 @@ def changes(record: TrialRecord, result: dict[str, Any]) -> dict[str, Any]:
     new: dict[str, Any] = {}
     # After a crash the epochs since the last checkpoint are trained again; the first record of each stays.
     if result["epoch"] > record.epochs:
-        fields = {name: result[name] for name in EpochRecord.__dataclass_fields__ if name != "time_ms"}
-        new["history"] = (*record.history, EpochRecord(**fields, time_ms=time.time_ns() // 1_000_000))
+        metrics = EpochMetrics(**{name: result[name] for name in EpochMetrics.__dataclass_fields__})
+        new["history"] = (*record.history, metrics)
         new["val_bpd"] = result["val_bpd"]
     if "best_val_bpd" in result:
         new |= {"status": "complete", "best_epoch": result["best_epoch"], "val_bpd": result["best_val_bpd"]}

@@ -12,13 +12,14 @@ from fvae.config import ConfigError
 from fvae.data import Dataset
 from fvae.files import write_text
 from fvae.streaming import StreamedDataset
+from pipelines.datasets import describe
 from pipelines.lease import Lease, LeaseTaken, exclusive
 from pipelines.storage import Storage
+from pipelines.stored import read_json
 from tune.settings import SearchSettings
-from tune.stored import read_json
 
 SEARCH = "search.json"
-FORMAT = 2
+FORMAT = 3
 """Raised whenever models, figures or records of an earlier version would no longer compare."""
 COMPARED = ("epochs", "batch_size", "precision", "seed")
 """Settings that all trials of a run share, besides the data set."""
@@ -71,17 +72,6 @@ def open_search(run: Storage, settings: SearchSettings, dataset: Dataset) -> dic
                 f"give {option} {search[name]} or another --name"
             )
     return search
-
-
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """The data set's part of ``tradeoff.json``."""
-    return {
-        "name": dataset.name,
-        "hash": dataset.content_hash(),
-        "shape": list(dataset.shape),
-        "bins": dataset.bins,
-        **dataset.counts(),
-    }
 
 
 def _make_writable(folder: Path) -> None:

@@ -14,10 +14,10 @@ from plotly.offline import get_plotlyjs
 
 from fvae.config import FAMILIES
 from pipelines.storage import Storage
+from pipelines.stored import read_present
 from tune.figures import FONT, compute_figure, importance_figure, size_figure
 from tune.ledger import TrialRecord
 from tune.pareto import complete_trials
-from tune.stored import read_present
 from tune.style import COLORS, LABELS, format_count, format_seconds
 
 TEMPLATE = Path(__file__).with_name("page.html")

@@ -14,14 +14,16 @@ from typing import Any
 
 from rich.console import Console
 
-import tune.environment  # noqa: F401  (before Ray is imported)
+import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
 from fvae.config import ConfigError
 from fvae.data import Dataset
 from fvae.train_config import TrainConfig
 from pipelines import command_line
 from pipelines.datasets import load_dataset
 from pipelines.storage import Storage, StorageError
+from pipelines.stored import address
 from pipelines.tracking import Artifact, SearchTracker
+from pipelines.troubles import Notices
 from tune.display import SearchDisplay, reading_progress, summary
 from tune.ledger import Ledger, TrialRecord
 from tune.opening import COMPARED, locked, open_search
@@ -31,10 +33,8 @@ from tune.plots import write_plot
 from tune.settings import SearchSettings
 from tune.snapshots import snapshot
 from tune.space import SearchSpace
-from tune.stored import address
 from tune.tradeoff import build_tradeoff, write_tradeoff
 from tune.trial_files import CHECKPOINT
-from tune.troubles import Notices
 
 CLOSING_SECONDS, CLOSING_SECONDS_WITHOUT_STORE = 60.0, 3.0
 """How long MLflow may take over what is left to write when the search ends."""
@@ -141,7 +141,7 @@ def search_and_test(
     from tune.searcher import FrontSearcher
 
     console.print(plan(settings, dataset, ledger), highlight=False, soft_wrap=True, markup=False)
-    with engine.ray_session(settings, dataset):
+    with engine.search_session(settings, dataset):
         if not done:
             channels, height, width = dataset.shape
             searcher = FrontSearcher(

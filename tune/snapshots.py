@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from fvae.epoch_metrics import EpochMetrics
+from pipelines.model_files import INTERPOLATIONS, MODEL, PICTURES
 from pipelines.storage import Storage
 from pipelines.tracking import Artifact, EpochSnapshot, TrialSnapshot
-from tune.ledger import EpochRecord, TrialRecord
-from tune.trial_files import MODEL
-
-INTERPOLATIONS = "interpolations.png"
-"""Between pairs of validation images: none where there is only one."""
-PICTURES = ("samples.png", "reconstructions.png", INTERPOLATIONS)
+from tune.ledger import TrialRecord
 
 
 def snapshot(record: TrialRecord, dataset: dict[str, Any], storage: Storage) -> TrialSnapshot:
@@ -47,7 +44,7 @@ def _artifacts(storage: Storage, dataset: dict[str, Any]) -> tuple[Artifact, ...
     return tuple(Artifact(storage, name) for name in names)
 
 
-def _epoch(point: EpochRecord) -> EpochSnapshot:
+def _epoch(point: EpochMetrics) -> EpochSnapshot:
     metrics = {
         "train/bpd": point.train_bpd,
         "val/bpd": point.val_bpd,

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fvae.config import FAMILIES
+from fvae.epoch_metrics import EpochMetrics
 from pipelines.storage import Storage
 from tune.claim import build_claim
 from tune.compute import training_flops
 from tune.importance import parameter_importance
-from tune.ledger import EpochRecord, TrialRecord
+from tune.ledger import TrialRecord
 from tune.pareto import complete_trials, fronts, hypervolume, size_and_bits
 from tune.scaling import fit_family
 
@@ -100,7 +101,7 @@ def _figures(record: TrialRecord, dataset_hash: str) -> dict[str, dict[str, Any]
     return figures
 
 
-def _kept_epoch(record: TrialRecord) -> EpochRecord | None:
+def _kept_epoch(record: TrialRecord) -> EpochMetrics | None:
     """The epoch whose weights a complete trial kept; otherwise the last one."""
     if not record.history:
         return None

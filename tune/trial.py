@@ -12,11 +12,11 @@ from ray import tune
 from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
 from fvae.data import ImageSource, derived_seed, image_source
 from fvae.evaluation import evaluate, standard_error
-from pipelines.pictures import png_grid
+from pipelines.model_files import ModelError, keep_model, load_model
 from pipelines.storage import open_storage
+from pipelines.troubles import keep_warnings, trouble, with_warnings
 from tune.ledger import TestResult
-from tune.trial_files import Checkpoints, ModelError, load_model, save_model
-from tune.troubles import keep_warnings, trouble, with_warnings
+from tune.trial_files import Checkpoints
 
 
 class TrialProcess(tune.Trainable):
@@ -51,7 +51,7 @@ class TrialProcess(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """One epoch. A non-finite figure ends the trial with its reason; it is no crash.
 
-        A store or disk that fails is the search's trouble, not this trial's: see :mod:`tune.troubles`.
+        A store or disk that fails is the search's trouble, not this trial's: see :mod:`pipelines.troubles`.
         """
         try:
             result = self._epoch()
@@ -81,27 +81,10 @@ class TrialProcess(tune.Trainable):
         metrics = self.trainer.train_epoch()
         result = dataclasses.asdict(metrics) | {"seconds": metrics.seconds + self.seconds_lost}
         if self.trainer.finished:
-            self._keep_model()
+            keep_model(self.trainer, self.storage)
             kept = {"best_epoch": self.trainer.best_epoch, "best_val_bpd": self.trainer.best_val_bpd}
             result |= {**kept, "done": True}
         return result
-
-    def _keep_model(self) -> None:
-        model = self.trainer.best_model()
-        bins = model.config.bins
-        device = self.trainer.device
-        generator = torch.Generator(device).manual_seed(derived_seed(self.trainer.config.seed, "samples"))
-        samples = model.sample(64, generator=generator).cpu().numpy()
-        originals = self.images["val"].first(32)
-        rebuilt = model.reconstruct(originals.to(device)).cpu()
-        ends = originals[:8].to(device)
-        lines = [model.interpolate(ends[2 * pair], ends[2 * pair + 1], 10).cpu() for pair in range(len(ends) // 2)]
-        pairs = torch.stack((originals, rebuilt), dim=1).flatten(0, 1).numpy()  # original, reconstruction, …
-        self.storage.write("samples.png", png_grid(samples, bins, 16))
-        self.storage.write("reconstructions.png", png_grid(pairs, bins, 16))
-        if lines:
-            self.storage.write("interpolations.png", png_grid(torch.cat(lines).numpy(), bins, 10))
-        save_model(model, self.storage)
 
 
 def read_test_split(
@@ -110,7 +93,7 @@ def read_test_split(
     """Test bits/dim of a trial's saved model, k = 1 and 64, over every image ``[N, C, H, W]``.
 
     Returns ``test``, or ``failure``, one line, where the model cannot be measured: not finite, or gone; or what
-    :func:`tune.troubles.trouble` makes of a storage that fails.
+    :func:`pipelines.troubles.trouble` makes of a storage that fails.
     """
     torch.set_num_threads(threads)
     keep_warnings()

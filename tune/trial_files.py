@@ -1,23 +1,22 @@
-"""A trial's checkpoint and model in its storage: written here and uploaded, or written straight to a local folder."""
+"""A trial's checkpoint in its storage."""
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fvae import ConfigError, Model, Trainer, load, save
+from fvae import ConfigError, Trainer
+from pipelines.model_files import written_to
 from pipelines.storage import SpoiltError, Storage
-from tune.stored import address
 
 CHECKPOINT_SECONDS = 5.0
 """Least time between two checkpoints of a trial: what a crash can cost it."""
 CHECKPOINT_SHARE = 1 / 20
 """Largest share of a trial's time that its checkpoints may take, once the first has shown how long one takes."""
-CHECKPOINT, MODEL = "training.safetensors", "model"
+CHECKPOINT = "training.safetensors"
 
 
 class Checkpoints:
@@ -66,40 +65,3 @@ class Checkpoints:
             except SpoiltError:
                 self.storage.delete(CHECKPOINT)
             yield path if path.exists() else None
-
-
-def save_model(model: Model, storage: Storage) -> None:
-    """Write the model's folder. Raises ``OSError`` or ``ConfigError`` where it cannot."""
-    with written_to(storage, MODEL) as path:
-        save(model, path)
-
-
-def load_model(storage: Storage, device: str) -> Model:
-    """The trial's model. Raises ``ModelError`` where it is missing or damaged, ``OSError`` where no storage answers."""
-    with tempfile.TemporaryDirectory(prefix="fvae-") as folder:
-        if storage.local_path is not None:
-            path = storage.local_path / MODEL
-        else:
-            path = Path(folder) / MODEL
-            with contextlib.suppress(FileNotFoundError):  # load says it better
-                storage.download(MODEL, path)
-        try:
-            return load(path, device)
-        except ConfigError as error:
-            raise ModelError(str(error).replace(str(path), address(storage, MODEL))) from error
-
-
-class ModelError(ValueError):
-    """A saved model that is missing or damaged: its own trial's trouble, unlike a storage's. One line."""
-
-
-@contextmanager
-def written_to(storage: Storage, key: str) -> Iterator[Path]:
-    """A path to write a file or folder to, which is at ``key`` after the block."""
-    if storage.local_path is not None:
-        yield storage.local_path / key
-        return
-    with tempfile.TemporaryDirectory(prefix="fvae-") as folder:
-        path = Path(folder) / key
-        yield path
-        storage.upload(path, key)

@@ -50,7 +50,7 @@ def numbered(count: int, shape: tuple[int, int, int] = (1, 2, 2)) -> np.ndarray:
 
 def numbers(images: np.ndarray) -> list[int]:
     """The numbers of :func:`numbered` images."""
-    flat = np.asarray(images).reshape(len(images), -1).astype(int)
+    flat = np.asarray(images).reshape(len(images), SIZE).astype(int)
     return (flat[:, 0] + 256 * flat[:, 1]).tolist()
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae.config import ConfigError
-from fvae.data import ImageDataset, TensorImages, epoch_order, image_source
+from fvae.data import ImageDataset, TensorImages, epoch_order, image_source, steps_per_epoch
 from fvae.digests import content_hash, image_digest
 from tests.fvae.strategies import EXAMPLES, seeds
 
@@ -143,7 +143,7 @@ def test_a_tensor_is_read_in_the_epochs_order(count: int, seed: int, epoch: int,
     source = image_source(images)
     batches = list(source.batches(seed=seed, epoch=epoch, batch_size=batch_size))
     assert torch.equal(torch.cat(batches), images[epoch_order(count, seed, epoch)])
-    assert len(batches) == source.steps(batch_size) == -(-count // batch_size)
+    assert len(batches) == steps_per_epoch(count, batch_size) == -(-count // batch_size)
     assert all(len(batch) == batch_size for batch in batches[:-1])
     in_order = list(source.in_order(batch_size))
     assert torch.equal(torch.cat(in_order), images) and max(map(len, in_order)) <= batch_size

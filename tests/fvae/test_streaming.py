@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae.config import ConfigError
-from fvae.data import ImageSource, TensorImages
+from fvae.data import ImageSource, TensorImages, steps_per_epoch
 from fvae.streaming import ShardedImages
+from fvae.workers import share
 from tests.fvae.datasets import (
     SIZE,
     epoch_of,
@@ -33,52 +34,44 @@ def layouts(draw: st.DrawFn) -> dict[str, Any]:
     sizes = draw(st.lists(st.integers(1, 30), min_size=1, max_size=8))
     return {
         "sizes": sizes,
-        "workers": draw(st.integers(1, min(5, sum(sizes)))),
+        "workers": draw(st.integers(1, 5)),
         "buffer_bytes": SIZE * draw(st.integers(1, 80)),
         "batch_size": draw(st.integers(1, 40)),
     }
 
 
-def check_epoch(sources: list[ImageSource], count: int, batch_size: int) -> None:
-    workers = [epoch_of(source, batch_size=batch_size) for source in sources]
-    assert sorted(flat([flat(worker) for worker in workers])) == list(range(count))
-    assert {len(worker) for worker in workers} == {source.steps(batch_size) for source in sources}
-    for worker, source in zip(workers, sources, strict=True):
-        assert len(flat(worker)) == len(source)
-        assert count // len(sources) <= len(source) <= count // len(sources) + 1
-        assert all(len(batch) == batch_size for batch in worker[:-1])
-        assert 1 <= len(worker[-1]) <= batch_size + (len(sources) > 1)
+def check_shares(whole: ImageSource, workers: int, count: int, batch_size: int) -> None:
+    """Every image once; a global batch is the same, in the same order, whatever the number of workers."""
+    alone = epoch_of(whole, batch_size=batch_size)
+    assert sorted(flat(alone)) == list(range(count)) and len(whole) == count
+    assert [len(batch) for batch in alone[:-1]] == [batch_size] * (len(alone) - 1)
+    shares = [epoch_of(whole.for_worker(worker, workers), batch_size=batch_size) for worker in range(workers)]
+    assert [flat(list(batch)) for batch in zip(*shares, strict=True)] == alone
+    for batch in zip(*shares, strict=True):
+        assert max(map(len, batch)) - min(map(len, batch)) <= 1
 
 
 @EXAMPLES
 @given(layout=layouts())
-def test_workers_together_see_every_image_once_in_as_many_batches_each(layout: dict[str, Any]) -> None:
+def test_workers_share_global_batches_that_do_not_depend_on_their_number(layout: dict[str, Any]) -> None:
     manifest, files = train_in_shards(layout["sizes"])
-    workers = layout["workers"]
-    sources = [
-        ShardedImages(manifest, "train", files.fetch, worker, workers, layout["buffer_bytes"])
-        for worker in range(workers)
-    ]
-    check_epoch(sources, sum(layout["sizes"]), layout["batch_size"])
+    source = ShardedImages(manifest, "train", files.fetch, buffer_bytes=layout["buffer_bytes"])
+    check_shares(source, layout["workers"], sum(layout["sizes"]), layout["batch_size"])
 
 
 @EXAMPLES
-@given(count=st.integers(1, 100), batch_size=st.integers(1, 30), data=st.data())
-def test_workers_in_memory_see_every_image_once_too(count: int, batch_size: int, data: st.DataObject) -> None:
-    workers = data.draw(st.integers(1, min(6, count)))
-    images = torch.from_numpy(numbered(count))
-    check_epoch([TensorImages(images, worker, workers) for worker in range(workers)], count, batch_size)
+@given(count=st.integers(1, 100), workers=st.integers(1, 6), batch_size=st.integers(1, 30))
+def test_workers_share_them_in_memory_too(count: int, workers: int, batch_size: int) -> None:
+    check_shares(TensorImages(torch.from_numpy(numbered(count))), workers, count, batch_size)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 6])
-def test_global_batches_in_memory_do_not_depend_on_the_number_of_workers(workers: int) -> None:
-    images = torch.from_numpy(numbered(100))
-    parts = [epoch_of(TensorImages(images, worker, workers), batch_size=12 // workers) for worker in range(workers)]
-    together = [flat(list(batches)) for batches in zip(*parts, strict=True)]
-    alone = epoch_of(TensorImages(images), batch_size=12)
-    if workers == 6:  # the last 4 images are too few for 6 workers
-        alone = [*alone[:-2], alone[-2] + alone[-1]]
-    assert together == alone
+@EXAMPLES
+@given(count=st.integers(0, 100), workers=st.integers(1, 12))
+def test_shares_are_contiguous_and_equal_to_within_one(count: int, workers: int) -> None:
+    ends = [share(count, worker, workers) for worker in range(workers)]
+    assert [begin for begin, _ in ends] == [0, *(end for _, end in ends[:-1])] and ends[-1][1] == count
+    sizes = [end - begin for begin, end in ends]
+    assert max(sizes) - min(sizes) <= 1
 
 
 @EXAMPLES
@@ -103,7 +96,7 @@ def test_the_order_is_a_pure_function_and_can_be_entered_anywhere(
     for window in source.windows(seed, epoch):
         end += len(window)
         if end > start * layout["batch_size"]:
-            needed += [piece.shard.key for piece in window.pieces]
+            needed += [shard.key for shard in window.shards]
     assert sorted(files.read) == sorted(needed)
 
 
@@ -120,7 +113,7 @@ def test_several_epochs_in_one_iterator_are_the_epochs_one_by_one(
 ) -> None:
     source, _ = sharded(layout["sizes"], buffer_bytes=layout["buffer_bytes"])
     place = {"seed": seed, "batch_size": layout["batch_size"]}
-    start = min(start, source.steps(layout["batch_size"]) - 1)
+    start = min(start, steps_per_epoch(len(source), layout["batch_size"]) - 1)
     one_by_one = [epoch_of(source, 3, start=start, **place), epoch_of(source, 4, **place), epoch_of(source, 5, **place)]
     assert epoch_of(source, 3, start=start, epochs=3, **place) == [batch for each in one_by_one for batch in each]
     memory = TensorImages(torch.from_numpy(numbered(sum(layout["sizes"]))))
@@ -128,15 +121,9 @@ def test_several_epochs_in_one_iterator_are_the_epochs_one_by_one(
     assert epoch_of(memory, 3, start=start, epochs=2, **place) == in_memory
 
 
-def test_orders_differ_between_seeds_epochs_and_workers() -> None:
-    sizes = [10] * 6
-    orders = {
-        tuple(flat(epoch_of(sharded(sizes, worker=worker, workers=2)[0], epoch, seed)))
-        for seed in range(3)
-        for epoch in range(3)
-        for worker in range(2)
-    }
-    assert len(orders) == 18
+def test_orders_differ_between_seeds_and_epochs() -> None:
+    orders = {tuple(flat(epoch_of(sharded([10] * 6)[0], epoch, seed))) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
 
 
 def test_a_window_is_shuffled_and_windows_change_from_epoch_to_epoch() -> None:
@@ -163,15 +150,14 @@ def test_windows_keep_to_the_buffer(layout: dict[str, Any]) -> None:
     windows = list(source.windows(0, 0))
     assert sum(map(len, windows)) == sum(layout["sizes"])
     for window in windows:
-        assert len(window) * SIZE <= layout["buffer_bytes"] or len(window.pieces) <= 2
-    assert all(len(window.pieces) >= 2 for window in windows[:-1])
+        assert len(window) * SIZE <= layout["buffer_bytes"] or len(window.shards) <= 2
+    assert all(len(window.shards) >= 2 for window in windows[:-1])
 
 
 @EXAMPLES
 @given(layout=layouts(), workers=st.integers(1, 3))
 def test_in_stored_order_whatever_the_worker(layout: dict[str, Any], workers: int) -> None:
     count = sum(layout["sizes"])
-    workers = min(workers, count)
     source, _ = sharded(layout["sizes"], worker=workers - 1, workers=workers)
     batch_size = layout["batch_size"]
     batches = [numbers(batch) for batch in source.in_order(batch_size)]
@@ -195,9 +181,8 @@ def test_the_first_images_are_read_once_and_only_they() -> None:
     ("settings", "message"),
     [
         ({"split": "training"}, "split='training': must be one of train, val, test"),
-        ({"worker": 2, "workers": 2}, r"worker=2: must be from 0 to workers − 1 = 1"),
-        ({"worker": -1}, "worker=-1"),
-        ({"worker": 4, "workers": 8}, "workers=8: more than the 7 images; use fewer"),
+        ({"worker": 2, "workers": 2}, r"rank=2: must be from 0 to count − 1 = 1"),
+        ({"worker": -1}, "rank=-1"),
     ],
 )
 def test_impossible_settings_are_named(settings: dict[str, Any], message: str) -> None:

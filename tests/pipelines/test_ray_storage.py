@@ -16,7 +16,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 from ray import tune as ray_tune
 from ray.train._internal.storage import _upload_to_fs_path
 
-import tune.environment  # noqa: F401  # before ray
+import pipelines.ray_environment  # noqa: F401  # before ray
 from pipelines import ray_files, s3_multipart
 from pipelines.storage import StorageError, open_storage, ray_storage
 from tests.s3 import FaultProxy, only

@@ -17,7 +17,7 @@ import signal
 import sys
 from typing import Any
 
-import tune.environment  # noqa: F401
+import pipelines.ray_environment  # noqa: F401
 from pipelines import command_line, s3_requests
 from tune import engine, search, trial_files
 from tune.callbacks import LedgerCallback

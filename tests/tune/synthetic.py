@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tune.ledger import EpochRecord, TestResult, TrialRecord
+from fvae.epoch_metrics import EpochMetrics
+from tune.ledger import TestResult, TrialRecord
 
 A, B, ALPHA = 2.0, 12.0, 0.3
 SEARCH: dict[str, Any] = {
@@ -32,7 +33,7 @@ def record(number: int, family: str, params: int, bpd: float, *, seed: int = 0, 
     rng = np.random.default_rng((seed, number))
     speed, pace = rng.uniform(3000, 6000), rng.uniform(0.15, 0.4)
     history = tuple(
-        EpochRecord(
+        EpochMetrics(
             epoch=epoch, train_bpd=bpd + 1.6 * float(np.exp(-pace * epoch)), grad_norm=1.0, images_per_second=speed,
             val_bpd=bpd + 1.5 * float(np.exp(-pace * epoch) - np.exp(-pace * EPOCHS)), images=1257 * epoch,
             seconds=epoch * (1257 / speed + params / 1e6), sigma1=0.05 * 0.97**epoch, sigma2=0.1 * 0.95**epoch,

@@ -11,12 +11,12 @@ import pytest
 
 from fvae import ConfigError
 from pipelines.storage import Storage, StorageError, open_storage
+from pipelines.troubles import trouble
 from tests.tune.synthetic import record
 from tune.callbacks import LedgerCallback
 from tune.ledger import Ledger, TrialRecord
 from tune.search import remove_checkpoints
 from tune.trial_files import CHECKPOINT
-from tune.troubles import trouble
 
 TRIAL = SimpleNamespace(config={"id": "0000-fvae"})
 

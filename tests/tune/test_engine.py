@@ -12,7 +12,7 @@ SEARCH_ON_A_CLUSTER = """
 import json, os
 for name in [name for name in os.environ if name.startswith("AWS_")]:
     del os.environ[name]
-import tune.environment
+import pipelines.ray_environment
 import ray
 from ray.cluster_utils import Cluster
 from pipelines.datasets import load_dataset
@@ -27,7 +27,7 @@ os.environ |= {
     "RAY_ADDRESS": cluster.address, "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_REGION": "eu-north-1",
     "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_SESSION_TOKEN": "token",
 }
-with engine.ray_session(SearchSettings(), load_dataset("digits")):
+with engine.search_session(SearchSettings(), load_dataset("digits")):
     print(json.dumps(ray.get(ray.remote(of_a_node).remote())))
 cluster.shutdown()
 """

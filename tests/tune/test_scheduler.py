@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from fvae.epoch_metrics import EpochMetrics
 from pipelines.storage import open_storage
-from tune.ledger import EpochRecord, Ledger, TrialRecord
+from tune.ledger import Ledger, TrialRecord
 from tune.scheduler import LEAST_MARGIN, VOTES, FrontScheduler, margin, reason_to_stop, rungs
 
 RUNG = 15
@@ -20,7 +21,7 @@ def record(number: int, params: int, curve: list[float], family: str = "flow") -
     """A trial whose validation bits/dim after each epoch is ``curve``."""
     rest = {"train_bpd": 1.0, "grad_norm": 1.0, "images_per_second": 1.0, "sigma1": 0.1, "sigma2": 0.1, "time_ms": 0}
     history = tuple(
-        EpochRecord(epoch=epoch, val_bpd=bits, images=epoch, seconds=float(epoch), **rest)  # type: ignore[arg-type]
+        EpochMetrics(epoch=epoch, val_bpd=bits, images=epoch, seconds=float(epoch), **rest)  # type: ignore[arg-type]
         for epoch, bits in enumerate(curve, start=1)
     )
     return TrialRecord(

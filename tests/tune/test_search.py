@@ -15,7 +15,7 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-import tune.environment  # noqa: F401
+import pipelines.ray_environment  # noqa: F401
 from fvae import evaluate, load
 from fvae.data import derived_seed
 from pipelines import command_line

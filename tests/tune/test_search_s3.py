@@ -16,15 +16,15 @@ import boto3
 import pytest
 from mlflow import MlflowClient
 
-import tune.environment  # noqa: F401
+import pipelines.ray_environment  # noqa: F401
 from pipelines import command_line
+from pipelines.model_files import PICTURES
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking import default_tracking_uri
 from tests.s3 import FaultProxy, GroupedFaultProxy, only
 from tune import search
 from tune.opening import locked
 from tune.settings import SearchSettings
-from tune.snapshots import PICTURES
 from tune.trial_files import CHECKPOINT
 
 ROOT = Path(__file__).parents[2]

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from fvae import ConfigError, ModelConfig, TrainConfig
+from pipelines.model_files import load_model
 from pipelines.storage import Storage, StorageError, open_storage
+from pipelines.troubles import keep_warnings, raise_trouble, with_warnings
 from tune import trial_files
 from tune.ledger import Ledger, TrialRecord, changes
 from tune.trial import TrialProcess, read_test_split
-from tune.trial_files import CHECKPOINT, Checkpoints, load_model
-from tune.troubles import keep_warnings, raise_trouble, with_warnings
+from tune.trial_files import CHECKPOINT, Checkpoints
 
 EPOCHS = 6
 MODEL_CONFIG = ModelConfig(

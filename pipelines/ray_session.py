@@ -1,0 +1,66 @@
+"""A Ray for the length of a job: our own on this machine, or the cluster that ``RAY_ADDRESS`` names."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from fvae.config import ConfigError, require
+
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Ray's shared memory on one machine, besides the images."""
+ANSWER_SECONDS = 5.0
+"""How long the cluster that ``RAY_ADDRESS`` names may take to accept a connection."""
+PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+"""Variables that a cluster's processes get from here, so that they find the same store. Never credentials, which
+would then stand in the cluster's own records: each node has its role, or its own settings."""
+
+
+@contextmanager
+def ray_session(held_bytes: int, needed: Mapping[str, tuple[str, float]]) -> Iterator[None]:
+    """A Ray that ends with the block where it is our own.
+
+    Args:
+        held_bytes: of the images that its processes share.
+        needed: by resource (``CPU``, ``GPU``), the option that asks for it and how much one node must have of it.
+
+    Raises ``ConfigError`` where no node has it, or where there is no Ray to be had.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address:
+        require_answer(address)
+        options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
+    else:
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES + 2 * held_bytes}
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"RAY_ADDRESS={address}" if address else "a Ray on this machine"
+        raise ConfigError(f"{where}: cannot be used ({str(error).splitlines()[0]})") from error
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        for name, (option, amount) in needed.items():
+            have = max(node.get(name, 0) for node in nodes)
+            verb = "is" if have == 1 else "are"
+            require(amount <= have, f"{option}={amount}: there {verb} {have:g} on the largest node")
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require_answer(address: str) -> None:
+    """Raise ``ConfigError`` where nothing listens at ``host:port``: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return  # "auto" and the like, which Ray resolves
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from error
