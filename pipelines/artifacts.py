@@ -67,10 +67,15 @@ def log_artifact(client: MlflowClient, run_id: str, artifact_uri: str, artifact:
         artifact: a file or a folder. ``FileNotFoundError`` where it is missing.
     """
     with artifact.on_disk() as path:
-        if artifact_uri.startswith("s3://") and not any(os.environ.get(name) for name in _MLFLOWS_OWN_S3):
+        if artifact_uri.startswith("s3://") and not mlflow_writes_s3():
             open_storage(artifact_uri).upload(path, artifact.name)
         else:
             client.log_artifact(run_id, str(path))
+
+
+def mlflow_writes_s3() -> bool:
+    """Whether MLflow's own settings for S3 stand in the environment: its artifacts there are its business then."""
+    return any(os.environ.get(name) for name in _MLFLOWS_OWN_S3)
 
 
 def _local_stats(path: Path) -> list[tuple[str, int, int]]:

@@ -1,47 +1,25 @@
-"""A search as MLflow runs: one parent, one nested run per trial, each brought to the state it is described by.
+"""What belongs together in MLflow: a search, one parent with a nested run per trial, or one run of its own.
 
-What MLflow holds is read in one query at the start, and every write is the difference between that and the
-description. A kill at any point leaves a difference for the next start, never a second run or a second point: runs
-are found by tags that ``create_run`` stores in the same transaction. Importing this module imports MLflow.
+What MLflow holds is read at the start; :mod:`pipelines.mlflow_run_writer` writes what it lacks. Importing this module
+imports MLflow.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from pipelines.artifacts import Artifact, log_artifact
-from pipelines.trial_snapshot import EpochSnapshot, TrialSnapshot
-
-# A stopped trial is no failure, but with KILLED the filter `attributes.status = 'FINISHED'` means the comparable ones.
-_RUN_STATUS = {"running": "RUNNING", "complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+from pipelines.artifacts import Artifact
+from pipelines.mlflow_connection import find_experiment
+from pipelines.mlflow_run_writer import RunState, RunWriter, now_ms, refuse
+from pipelines.trial_snapshot import TrialSnapshot
 
 _SEARCH_TAG = "fvae.search"
 _TRIAL_TAG = "fvae.trial"
-_EPOCHS_TAG = "fvae.epochs"
-_ARTIFACTS_TAG = "fvae.artifacts"
-
-# `log_batch` takes 1000 entities, of which params and tags may be 100 each. An epoch is never split over two
-# batches: a batch's metrics are one transaction, so every epoch is there whole or not at all.
-_METRICS_PER_BATCH = 800
-# Compare opens on size against bits/dim, because MLflow's plots open on the alphabetically first keys: the scatter
-# plot on the first param and the first metric, parallel coordinates on the first three params that differ. Its
-# colour is the first metric, in the order of logging, that all the runs have: this one, part-trained runs too.
-_SIZE_AXIS = "axis.log10_params"
-_BEST_SO_FAR = "best/val_bpd_so_far"
+_RUN_TAG = "fvae.run"
 
 _NOTE = """\
 One run below per trial. **To compare**: open the arrow beside this run, tick its trials, press *Compare*. The
@@ -54,68 +32,6 @@ by `best/val_bpd_so_far`.
 - A `stopped` trial has its curves only: its `best/val_bpd_so_far` is a part-trained model's.
 - The map (`tradeoff.html`) is among this run's artifacts.
 """
-
-
-def connect(tracking_uri: str) -> MlflowClient:
-    """A client of the tracking server or database; a missing SQLite file is created. Raises what MLflow raises."""
-    if tracking_uri.startswith("sqlite:///"):
-        path = Path(tracking_uri.removeprefix("sqlite:///"))
-        if not path.exists():
-            _create_database(path)
-    return MlflowClient(tracking_uri)
-
-
-def _create_database(path: Path) -> None:
-    """Create MLflow's tables at ``path``, whole or not at all.
-
-    Its migrations recover neither from a kill half-way nor from a second process at the same work.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / "mlflow.db"
-        MlflowClient(f"sqlite:///{built}").search_experiments(max_results=1)
-        _put_in_place(built, path)
-
-
-def _put_in_place(built: Path, path: Path) -> None:
-    """Copy ``built`` to ``path`` in one step, unless there is something by now."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    beside = Path(name)
-    try:
-        shutil.copyfile(built, beside)
-        with contextlib.suppress(FileExistsError):
-            path.hardlink_to(beside)  # unlike a rename, it never replaces a database that has runs already
-    finally:
-        beside.unlink()
-
-
-@dataclass
-class _RunState:
-    """What MLflow holds of one run."""
-
-    id: str
-    artifact_uri: str
-    status: str
-    params: dict[str, str]
-    tags: dict[str, str]
-    metrics: dict[str, float]
-    last_epoch: int
-    certain: bool  # False: a killed process may have logged later epochs, but not yet the tag that counts them
-
-    @classmethod
-    def of(cls, run: Run, *, certain: bool) -> _RunState:
-        tags = dict(run.data.tags)
-        return cls(
-            id=run.info.run_id,
-            artifact_uri=run.info.artifact_uri,
-            status=run.info.status,
-            params=dict(run.data.params),
-            tags=tags,
-            metrics=dict(run.data.metrics),
-            last_epoch=int(tags.get(_EPOCHS_TAG, 0)),
-            certain=certain,
-        )
 
 
 class SearchRuns:
@@ -132,164 +48,82 @@ class SearchRuns:
         params: Mapping[str, Any],
         tags: Mapping[str, str],
     ) -> None:
-        self._client = client
-        self._experiment_id = _find_experiment(client, experiment_name, artifact_location)
+        self._writer = RunWriter(client)
+        self._experiment_id = find_experiment(client, experiment_name, artifact_location)
         self._search_id = search_id
-        self._trials: dict[str, _RunState] = {}
-        parent: _RunState | None = None
-        for run in self._existing_runs():
-            state = _RunState.of(run, certain=False)
-            if _TRIAL_TAG in state.tags:
-                self._trials[state.tags[_TRIAL_TAG]] = state
+        self._trials: dict[str, RunState] = {}
+        parent: RunState | None = None
+        for run in self._writer.find(self._experiment_id, _SEARCH_TAG, search_id):
+            if _TRIAL_TAG in run.tags:
+                self._trials[run.tags[_TRIAL_TAG]] = run
             else:
-                parent = state
-        self._parent = parent or self._create_run(search_name, {MLFLOW_RUN_NOTE: _NOTE}, _now_ms())
-        self._conflicts = self._write(self._parent, params, tags)
+                parent = run
+        self._parent = parent or self._create_run(search_name, {MLFLOW_RUN_NOTE: _NOTE}, now_ms())
+        self._conflicts = self._writer.write(self._parent, params, tags)
 
     def write_trial(self, trial: TrialSnapshot) -> None:
         """Bring a trial's run to ``trial``. Raises ``ValueError`` for a param that has another value in MLflow."""
         run = self._trials.get(trial.id)
         if run is None:
             tags = {_TRIAL_TAG: trial.id, MLFLOW_PARENT_RUN_ID: self._parent.id}
-            start_ms = trial.history[0].time_ms if trial.history else _now_ms()
+            start_ms = trial.history[0].time_ms if trial.history else now_ms()
             run = self._trials[trial.id] = self._create_run(trial.id, tags, start_ms)
         if trial.status == "running":
-            self._set_status(self._parent, "RUNNING")  # a search that was interrupted goes on
-
-        last_epoch = trial.history[-1].epoch if trial.history else 0
-        time_ms = trial.history[-1].time_ms if trial.history else _now_ms()
-        metrics = self._write_history(run, trial.history)
-        if trial.history or trial.status != "running":  # not before the first epoch: see _BEST_SO_FAR
-            new = {key: value for key, value in trial.constants.items() if key not in run.metrics}
-            metrics += [Metric(key, value, time_ms, 0) for key, value in new.items()]
-        metrics += [
-            Metric(key, value, time_ms, last_epoch)
-            for key, value in trial.final.items()
-            if key not in run.metrics or not _same(run.metrics[key], value)
-        ]
-        params = dict(trial.params) | {"family": trial.family}
-        if "size/params" in trial.constants:
-            params[_SIZE_AXIS] = round(math.log10(trial.constants["size/params"]), 6)
-        tags = dict(trial.tags) | {"status": trial.status, _EPOCHS_TAG: str(run.last_epoch)}
-        if trial.reason or "reason" in run.tags:
-            tags["reason"] = trial.reason
-
-        conflicts = self._write(run, params, tags, metrics)
-        self._set_status(run, _RUN_STATUS[trial.status], time_ms)
-        if trial.status != "running":
-            self._write_artifacts(run, trial.artifacts)
-        _refuse(conflicts)
+            self._writer.set_status(self._parent, "RUNNING")  # a search that was interrupted goes on
+        self._writer.write_trial(run, trial)
 
     def write_search(self, status: str, artifacts: Sequence[Artifact]) -> None:
         """Bring the parent to ``FINISHED``, ``KILLED`` or ``FAILED``. Raises as :meth:`write_trial` does."""
-        self._set_status(self._parent, status)
-        self._write_artifacts(self._parent, artifacts)
-        _refuse(self._conflicts)
+        self._writer.set_status(self._parent, status)
+        self._writer.write_artifacts(self._parent, artifacts)
+        refuse(self._conflicts)
 
     def interrupt_running(self, except_trials: Collection[str] = ()) -> None:
         """Correct the runs that are RUNNING in MLflow while nothing runs them."""
         for trial_id, run in self._trials.items():
-            if run.status == "RUNNING" and trial_id not in except_trials:
-                self._write(run, {}, {"status": "interrupted"})
-                self._set_status(run, "KILLED")
+            if trial_id not in except_trials:
+                self._writer.interrupt(run, "KILLED")
 
-    def _existing_runs(self) -> Iterator[Run]:
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [self._experiment_id], f"tags.`{_SEARCH_TAG}` = '{self._search_id}'", page_token=token
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
-
-    def _create_run(self, name: str, tags: dict[str, str], start_ms: int) -> _RunState:
-        tags = tags | {_SEARCH_TAG: self._search_id}
-        run = self._client.create_run(self._experiment_id, start_time=start_ms, tags=tags, run_name=name)
-        return _RunState.of(run, certain=True)
-
-    def _write_history(self, run: _RunState, history: Sequence[EpochSnapshot]) -> list[Metric]:
-        """Log the epochs that MLflow lacks; the last batch is returned instead, to be written with all the rest."""
-        if history and history[-1].epoch > run.last_epoch and not run.certain:
-            logged = self._client.get_metric_history(run.id, next(iter(history[-1].metrics)))
-            run.last_epoch = max((metric.step for metric in logged), default=0)
-            run.certain = True
-        batch: list[Metric] = []
-        best = math.inf
-        for epoch, time_ms, values in history:
-            best = min(best, values.get("val/bpd", math.inf))
-            if epoch <= run.last_epoch:  # also if it was trained again after a crash, with other times
-                continue
-            if len(batch) + len(values) + 1 > _METRICS_PER_BATCH:
-                self._client.log_batch(run.id, metrics=batch)
-                batch = []
-            if math.isfinite(best):
-                batch.append(Metric(_BEST_SO_FAR, best, time_ms, epoch))
-            batch += [Metric(key, value, time_ms, epoch) for key, value in values.items()]
-        run.last_epoch = max(run.last_epoch, history[-1].epoch if history else 0)
-        return batch
-
-    def _write(
-        self, run: _RunState, params: Mapping[str, Any], tags: Mapping[str, str], metrics: Sequence[Metric] = ()
-    ) -> list[str]:
-        """Log ``metrics``, and the params and tags that differ. Returns the params that MLflow holds otherwise."""
-        wanted = {key: str(value) for key, value in params.items() if value is not None}
-        new_params = {key: value for key, value in wanted.items() if key not in run.params}
-        new_tags = {key: str(value) for key, value in tags.items() if run.tags.get(key) != str(value)}
-        if new_params or new_tags or metrics:
-            self._client.log_batch(
-                run.id,
-                metrics=metrics,
-                params=[Param(key, value) for key, value in new_params.items()],
-                tags=[RunTag(key, value) for key, value in new_tags.items()],
-            )
-            run.params.update(new_params)
-            run.tags.update(new_tags)
-            run.metrics.update({metric.key: metric.value for metric in metrics})
-        return sorted(key for key, value in wanted.items() if run.params[key] != value)
-
-    def _set_status(self, run: _RunState, status: str, end_ms: int | None = None) -> None:
-        if run.status == status:
-            return
-        if status == "RUNNING":
-            self._client.update_run(run.id, status=status)
-        else:
-            self._client.set_terminated(run.id, status=status, end_time=end_ms)
-        run.status = status
-
-    def _write_artifacts(self, run: _RunState, artifacts: Sequence[Artifact]) -> None:
-        """Upload what is new or has changed since its last upload."""
-        uploaded = json.loads(run.tags.get(_ARTIFACTS_TAG, "{}"))
-        stamps = {artifact.name: artifact.stamp() for artifact in artifacts}
-        for artifact in artifacts:
-            if uploaded.get(artifact.name) != stamps[artifact.name]:
-                log_artifact(self._client, run.id, run.artifact_uri, artifact)
-        if stamps:
-            self._write(run, {}, {_ARTIFACTS_TAG: json.dumps(uploaded | stamps, sort_keys=True)})
+    def _create_run(self, name: str, tags: Mapping[str, str], start_ms: int) -> RunState:
+        return self._writer.create(self._experiment_id, name, {**tags, _SEARCH_TAG: self._search_id}, start_ms)
 
 
-def _find_experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
-    """The experiment's id; it is created, or brought back from MLflow's trash, where needed.
+class TrainingRun:
+    """The run of one training job. Any method may raise what MLflow raises; make a new object then."""
 
-    One that exists keeps its place for artifacts; without an ``artifact_location`` the server chooses it.
-    """
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        return client.create_experiment(name, artifact_location=artifact_location)
-    if experiment.lifecycle_stage == "deleted":  # its name stays taken
-        client.restore_experiment(experiment.experiment_id)
-    return experiment.experiment_id
+    def __init__(
+        self,
+        client: MlflowClient,
+        *,
+        experiment_name: str,
+        artifact_location: str | None,
+        identity: str,
+        run_name: str,
+        parent_run_id: str | None,
+        tags: Mapping[str, str],
+    ) -> None:
+        self._writer = RunWriter(client)
+        fixed = {_RUN_TAG: identity}
+        if parent_run_id is not None:
+            parent = client.get_run(parent_run_id)
+            experiment_name = client.get_experiment(parent.info.experiment_id).name
+            fixed[MLFLOW_PARENT_RUN_ID] = parent_run_id
+        experiment_id = find_experiment(client, experiment_name, artifact_location)
+        found = next(self._writer.find(experiment_id, _RUN_TAG, identity), None)
+        self._run = found or self._writer.create(experiment_id, run_name, fixed, now_ms())
+        self.model_version: int | None = None
+        """The version of its registered model, once it has one."""
+        self._writer.write(self._run, {}, tags)
 
+    @property
+    def run_id(self) -> str:
+        """MLflow's."""
+        return self._run.id
 
-def _refuse(conflicts: Sequence[str]) -> None:
-    if conflicts:
-        raise ValueError(f"MLflow holds another value of {', '.join(conflicts)}, and params cannot be changed")
+    def write_trial(self, trial: TrialSnapshot) -> None:
+        """Bring the run to ``trial``. Raises ``ValueError`` for a param that has another value in MLflow."""
+        self.model_version = self._writer.write_trial(self._run, trial)
 
-
-def _same(known: float, value: float) -> bool:
-    return known == value or (math.isnan(known) and math.isnan(value))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    def break_off(self, status: str) -> None:
+        """If it is RUNNING, it is ``status`` from now on (``KILLED`` or ``FAILED``), until it is written again."""
+        self._writer.interrupt(self._run, status)

@@ -1,4 +1,4 @@
-"""A trial as MLflow shows it: what :class:`pipelines.tracking.SearchTracker` is told."""
+"""A trial or a training as MLflow shows it: what the trackers of :mod:`pipelines.tracking` are told."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from fvae.epoch_metrics import EpochMetrics
 from pipelines.artifacts import Artifact
+
+MODEL_ARTIFACT = "model"
+"""The artifact that is registered."""
 
 
 class EpochSnapshot(NamedTuple):
@@ -17,14 +21,15 @@ class EpochSnapshot(NamedTuple):
     time_ms: int
     """When it was measured: milliseconds since 1970. The same at every replay."""
     metrics: Mapping[str, float]
-    """For example ``train/bpd``, ``val/bpd``, ``grad_norm``: the same keys in every epoch."""
+    """For example ``train/bpd``, ``val/bpd``, ``system/cpu_utilization_percentage``; the first is in every epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSnapshot:
-    """One trial as it is now.
+    """One trial, or one training of its own, as it is now.
 
-    Raises ``ValueError`` for final metrics of a trial that is not complete, or of the same name as an epoch's.
+    Raises ``ValueError`` for final metrics of a trial that is not complete, or of the same name as an epoch's, and
+    for a complete one that is to be registered and has no artifact ``model``.
     """
 
     id: str
@@ -47,6 +52,8 @@ class TrialSnapshot:
     """Files and folders to upload under their own names once the trial has ended."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Further tags."""
+    registered_as: str | None = None
+    """Once complete, its artifact ``model``, an MLflow model, is one version of the registered model of this name."""
 
     def __post_init__(self) -> None:
         if self.final and self.status != "complete":
@@ -54,3 +61,20 @@ class TrialSnapshot:
         repeated = set(self.final).intersection(self.history[-1].metrics if self.history else ())
         if repeated:
             raise ValueError(f"trial {self.id}: {', '.join(sorted(repeated))} in its history and its final metrics")
+        has_model = any(artifact.name == MODEL_ARTIFACT for artifact in self.artifacts)
+        if self.registered_as and self.status == "complete" and not has_model:
+            raise ValueError(f"trial {self.id} is to be registered, but has no artifact {MODEL_ARTIFACT!r}")
+
+
+def epoch_snapshot(measured: EpochMetrics, system: Mapping[str, float] | None = None) -> EpochSnapshot:
+    """An epoch under the product's metric names, and with what its machines did (``system/…``)."""
+    metrics = {
+        "train/bpd": measured.train_bpd,
+        "val/bpd": measured.val_bpd,
+        "sigma1": measured.sigma1,
+        "sigma2": measured.sigma2,
+        "grad_norm": measured.grad_norm,
+        "images_per_second": measured.images_per_second,
+        "seconds": measured.seconds,
+    }
+    return EpochSnapshot(measured.epoch, measured.time_ms, metrics | dict(system or {}))

@@ -14,7 +14,7 @@ from pipelines.mlflow_settings import quiet_mlflow
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables, made once: its migrations cost seconds."""
     quiet_mlflow()
-    from pipelines.mlflow_runs import connect
+    from pipelines.mlflow_connection import connect
 
     path = tmp_path_factory.mktemp("mlflow") / "made" / "empty.db"
     connect(f"sqlite:///{path}")

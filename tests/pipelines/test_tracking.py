@@ -333,7 +333,7 @@ def test_runs_left_running_by_a_killed_process_are_corrected(runs_dir):
 
 
 def test_a_second_maker_of_the_database_does_not_replace_the_first(tmp_path):
-    from pipelines.mlflow_runs import _put_in_place
+    from pipelines.mlflow_connection import _put_in_place
 
     for number in ("first", "second"):
         built = tmp_path / number

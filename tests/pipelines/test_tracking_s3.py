@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from fvae.config import ConfigError
-from pipelines import s3_requests, tracking, ui
+from pipelines import background_tracker, s3_requests, ui
 from pipelines.mlflow_settings import artifact_location, server_environment
 from pipelines.storage import open_storage
 from pipelines.tracking import Artifact, default_tracking_uri
@@ -131,7 +131,7 @@ def test_an_artifact_that_changed_is_uploaded_again(finished, machine):
 
 
 def test_a_missing_artifact_is_one_problem(first_machine, runs, monkeypatch):
-    monkeypatch.setattr(tracking, "_CLOSING_RETRIES", ())
+    monkeypatch.setattr(background_tracker, "_CLOSING_RETRIES", ())
     tracker = open_tracker(runs)
     trial = make_trial(0, "complete", 2, runs)
     tracker.record_trial(dataclasses.replace(trial, artifacts=(Artifact(runs, "digits-0/none.png"),)))
@@ -200,7 +200,7 @@ def test_the_same_search_after_every_kind_of_fault(
 def test_a_store_that_dies_ends_no_search_and_is_made_up_for(first_machine, runs, s3, monkeypatch):
     for name, value in {"FIRST_WAIT": 0.01, "ATTEMPTS": 2, "PATIENCE": 0.0}.items():
         monkeypatch.setattr(s3_requests, name, value)
-    monkeypatch.setattr(tracking, "_CLOSING_RETRIES", (0.01,))
+    monkeypatch.setattr(background_tracker, "_CLOSING_RETRIES", (0.01,))
     trials = a_search(runs)
     with FaultProxy(s3) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
@@ -225,7 +225,7 @@ def test_a_store_that_dies_ends_no_search_and_is_made_up_for(first_machine, runs
 
 
 def test_two_machines_at_once_are_told_and_overwrite_nothing(finished, machine, monkeypatch):
-    monkeypatch.setattr(tracking, "_CLOSING_RETRIES", (0.01,))
+    monkeypatch.setattr(background_tracker, "_CLOSING_RETRIES", (0.01,))
     machine("A")
     here = open_tracker(finished)
     assert here.flush()
@@ -257,14 +257,14 @@ def test_two_machines_at_once_are_told_and_overwrite_nothing(finished, machine, 
 
 def test_the_database_is_kept_while_the_search_runs(first_machine, machine, runs, monkeypatch):
     """A machine that is lost costs the last few minutes of curves, not the runs."""
-    monkeypatch.setattr(tracking, "_CLOSING_RETRIES", ())
+    monkeypatch.setattr(background_tracker, "_CLOSING_RETRIES", ())
     tracker = open_tracker(runs)
     assert tracker.flush()
     first = runs.info("mlflow.db").version
     tracker.record_trial(make_trial(0, "running", 2, runs))
     assert tracker.flush()
     assert runs.info("mlflow.db").version == first  # not at every round
-    monkeypatch.setattr(tracking, "_SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr(background_tracker, "_SNAPSHOT_SECONDS", 0.0)
     assert tracker.flush()
     assert runs.info("mlflow.db").version != first
     ids = run_ids(runs)

@@ -1,0 +1,190 @@
+"""Models and runs as MLflow names them, found again: ``models:/name/3``, ``models:/name@alias``, ``runs:/ID/model``.
+
+uri = tracking_uri_of(open_storage("runs"))
+with model_location("models:/fvae-digits@champion", uri) as folder:
+    model = fvae.load(folder)
+model_config, train_config, parent_run_id, data = run_configs("8f2c…", uri)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from fvae.checkpoint import CONFIG, WEIGHTS
+from fvae.config import ConfigError, ModelConfig, require
+from fvae.train_config import TrainConfig
+from pipelines.artifacts import mlflow_writes_s3
+from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
+from pipelines.model_folder import ARTIFACT, MLMODEL
+from pipelines.storage import Storage, StorageError, open_storage
+from pipelines.tracking_database import WorkingCopy
+
+if TYPE_CHECKING:  # it costs a second to import, which a model in a folder does not need
+    from mlflow import MlflowClient
+
+_VERSION = re.compile(r"^models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))$")
+_RUN = re.compile(r"^runs:/(?P<run_id>[^/]+)/(?P<path>.+)$")
+_PARENT_TAG = "mlflow.parentRunId"
+
+
+class RunConfigs(NamedTuple):
+    """What a run was, as its params say."""
+
+    model: ModelConfig
+    train: TrainConfig
+    parent_run_id: str | None
+    """The run that it is nested under: a trial's search."""
+    data: dict[str, str]
+    """The params ``data.*`` without the prefix, as MLflow has them: text."""
+
+
+def tracking_uri_of(storage: Storage) -> str:
+    """``MLFLOW_TRACKING_URI`` where set, else the database of the runs in ``storage``, brought here if it is on S3.
+
+    Raises ``StorageError`` and ``ConfigError`` as :meth:`WorkingCopy.bring` does.
+    """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    if storage.local_path is None:
+        with contextlib.closing(WorkingCopy(storage)) as database:
+            database.bring()
+    return default_tracking_uri(storage)
+
+
+@contextlib.contextmanager
+def model_location(location: str, tracking_uri: str) -> Iterator[Path]:
+    """A local folder for ``fvae.load``, for as long as the context lasts.
+
+    Args:
+        location: ``models:/name/3``, ``models:/name@alias``, ``runs:/RUN_ID/model``, or a local folder or ``s3://…``
+            that holds what ``fvae.save`` wrote or an MLflow model of ours.
+        tracking_uri: MLflow's server or database, for the first three.
+
+    Raises ``ConfigError`` where there is no such thing, ``StorageError`` where a store or a server does not answer.
+    """
+    with tempfile.TemporaryDirectory(prefix="fvae-") as temporary:
+        storage = _storage(location, tracking_uri, temporary)
+        yield _weights(storage, location, Path(temporary, "weights"))
+
+
+def run_configs(run_id: str, tracking_uri: str) -> RunConfigs:
+    """The configs of a trial or a training run, read from its params.
+
+    Raises ``ConfigError`` where there is no such run, or it is none of ours, or its params fit no config;
+    ``StorageError`` where MLflow does not answer.
+    """
+    with _explained(f"run {run_id}", tracking_uri):
+        data = _client(tracking_uri).get_run(run_id).data
+    require(
+        "model.family" in data.params,
+        f"run {run_id}: no model's run (it has no param model.family); name a trial's or a training's",
+    )
+    try:
+        model = ModelConfig.from_dict(_fields(ModelConfig, data.params, "model."))
+        train = TrainConfig.from_dict(_fields(TrainConfig, data.params, "train."))
+    except ConfigError as error:
+        raise ConfigError(f"run {run_id}: {error}") from error
+    return RunConfigs(model, train, data.tags.get(_PARENT_TAG), _below(data.params, "data."))
+
+
+def _client(tracking_uri: str) -> MlflowClient:
+    if tracking_uri.startswith("sqlite:///"):  # which would be made, empty
+        path = tracking_uri.removeprefix("sqlite:///")
+        require(Path(path).exists(), f"no runs there: {path} does not exist")
+    quiet_mlflow()  # before the import, which reads some of it
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri)
+
+
+def _storage(location: str, tracking_uri: str, temporary: str) -> Storage:
+    """Where the model lies; where only MLflow can read it, a copy below ``temporary``."""
+    if not location.startswith(("models:", "runs:")):
+        storage = open_storage(location)
+    else:
+        with _explained(location, tracking_uri):
+            uri = _artifact_uri(_client(tracking_uri), location)
+        scheme = urlsplit(uri).scheme
+        if scheme in {"", "file"}:
+            storage = open_storage(unquote(urlsplit(uri).path))
+        elif scheme == "s3" and not mlflow_writes_s3():
+            storage = open_storage(uri)
+        else:
+            from mlflow.artifacts import download_artifacts
+
+            with _explained(location, tracking_uri):
+                storage = open_storage(download_artifacts(uri, dst_path=temporary, tracking_uri=tracking_uri))
+    folder = storage.local_path
+    require(
+        folder is None or folder.is_dir(), f"{location}: no model there; no such folder{_at(storage.uri, location)}"
+    )
+    return storage
+
+
+def _artifact_uri(client: MlflowClient, location: str) -> str:
+    if found := _RUN.match(location):
+        return f"{client.get_run(found['run_id']).info.artifact_uri}/{found['path']}"
+    found = _VERSION.match(location)
+    require(found is not None, "use models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN_ID/model")
+    assert found is not None
+    version = found["version"] or client.get_model_version_by_alias(found["name"], found["alias"]).version
+    return client.get_model_version_download_uri(found["name"], version)
+
+
+def _weights(storage: Storage, location: str, downloaded: Path) -> Path:
+    """The folder itself where it is local, else a copy at ``downloaded`` of the two files that matter."""
+    source = storage.child(ARTIFACT) if storage.exists(MLMODEL) else storage
+    for name in (WEIGHTS, CONFIG):
+        at = _at(source.uri, location)
+        require(source.exists(name), f"{location}: no model there; {name} is missing{at}")
+        if source.local_path is None:
+            source.download(name, downloaded / name)
+    return source.local_path or downloaded
+
+
+def _at(place: str, location: str) -> str:
+    return "" if place == location else f" ({place})"
+
+
+@contextlib.contextmanager
+def _explained(what: str, tracking_uri: str) -> Iterator[None]:
+    """What MLflow raises, in one line: ``ConfigError`` for what is not there, ``StorageError`` for all else."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from error
+    except Exception as error:
+        line = " ".join(str(error).split())
+        if getattr(error, "error_code", "") in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}:
+            raise ConfigError(f"{what}: not in {tracking_uri} ({line})") from error
+        raise StorageError(f"{what}: cannot be read from {tracking_uri} ({line[:300]})") from error
+
+
+def _below(params: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {name.removeprefix(prefix): text for name, text in params.items() if name.startswith(prefix)}
+
+
+def _fields(config: type, params: Mapping[str, str], prefix: str) -> dict[str, Any]:
+    hints = typing.get_type_hints(config)
+    return {name: _value(prefix + name, hints.get(name, str), text) for name, text in _below(params, prefix).items()}
+
+
+def _value(name: str, hint: Any, text: str) -> Any:
+    """``str(value)`` undone, for a field that is an int, a float, a bool, text or one of them or ``None``."""
+    if isinstance(hint, types.UnionType):
+        hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
+    try:
+        if hint is bool:
+            return {"True": True, "False": False}[text]
+        return hint(text) if hint in (int, float) else text
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{name}={text!r}: must be of type {hint.__name__}") from error
