@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fvae.files import read_json, write_bytes, write_text
 from fvae.model import Model, build
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CHECKSUM = "sha256"
 
 
 def save(model: Model, path: str | Path) -> None:
@@ -53,18 +55,36 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Model:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """One safetensors file, whole or absent, with ``metadata`` (JSON values) in its header."""
+    """One safetensors file, whole or absent, with ``metadata`` (JSON values) and a checksum of all in its header."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {key: json.dumps(value) for key, value in metadata.items()}
+    header[CHECKSUM] = _checksum(contiguous, header)
     write_bytes(path, safetensors.torch.save(contiguous, metadata=header))
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What :func:`write_tensors` wrote. Raises ``ConfigError`` on a damaged file."""
+    """What :func:`write_tensors` wrote. Raises ``ConfigError`` on a damaged file, ``OSError`` where it cannot be read.
+
+    Every tensor and the metadata are verified; only a file that another program wrote has no checksum.
+    """
     try:
-        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+        with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            header = dict(file.metadata() or {})
+        written = header.pop(CHECKSUM, None)
+        metadata = {key: json.loads(value) for key, value in header.items()}
     except (safetensors.SafetensorError, ValueError) as error:
         raise ConfigError(f"{path}: not a whole safetensors file ({error})") from error
-    return tensors, metadata
+    if written is not None and written != _checksum(tensors, header):
+        raise ConfigError(f"{path}: damaged (its content is not what its checksum says)")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
+
+
+def _checksum(tensors: dict[str, Tensor], header: dict[str, str]) -> str:
+    """SHA-256 (hex) of what a file holds: contiguous tensors on the CPU and the header's other entries."""
+    digest = hashlib.sha256(json.dumps(sorted(header.items())).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -293,10 +293,16 @@ class Trainer:
     def restore(self, path: str | Path) -> None:
         """Continue from :meth:`save`, with any number of workers. Raises ``ConfigError`` for a damaged file or another
         training's."""
-        state = TrainingState.read(path, self.device)
+        self.load_state(TrainingState.read(path, self.device), str(path))
+
+    def load_state(self, state: TrainingState, where: str = "the state") -> None:
+        """Continue from :meth:`state`, on this trainer's device. Raises ``ConfigError``, which says ``where``, for that
+        of another training."""
         for key, value in self._identity().items():
             if state.metadata.get(key) != value:
-                raise ConfigError(f"{path}: a checkpoint of another training ({key} differs); remove it to start again")
+                raise ConfigError(
+                    f"{where}: a checkpoint of another training ({key} differs); remove it to start again"
+                )
         self.model.load_state_dict(state.under("model/"))
         self.ema.load_state_dict(state.under("ema/"))
         self._best = state.under("best/")

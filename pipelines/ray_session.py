@@ -40,7 +40,7 @@ def ray_session(held_bytes: int, needed: Mapping[str, tuple[str, float]]) -> Ite
     else:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES + 2 * held_bytes}
     try:
-        ray.init(address=address, **options)
+        ray.init(address=address or "local", **options)  # not whichever Ray this machine happens to run
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"RAY_ADDRESS={address}" if address else "a Ray on this machine"
         raise ConfigError(f"{where}: cannot be used ({str(error).splitlines()[0]})") from error

@@ -13,20 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.durations import duration
 from tune.ledger import Ledger, TrialRecord
 
 STYLES = {"running": "cyan", "complete": "green", "stopped": "yellow", "failed": "red"}
 RECENT = 10
 """Finished trials that the live table shows."""
-
-
-def duration(seconds: float) -> str:
-    """``75`` → ``1m15s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
 class SearchDisplay:

@@ -1,19 +1,14 @@
-"""A run's place: made writable, one search in it at a time, and always the same one."""
+"""A search's run: always the same one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from fvae.config import ConfigError
 from fvae.data import Dataset
-from fvae.files import write_text
 from fvae.streaming import StreamedDataset
 from pipelines.datasets import describe
-from pipelines.lease import Lease, LeaseTaken, exclusive
 from pipelines.storage import Storage
 from pipelines.stored import read_json
 from tune.settings import SearchSettings
@@ -23,18 +18,6 @@ FORMAT = 3
 """Raised whenever models, figures or records of an earlier version would no longer compare."""
 COMPARED = ("epochs", "batch_size", "precision", "seed")
 """Settings that all trials of a run share, besides the data set."""
-
-
-@contextmanager
-def locked(run: Storage) -> Iterator[Lease]:
-    """One search at a time. Raises ``ConfigError`` where there is another, or where nothing can be written."""
-    if run.local_path is not None:
-        _make_writable(run.local_path)  # a remote store says as much when it refuses the lease
-    try:
-        with exclusive(run) as lease:
-            yield lease
-    except LeaseTaken as taken:
-        raise ConfigError(f"another search is running: {taken}, or give another --name") from taken
 
 
 def open_search(run: Storage, settings: SearchSettings, dataset: Dataset) -> dict[str, Any]:
@@ -72,11 +55,3 @@ def open_search(run: Storage, settings: SearchSettings, dataset: Dataset) -> dic
                 f"give {option} {search[name]} or another --name"
             )
     return search
-
-
-def _make_writable(folder: Path) -> None:
-    try:
-        write_text(folder / ".writable", "")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise ConfigError(f"--storage: {folder} cannot be written ({error.strerror}); give another folder") from error

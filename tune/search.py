@@ -15,18 +15,18 @@ from typing import Any
 from rich.console import Console
 
 import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
-from fvae.config import ConfigError
 from fvae.data import Dataset
 from fvae.train_config import TrainConfig
 from pipelines import command_line
 from pipelines.datasets import load_dataset
-from pipelines.storage import Storage, StorageError
+from pipelines.run_place import explained_disk, locked
+from pipelines.storage import StorageError
 from pipelines.stored import address
 from pipelines.tracking import Artifact, SearchTracker
 from pipelines.troubles import Notices
 from tune.display import SearchDisplay, reading_progress, summary
 from tune.ledger import Ledger, TrialRecord
-from tune.opening import COMPARED, locked, open_search
+from tune.opening import COMPARED, open_search
 from tune.page import write_page
 from tune.pareto import fronts
 from tune.plots import write_plot
@@ -49,21 +49,14 @@ def main(settings: SearchSettings) -> int:
         dataset = load_dataset(settings.dataset, settings.streaming, decisions.append)
         space = SearchSpace.for_images(dataset.shape)
         run_storage = settings.run_storage(dataset.name)
-        try:
-            with locked(run_storage) as lease:
-                run_storage.clean_up()  # what a killed search was about to write
-                search = open_search(run_storage, settings, dataset)
-                for decision in decisions:
-                    notices.say(decision)
-                status = run(settings, dataset, space, search, Ledger(run_storage, lease.check), console, notices)
-                run_storage.clean_up()  # what a trial's process was about to write when it was ended
-                return status
-        except OSError as error:
-            if what := disk_trouble(error, run_storage):
-                raise ConfigError(
-                    f"--storage: cannot be written: {what}; make room and run the same command again"
-                ) from error
-            raise
+        with explained_disk(run_storage), locked(run_storage, "search") as lease:
+            run_storage.clean_up()  # what a killed search was about to write
+            search = open_search(run_storage, settings, dataset)
+            for decision in decisions:
+                notices.say(decision)
+            status = run(settings, dataset, space, search, Ledger(run_storage, lease.check), console, notices)
+            run_storage.clean_up()  # what a trial's process was about to write when it was ended
+            return status
 
 
 def run(
@@ -141,7 +134,7 @@ def search_and_test(
     from tune.searcher import FrontSearcher
 
     console.print(plan(settings, dataset, ledger), highlight=False, soft_wrap=True, markup=False)
-    with engine.search_session(settings, dataset):
+    with engine.search_session(settings, dataset) as room:
         if not done:
             channels, height, width = dataset.shape
             searcher = FrontSearcher(
@@ -160,10 +153,10 @@ def search_and_test(
             )
             with SearchDisplay(console, ledger, trials=settings.trials, epochs=settings.epochs) as display:
                 callback = LedgerCallback(ledger, (display.watch, track), notices.say)
-                if not engine.run_trials(settings, dataset, ledger, searcher, [callback]):
+                if not engine.run_trials(room, dataset, ledger, searcher, [callback]):
                     return False
         while ids := unread(ledger):  # a model that cannot be measured leaves its front to others
-            readings = engine.read_tests(settings, dataset, ledger, ids, notices.say)
+            readings = engine.read_tests(room, dataset, ledger, ids, notices.say)
             for record in reading_progress(console, readings, len(ids)):
                 track(record)
     remove_checkpoints(ledger)
@@ -219,16 +212,6 @@ def draw(ledger: Ledger, search: dict[str, Any], console: Console) -> list[Artif
     for name in MAP_FILES:
         console.print(address(ledger.root, name), style="dim", soft_wrap=True, highlight=False, markup=False)
     return [Artifact(ledger.root, name) for name in MAP_FILES]
-
-
-def disk_trouble(error: OSError, run_storage: Storage) -> str | None:
-    """A full or read-only disk, in a few words; None where the error is another, such as a remote store's."""
-    if isinstance(error, StorageError):
-        its_own = run_storage.local_path is not None and str(error).startswith(run_storage.uri)
-        return str(error) if its_own else None
-    if error.errno is None or isinstance(error, ConnectionError):
-        return None
-    return f"{error.filename} ({error.strerror})" if error.filename else f"({error.strerror})"
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fvae.epoch_metrics import EpochMetrics
 from pipelines.model_files import INTERPOLATIONS, MODEL, PICTURES
 from pipelines.storage import Storage
-from pipelines.tracking import Artifact, EpochSnapshot, TrialSnapshot
+from pipelines.tracking import Artifact, TrialSnapshot
+from pipelines.trial_snapshot import epoch_snapshot
 from tune.ledger import TrialRecord
 
 
@@ -30,7 +30,7 @@ def snapshot(record: TrialRecord, dataset: dict[str, Any], storage: Storage) -> 
         reason=record.reason,
         params=params,
         constants={"size/params": record.params, "size/flops_per_image": record.flops_per_image},
-        history=tuple(_epoch(point) for point in record.history),
+        history=tuple(epoch_snapshot(epoch) for epoch in record.history),
         final=final,
         artifacts=artifacts,
     )
@@ -42,16 +42,3 @@ def _artifacts(storage: Storage, dataset: dict[str, Any]) -> tuple[Artifact, ...
     if (folder := storage.local_path) is not None:
         names = [name for name in names if (folder / name).exists()]
     return tuple(Artifact(storage, name) for name in names)
-
-
-def _epoch(point: EpochMetrics) -> EpochSnapshot:
-    metrics = {
-        "train/bpd": point.train_bpd,
-        "val/bpd": point.val_bpd,
-        "sigma1": point.sigma1,
-        "sigma2": point.sigma2,
-        "grad_norm": point.grad_norm,
-        "images_per_second": point.images_per_second,
-        "seconds": point.seconds,
-    }
-    return EpochSnapshot(point.epoch, point.time_ms, metrics)

@@ -20,10 +20,10 @@ from fvae import evaluate, load
 from fvae.data import derived_seed
 from pipelines import command_line
 from pipelines.datasets import load_dataset
+from pipelines.run_place import locked
 from pipelines.storage import open_storage
 from pipelines.tracking import default_tracking_uri
 from tune import search
-from tune.opening import locked
 from tune.settings import SearchSettings
 
 ROOT = Path(__file__).parents[2]
@@ -360,7 +360,7 @@ def test_a_run_of_another_data_set_or_budget_is_not_mixed(
 
 
 def test_two_searches_do_not_share_a_folder(finished: Path) -> None:
-    with locked(open_storage(finished / "digits")):
+    with locked(open_storage(finished / "digits"), "search"):
         second = run(finished, *SMALL)
     assert second.returncode == 2
     assert "another search is running" in second.stderr and "in use by" in second.stderr

@@ -19,11 +19,11 @@ from mlflow import MlflowClient
 import pipelines.ray_environment  # noqa: F401
 from pipelines import command_line
 from pipelines.model_files import PICTURES
+from pipelines.run_place import locked
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking import default_tracking_uri
 from tests.s3 import FaultProxy, GroupedFaultProxy, only
 from tune import search
-from tune.opening import locked
 from tune.settings import SearchSettings
 from tune.trial_files import CHECKPOINT
 
@@ -288,6 +288,6 @@ def test_missing_credentials_are_one_line(
 def test_two_machines_do_not_run_the_same_search(
     finished: tuple[str, Path, str], dataset: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with locked(open_storage(f"{finished[0]}/digits")):
+    with locked(open_storage(f"{finished[0]}/digits"), "search"):
         line = refusal(finished[0], dataset, monkeypatch, capsys)
     assert line.startswith("error: another search is running: s3://searches/runs/digits: in use by")

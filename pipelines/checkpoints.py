@@ -1,0 +1,129 @@
+"""A training's checkpoints in its storage: the last few and the best, written in the background, verified on load."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import tempfile
+import threading
+from pathlib import Path
+
+import torch
+
+from fvae.config import ConfigError
+from fvae.training_state import TrainingState
+from pipelines.model_files import written_to
+from pipelines.storage import SpoiltError, Storage
+
+log = logging.getLogger("pipelines.storage")
+
+_KEY = re.compile(r"step-(\d{9})(?:-val-(-?\d+\.\d+))?\.safetensors")
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Checkpoint:
+    """One checkpoint; later ones are greater."""
+
+    step: int
+    """Optimizer steps done."""
+    val_bpd: float | None
+    """Validation bits/dim; None in mid-epoch."""
+
+    @property
+    def key(self) -> str:
+        """Its name says all that is needed to choose between checkpoints without reading them."""
+        val = "" if self.val_bpd is None else f"-val-{self.val_bpd:.6f}"
+        return f"step-{self.step:09d}{val}.safetensors"
+
+    @classmethod
+    def of_key(cls, key: str) -> Checkpoint | None:
+        """The checkpoint of that name; None for another file."""
+        match = _KEY.fullmatch(key)
+        return match and cls(int(match[1]), None if match[2] is None else float(match[2]))
+
+
+class CheckpointStore:
+    """The checkpoints of one training. Methods raise ``OSError`` or ``ConfigError`` where the storage fails."""
+
+    def __init__(self, storage: Storage, keep: int) -> None:
+        """``keep``: how many of the latest stay; the one with the lowest validation bits/dim stays besides."""
+        self.storage, self.keep = storage, keep
+
+    def all(self) -> list[Checkpoint]:
+        """From the first to the last."""
+        found = (Checkpoint.of_key(info.key) for info in self.storage.list())
+        return sorted((each for each in found if each), key=lambda each: (each.step, each.val_bpd is not None))
+
+    def put(self, state: TrainingState, val_bpd: float | None) -> None:
+        """Write one, whole or absent; then remove those that are no longer kept."""
+        with written_to(self.storage, Checkpoint(state.step, val_bpd).key) as path:
+            state.write(path)
+        there = self.all()
+        measured = [each for each in there if each.val_bpd is not None]
+        kept = {*there[-self.keep :], *sorted(measured, key=lambda each: each.val_bpd or 0.0)[:1]}
+        self.storage.delete(*(each.key for each in there if each not in kept))
+
+    def latest(self, device: torch.device) -> tuple[Checkpoint, TrainingState] | None:
+        """The last one that is whole, verified. Damaged ones are removed, and said: what they held is trained again."""
+        for checkpoint in reversed(self.all()):
+            try:
+                return checkpoint, self.load(checkpoint, device)
+            except (ConfigError, SpoiltError) as error:
+                log.warning("%s; the checkpoint before it is used", error)
+                self.storage.delete(checkpoint.key)
+        return None
+
+    def load(self, checkpoint: Checkpoint, device: torch.device) -> TrainingState:
+        """Read one and verify it. Raises ``ConfigError`` or ``SpoiltError`` for one that is damaged."""
+        if self.storage.local_path is not None:
+            return TrainingState.read(self.storage.local_path / checkpoint.key, device)
+        with tempfile.TemporaryDirectory(prefix="fvae-") as folder:
+            path = Path(folder) / checkpoint.key
+            self.storage.download(checkpoint.key, path)
+            return TrainingState.read(path, device)
+
+
+class BackgroundWriter:
+    """Writes checkpoints while training goes on. A store that fails costs a warning, until :meth:`finish`."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+        self._changed = threading.Condition()
+        self._next: tuple[TrainingState, float | None] | None = None
+        self._writing = False
+        self._failed: OSError | ConfigError | None = None
+        self._thread = threading.Thread(target=self._serve, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def submit(self, state: TrainingState, val_bpd: float | None = None) -> None:
+        """Have it written; returns at once. One that still waits gives way to it, unless that one is an epoch's and
+        this one is not."""
+        with self._changed:
+            if self._next is None or val_bpd is not None or self._next[1] is None:
+                self._next = (state, val_bpd)
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Wait until all is written. Raises ``OSError`` or ``ConfigError`` where the last one could not be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._next is None and not self._writing)
+            if self._failed is not None:
+                raise self._failed
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._next is not None)
+                assert self._next is not None
+                (state, val_bpd), self._next, self._writing = self._next, None, True
+            failed: OSError | ConfigError | None = None
+            try:
+                self._store.put(state, val_bpd)
+            except (OSError, ConfigError) as error:
+                failed = error
+                log.warning("checkpoint of step %d not kept: %s", state.step, error)
+            del state  # its memory, before the next
+            with self._changed:
+                self._failed, self._writing = failed, False
+                self._changed.notify_all()

@@ -1,0 +1,56 @@
+"""A run's place: made writable, one command in it at a time, and what is said when its disk is full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fvae.config import ConfigError
+from fvae.files import write_text
+from pipelines.lease import Lease, LeaseTaken, exclusive
+from pipelines.storage import Storage, StorageError
+
+
+@contextmanager
+def locked(run: Storage, what: str) -> Iterator[Lease]:
+    """One ``what`` ("search") at a time. Raises ``ConfigError`` where there is another, or where nothing can be
+    written."""
+    if run.local_path is not None:
+        _make_writable(run.local_path)  # a remote store says as much when it refuses the lease
+    try:
+        with exclusive(run) as lease:
+            yield lease
+    except LeaseTaken as taken:
+        raise ConfigError(f"another {what} is running: {taken}, or give another --name") from taken
+
+
+@contextmanager
+def explained_disk(run: Storage) -> Iterator[None]:
+    """Turn what a full or read-only disk raises within the block into one line."""
+    try:
+        yield
+    except OSError as error:
+        if what := disk_trouble(error, run):
+            raise ConfigError(
+                f"--storage: cannot be written: {what}; make room and run the same command again"
+            ) from error
+        raise
+
+
+def disk_trouble(error: OSError, run: Storage) -> str | None:
+    """A full or read-only disk, in a few words; None where the error is another, such as a remote store's."""
+    if isinstance(error, StorageError):
+        its_own = run.local_path is not None and str(error).startswith(run.uri)
+        return str(error) if its_own else None
+    if error.errno is None or isinstance(error, ConnectionError):
+        return None
+    return f"{error.filename} ({error.strerror})" if error.filename else f"({error.strerror})"
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        write_text(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ConfigError(f"--storage: {folder} cannot be written ({error.strerror}); give another folder") from error

@@ -1,0 +1,261 @@
+"""Train one model on one or many workers with Ray Train, through anything that may happen to them.
+
+    python -m pipelines.train --dataset digits --model.family flow --model.flow-depth 8
+    python -m pipelines.train --config configs/paper-64x64.toml --dataset s3://bucket/faces \\
+        --storage s3://bucket/runs --elastic 2:8 --gpus-per-worker 1
+    python -m pipelines.train --from-run RUN_ID --dataset data/photos --workers 4
+
+The same command goes on where it stopped. Files lie in STORAGE/NAME: checkpoints/, model/, pictures, result.json.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+from fvae.data import Dataset, steps_per_epoch
+from fvae.epoch_metrics import EpochMetrics
+from fvae.flops import parameters_and_flops
+from pipelines import command_line
+from pipelines.datasets import load_dataset
+from pipelines.model_files import MODEL
+from pipelines.run_place import explained_disk, locked
+from pipelines.storage import Storage, StorageError
+from pipelines.stored import address
+from pipelines.tracking import RunTracker, TrialSnapshot
+from pipelines.train_configs import TrainConfigs, train_configs
+from pipelines.train_display import TrainDisplay
+from pipelines.train_job import (
+    MLFLOW,
+    TrainResult,
+    artifacts,
+    default_name,
+    epochs_of,
+    identity,
+    open_job,
+    read_result,
+    write_mlflow_model,
+    write_result,
+)
+from pipelines.train_settings import TrainSettings
+from pipelines.trial_snapshot import epoch_snapshot
+from pipelines.troubles import Notices, raise_trouble
+
+CLOSING_SECONDS, CLOSING_SECONDS_WITHOUT_STORE = 60.0, 3.0
+"""How long MLflow may take over what is left to write when the job ends."""
+
+
+def main(settings: TrainSettings) -> int:
+    """Train, or go on, or show what was trained. Returns the exit status."""
+    console = Console()
+    with Notices(console) as notices:
+        decisions: list[str] = []  # said once it is sure that there will be a training
+        dataset = load_dataset(settings.dataset, settings.streaming, decisions.append)
+        configs = train_configs(settings, dataset, decisions.append)
+        job = identity(dataset, configs)
+        name = settings.name or default_name(job)
+        run = settings.all_runs().child(name)
+        with explained_disk(run), locked(run, "training") as lease:
+            run.clean_up()  # what a killed job was about to write
+            open_job(run, job)
+            for decision in decisions:
+                notices.say(decision)
+            training = Training(settings, dataset, configs, job, name, run, console, notices)
+            status = training.carry_out()
+            lease.check()
+            run.clean_up()
+            return status
+
+
+class Training:
+    """One job, from its opened place to its printed result."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        dataset: Dataset,
+        configs: TrainConfigs,
+        job: dict[str, Any],
+        name: str,
+        run: Storage,
+        console: Console,
+        notices: Notices,
+    ) -> None:
+        self.settings, self.dataset, self.configs, self.job = settings, dataset, configs, job
+        self.name, self.run, self.console, self.notices = name, run, console, notices
+        self.parameters, self.flops = parameters_and_flops(configs.model)
+        self.history: list[EpochMetrics] = []
+        self.system: dict[int, dict[str, float]] = {}
+        """What the machines did, by epoch: only of those trained since this process started."""
+        self.result = read_result(run)
+        self._starts = 0
+        self._tracking = False
+        self.tracker = RunTracker(
+            storage=settings.all_runs(),
+            dataset_name=dataset.name,
+            run_name=name,
+            parent_run_id=configs.parent_run_id,
+        )
+
+    def carry_out(self) -> int:
+        """Train what is left, tell MLflow, print the result. Returns the exit status."""
+        if self.result is None:
+            self.console.print(self._plan(), highlight=False, soft_wrap=True, markup=False)
+        else:
+            self.history = list(self.result.history)
+            self._start_tracking()
+        self._track()
+        interrupted = True
+        patience = CLOSING_SECONDS
+        try:
+            if self.result is None:
+                self._train()
+                assert self.result is not None
+                write_result(self.run, self.result)
+                self._track()
+            interrupted = False
+        except StorageError:  # after minutes of trying: what MLflow still lacks, the next start brings it
+            patience = CLOSING_SECONDS_WITHOUT_STORE
+            self.notices.silence()
+            raise
+        except KeyboardInterrupt:
+            self.console.print("Interrupted. The same command goes on from the last checkpoint.")
+            return 1
+        finally:
+            if self._tracking:
+                self.notices.say("Writing the last figures to MLflow …")
+            self.tracker.close(interrupted=interrupted, timeout=patience)
+            for problem in self.tracker.problems:
+                self.console.print(f"warning: {problem}", style="yellow", markup=False)
+        return self._print_result()
+
+    def _train(self) -> None:
+        """Run the workers to the end of the training; :attr:`result` says which."""
+        from pipelines.ray_session import ray_session
+        from pipelines.train_worker import WorkerTask, train  # Ray takes seconds to import: not to show what is done
+        from pipelines.worker_job import JobFailed, ray_images, require_room, run_job
+
+        resources = self.settings.resources()
+        needed = {
+            "CPU": ("--cpus-per-worker", float(resources.cpus)),
+            "GPU": ("--gpus-per-worker", resources.gpus),
+        }
+        steps = steps_per_epoch(self.dataset.counts()["train"], self.configs.train.batch_size)
+        with (
+            TrainDisplay(self.console, epochs=self.configs.train.epochs, steps_per_epoch=steps) as self._display,
+            ray_session(self.dataset.held_bytes(), needed),
+        ):
+            require_room(resources)
+            self._start_tracking()  # not before: what cannot start leaves no run
+            task = WorkerTask(
+                storage=self.run.uri,
+                model=self.configs.model,
+                train=self.configs.train,
+                images=ray_images(self.dataset, ("train", "val")),
+                keep=self.settings.keep_checkpoints,
+                checkpoint_seconds=60 * self.settings.checkpoint_minutes,
+                **self.settings.execution(),
+            )
+            try:
+                run_job(
+                    train,
+                    task,
+                    name=self.name,
+                    resources=resources,
+                    max_failures=self.settings.max_failures,
+                    on_event=self._on_event,
+                )
+            except JobFailed as failed:
+                if self.result is None:  # else a worker was lost when all was done
+                    raise StorageError(
+                        f"{self.name}: workers failed {self.settings.max_failures + 1} times, the last with: {failed}; "
+                        "the same command goes on from the last checkpoint"
+                    ) from failed
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        """What :func:`pipelines.train_worker.train` tells."""
+        raise_trouble(event)
+        if "warning" in event:
+            self.notices.say(event["warning"])
+        if "history" in event:
+            self.history = list(epochs_of(event["history"]))
+            self._display.started(event["workers"], event["step"], again=self._starts > 0)
+            self._starts += 1
+        if "step" in event:
+            self._display.step(event["step"])
+        if "epoch" in event:
+            (measured,) = epochs_of([event["epoch"]])
+            self.history = [*self.history[: measured.epoch - 1], measured]
+            self.system[measured.epoch] = event["system"]
+            self._display.epoch(measured)
+            self._track()
+        if "failure" in event:
+            self.result = TrainResult(status="failed", reason=event["failure"], history=tuple(self.history))
+        if "complete" in event:
+            self.result = TrainResult(status="complete", history=tuple(self.history), **event["complete"])
+
+    def _start_tracking(self) -> None:
+        self.tracker.start()
+        self._tracking = True
+
+    def _track(self) -> None:
+        """Tell MLflow how the job is now."""
+        result = self.result
+        complete = result is not None and result.status == "complete"
+        if complete and not self.run.child(MLFLOW).exists(f"{MODEL}/MLmodel"):
+            write_mlflow_model(self.run, self.dataset.name)
+        params = {f"{part}.{field}": value for part in ("model", "train") for field, value in self.job[part].items()}
+        params |= {f"data.{field}": value for field, value in self.job["dataset"].items()}
+        model = self.configs.model
+        self.tracker.record(
+            TrialSnapshot(
+                id=self.name,
+                family=model.family,
+                status=result.status if result else "running",
+                reason=result.reason if result else "",
+                params=params,
+                constants={"size/params": self.parameters, "size/flops_per_image": self.flops},
+                history=tuple(epoch_snapshot(each, self.system.get(each.epoch)) for each in self.history),
+                final={"best/val_bpd": result.best_val_bpd} if result and result.best_val_bpd is not None else {},
+                artifacts=artifacts(self.run) if complete else (),
+                registered_as=f"fvae-{self.dataset.name}" if self.settings.register else None,
+            )
+        )
+
+    def _plan(self) -> str:
+        counts, train = self.dataset.counts(), self.configs.train
+        channels, height, width = self.dataset.shape
+        resources = self.settings.resources()
+        least, most = resources.workers, resources.most
+        workers = f"{least} to {most} workers" if most > least else f"{most} worker{'s' if most > 1 else ''}"
+        return (
+            f"{self.dataset.name}: {counts['train']:,} training and {counts['val']:,} validation images of "
+            f"{width}×{height}×{channels}, {self.dataset.bins} levels\n"
+            f"{self.configs.model.family} of {self.parameters:,} parameters, {train.epochs} epochs in global batches "
+            f"of {train.batch_size}, on {workers}; files in {self.run.uri}"
+        )
+
+    def _print_result(self) -> int:
+        """The last lines. Returns the exit status."""
+        assert self.result is not None
+        if self.result.status == "failed":
+            self.console.print(f"failed: {self.result.reason}", style="red", highlight=False, markup=False)
+            return 1
+        lines = [
+            f"validation {self.result.best_val_bpd:.4f} bits/dim (k = 1, epoch {self.result.best_epoch} of "
+            f"{len(self.result.history)}), {self.parameters:,} parameters",
+            f"model: {address(self.run, MODEL)}",
+        ]
+        if self.tracker.run_id:
+            lines.append(f"MLflow: experiment fvae/{self.dataset.name}, run {self.tracker.run_id}")
+        if self.tracker.model_version:
+            lines.append(f"registered as models:/fvae-{self.dataset.name}/{self.tracker.model_version}")
+        for line in lines:
+            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+        return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main, TrainSettings)

@@ -1,0 +1,112 @@
+"""What a training job is told: the options of ``python -m pipelines.train``."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from fvae.config import ConfigError, ModelConfig, require, require_integer, require_positive
+from fvae.train_config import TrainConfig
+from pipelines.datasets import Streaming
+from pipelines.optional_fields import optional_fields
+from pipelines.storage import Storage, open_storage
+from pipelines.worker_resources import WorkerResources
+
+OF_THE_IMAGES = ("channels", "height", "width", "bins")
+"""Fields of a model's config that the data set decides."""
+ModelOptions: Any = optional_fields(ModelConfig, without=OF_THE_IMAGES)
+TrainOptions: Any = optional_fields(TrainConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Train one model on one or many workers, through anything that may happen to them.
+
+    What is trained comes from --config or --from-run, and from the options --model.… and --train.…, which stand above
+    both. The same command again goes on where it stopped, and shows a finished job.
+    """
+
+    config: str | None = None
+    """A TOML or JSON file with the tables 'model' and 'train' (configs/ has examples)."""
+    from_run: str | None = None
+    """An MLflow run, such as a search's trial: its model is trained again, in a run beside it."""
+    model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
+    train: TrainOptions = dataclasses.field(default_factory=TrainOptions)
+    dataset: str = "digits"
+    """'digits' or 'photos' (embedded); a folder, archive or file of images; a data set that
+    `python -m pipelines.ingest` made. A path of this machine or s3://bucket/prefix."""
+    streaming: Streaming = "auto"
+    """Hold the images in memory ('never'), read them from the data set's files as they are needed ('always'), or
+    hold them where they fit ('auto')."""
+    name: str | None = None
+    """Name of the job; its files lie in STORAGE/NAME. Default: data set, family, and a digest of the configs."""
+    storage: str = "runs"
+    """Where all runs lie: a folder that all machines share, or s3://bucket/prefix."""
+    workers: int = 1
+    """Processes that train together, each on a device of its own. They share the global batch, so the figures do not
+    depend on their number."""
+    elastic: str | None = None
+    """LEAST:MOST workers, e.g. 2:8, instead of --workers: as many as there is room for, also when that changes."""
+    cpus_per_worker: int = 1
+    """Cores (and torch threads) of each worker."""
+    gpus_per_worker: float = 0.0
+    """GPUs of each worker: 1, or a part of one for a single worker."""
+    micro_batch_size: int | None = None
+    """Images that go through the model at once, where a worker's share of the global batch does not fit its memory.
+    Changes no figure but for rounding."""
+    checkpoint_activations: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+    compile: bool = False
+    """Run the model through torch.compile. Slower on the CPUs that it was measured on."""
+    checkpoint_minutes: float = 10.0
+    """Minutes from one checkpoint to the next in mid-epoch; there is one after every epoch too."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept: the last ones. The one with the lowest validation bits/dim is kept besides."""
+    max_failures: int = 10
+    """How often workers may be lost before the job fails. Machines that say they will go do not count."""
+    register: bool = False
+    """Register the finished model as fvae-<data set> in MLflow."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.config is None or self.from_run is None,
+            f"--config={self.config} and --from-run={self.from_run}: give one of the two",
+        )
+        require(self.dataset != "", "--dataset: empty; give 'digits', 'photos', a path or an s3:// URI")
+        require(
+            self.name is None or re.fullmatch(r"[\w][\w.-]*", self.name) is not None,
+            f"--name={self.name!r}: letters, digits, '_', '-' and '.' only",
+        )
+        require(self.storage != "", "--storage: empty; give a folder or s3://bucket/prefix")
+        if self.micro_batch_size is not None:
+            require_integer("--micro-batch-size", self.micro_batch_size, 1)
+        require_positive("--checkpoint-minutes", self.checkpoint_minutes)
+        require_integer("--keep-checkpoints", self.keep_checkpoints, 1)
+        require_integer("--max-failures", self.max_failures, 0)
+        require(
+            self.elastic is None or re.fullmatch(r"\d+:\d+", self.elastic) is not None,
+            f"--elastic={self.elastic}: must be LEAST:MOST, e.g. 2:8",
+        )
+        require(
+            self.elastic is None or self.workers == 1, f"--elastic={self.elastic} with --workers: give one of the two"
+        )
+        self.resources()
+        self.all_runs()
+
+    def resources(self) -> WorkerResources:
+        """Of the workers. Raises ``ConfigError`` for what cannot work."""
+        least, most = map(int, self.elastic.split(":")) if self.elastic else (self.workers, None)
+        return WorkerResources(workers=least, most_workers=most, cpus=self.cpus_per_worker, gpus=self.gpus_per_worker)
+
+    def all_runs(self) -> Storage:
+        """The storage of all runs. Raises ``ConfigError`` for a location that cannot be one."""
+        try:
+            return open_storage(self.storage)
+        except ConfigError as error:
+            raise ConfigError(f"--storage: {error}") from error
+
+    def execution(self) -> dict[str, Any]:
+        """How each worker computes: what changes no figure but for rounding."""
+        names = ("micro_batch_size", "compile", "checkpoint_activations")
+        return {name: getattr(self, name) for name in names}

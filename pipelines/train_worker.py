@@ -1,0 +1,146 @@
+"""What every worker of a training job does."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import get_device
+
+from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
+from fvae.workers import Workers
+from pipelines.checkpoint_clock import CheckpointClock
+from pipelines.checkpoints import BackgroundWriter, Checkpoint, CheckpointStore
+from pipelines.model_files import keep_model
+from pipelines.storage import open_storage
+from pipelines.troubles import trouble
+from pipelines.worker_figures import WorkerFigures
+from pipelines.worker_job import Events, fetched
+
+CHECKPOINTS = "checkpoints"
+STEP_SECONDS = 2.0
+"""Between two words of how many steps are done."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkerTask:
+    """What a worker is told, the same for all of them. Picklable."""
+
+    storage: str
+    """URI of the run."""
+    model: ModelConfig
+    train: TrainConfig
+    images: dict[str, Any]
+    """``train`` and ``val``: each a reference to an array in Ray's object store, or a source."""
+    keep: int
+    """Checkpoints kept, besides the best."""
+    checkpoint_seconds: float
+    """From one checkpoint to the next in mid-epoch."""
+    micro_batch_size: int | None
+    compile: bool
+    checkpoint_activations: bool
+
+
+def train(task: WorkerTask, events: Events) -> None:
+    """Train ``task`` to its end, from its last checkpoint where there is one.
+
+    Events, from worker 0: ``history`` (what had been measured before), then an ``epoch`` each; ``failure`` where a
+    figure is not finite, on which nothing more can follow; from any worker ``warning`` lines and ``trouble``.
+    """
+    said = _SayWarnings(events)
+    logging.getLogger("pipelines.storage").addHandler(said)
+    try:
+        _train(task, events)
+    except NonFiniteError as error:  # on all workers alike, and again at every new start
+        if Workers.of_process_group().rank == 0:
+            events.put({"failure": str(error)})
+    except (OSError, ConfigError) as error:
+        events.put(trouble(error))
+        raise
+    finally:
+        logging.getLogger("pipelines.storage").removeHandler(said)
+
+
+def _train(task: WorkerTask, events: Events) -> None:
+    workers, device = Workers.of_process_group(), get_device()
+    storage = open_storage(task.storage)
+    trainer = Trainer(
+        task.model,
+        task.train,
+        *(fetched(task.images[split]) for split in ("train", "val")),
+        device,
+        workers=workers,
+        micro_batch_size=task.micro_batch_size,
+        compile=task.compile,
+        checkpoint_activations=task.checkpoint_activations,
+    )
+    store = CheckpointStore(storage.child(CHECKPOINTS), task.keep)
+    _restore(trainer, store)
+    first = workers.rank == 0
+    writer = BackgroundWriter(store) if first else None
+    if first:
+        history = [dataclasses.asdict(metrics) for metrics in trainer.history]
+        events.put({"history": history, "workers": workers.count, "step": trainer.step})
+    figures = WorkerFigures(workers, device)
+    clock = CheckpointClock(
+        workers, device, task.checkpoint_seconds, lambda: ray.train.get_preemption_info() is not None
+    )
+
+    said = time.monotonic()
+
+    def checkpoint(val_bpd: float | None = None) -> None:
+        state = trainer.state()
+        if writer and state:
+            writer.submit(state, val_bpd)
+        clock.saved()
+
+    def after_step() -> None:
+        nonlocal said
+        if clock.due(trainer.step):
+            checkpoint()
+        if first and time.monotonic() - said >= STEP_SECONDS:
+            said = time.monotonic()
+            events.put({"step": trainer.step})
+
+    while not trainer.finished:
+        metrics = trainer.train_epoch(after_step)
+        checkpoint(metrics.val_bpd)
+        system = figures.since_last()
+        ray.train.report(dataclasses.asdict(metrics) | system)
+        if first:
+            events.put({"epoch": dataclasses.asdict(metrics), "system": system})
+    if writer:
+        writer.finish()
+        keep_model(trainer, storage)
+        best = {"best_epoch": trainer.best_epoch, "best_val_bpd": trainer.best_val_bpd}
+        events.put({"complete": best})
+
+
+def _restore(trainer: Trainer, store: CheckpointStore) -> None:
+    """Worker 0 chooses the checkpoint, since it may find one damaged; the others take the same."""
+    chosen = torch.full((2,), -1.0, dtype=torch.float64, device=trainer.device)  # step, validation bits/dim
+    if trainer.workers.rank == 0 and (found := store.latest(trainer.device)):
+        checkpoint, state = found
+        trainer.load_state(state, checkpoint.key)
+        val_bpd = float("nan") if checkpoint.val_bpd is None else checkpoint.val_bpd
+        chosen = torch.tensor([checkpoint.step, val_bpd], dtype=torch.float64, device=trainer.device)
+    trainer.workers.follow_first([chosen])
+    step, val_bpd = chosen.tolist()
+    if trainer.workers.rank and step >= 0:
+        checkpoint = Checkpoint(int(step), None if val_bpd != val_bpd else val_bpd)
+        trainer.load_state(store.load(checkpoint, trainer.device), checkpoint.key)
+
+
+class _SayWarnings(logging.Handler):
+    """What the storage warns of goes to the driver, which has a terminal."""
+
+    def __init__(self, events: Events) -> None:
+        super().__init__(logging.WARNING)
+        self._events = events
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._events.put({"warning": record.getMessage()})

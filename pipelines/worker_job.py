@@ -1,0 +1,171 @@
+"""One function on several workers at once, through Ray Train: it starts them, watches them, and starts them again."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fvae.config import require
+from fvae.data import Dataset, ImageSource
+from pipelines.worker_resources import WorkerResources
+
+LOOK_SECONDS = 0.5
+"""How often the driver looks whether the job has ended, while nothing is heard from it."""
+RESIZE_SECONDS = 60.0
+"""How often an elastic job considers taking more workers."""
+
+
+class JobFailed(RuntimeError):
+    """Workers failed more often than they may. One line says how the last one ended."""
+
+
+def require_room(resources: WorkerResources) -> None:
+    """Raise ``ConfigError`` where the cluster's nodes have no room for the workers. Ray would wait for ever."""
+    room = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            have = node["Resources"]
+            by_gpu = have.get("GPU", 0) // resources.gpus if resources.gpus else math.inf
+            room += int(min(have.get("CPU", 0) // resources.cpus, by_gpu))
+    each = f"{resources.cpus} CPU" + ("s" if resources.cpus > 1 else "")
+    each += f" and {resources.gpus:g} GPU" if resources.gpus else ""
+    require(
+        room >= resources.workers,
+        f"--workers={resources.workers}: each needs {each}, and there is room for {room}; use fewer, or more machines",
+    )
+
+
+def scaling(resources: WorkerResources) -> ray.train.ScalingConfig:
+    """``resources`` as Ray Train says it."""
+    return ray.train.ScalingConfig(
+        num_workers=resources.workers
+        if resources.most_workers is None
+        else (resources.workers, resources.most_workers),
+        use_gpu=resources.gpus > 0,
+        resources_per_worker={"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {}),
+        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+    )
+
+
+class Events:
+    """What workers tell the driver, in the order in which each of them does."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def put(self, event: dict[str, Any]) -> None:
+        """Send ``event``; waits until it has arrived."""
+        self._queue.put(event)
+
+
+Loop = Callable[[Any, Events], None]
+
+
+def ray_images(dataset: Dataset, splits: Sequence[str]) -> dict[str, Any]:
+    """Each split for a job's config: arrays go to Ray's memory, once per machine; sources read for themselves."""
+    images = {split: dataset.images(split) for split in splits}
+    return {split: ray.put(each) if isinstance(each, np.ndarray) else each for split, each in images.items()}
+
+
+def fetched(images: Any) -> np.ndarray | ImageSource:
+    """On a worker: what :func:`ray_images` made of a split."""
+    return ray.get(images) if isinstance(images, ray.ObjectRef) else images
+
+
+def run_job(
+    loop: Loop,
+    config: Any,
+    *,
+    name: str,
+    resources: WorkerResources,
+    max_failures: int,
+    on_event: Callable[[dict[str, Any]], None],
+) -> None:
+    """Run ``loop(config, events)`` on every worker until all have returned.
+
+    On each worker ``torch.distributed`` is ready (NCCL on GPUs, else Gloo) and torch has ``cpus`` threads. When a
+    worker or its node is lost, all start again, which counts as one failure; a node that says beforehand that it
+    will go (a spot machine) does not count.
+
+    Args:
+        loop: picklable; the same on every worker.
+        config: picklable; may hold references to objects that ``ray.put`` stored.
+        name: of the job, for Ray's own pages.
+        resources: of the workers.
+        max_failures: how often they may start again.
+        on_event: called in this thread with whatever a worker puts into ``events``. What it raises ends the job.
+
+    Raises :class:`JobFailed`, and what ``on_event`` raises.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # as long as the driver lives
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # JobFailed says it
+    with tempfile.TemporaryDirectory(prefix="fvae-train-", ignore_cleanup_errors=True) as scratch:
+        trainer = TorchTrainer(
+            _on_worker,
+            train_loop_config={"loop": loop, "config": config, "queue": queue, "threads": resources.cpus},
+            scaling_config=scaling(resources),
+            torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+            run_config=ray.train.RunConfig(
+                name=name,
+                storage_path=scratch,  # checkpoints are the loop's own: see pipelines.checkpoints
+                failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            ),
+        )
+        fitting = _Fitting(trainer)
+        fitting.start()  # in a thread: in the main one Ray Train would take Ctrl-C for itself
+        while fitting.is_alive():
+            _drain(queue, on_event, LOOK_SECONDS)
+        _drain(queue, on_event, 0)
+    queue.shutdown()
+    if fitting.error is not None:
+        raise JobFailed(_last_line(fitting.error)) from fitting.error
+
+
+class _Fitting(threading.Thread):
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(name="ray-train", daemon=True)
+        self.trainer = trainer
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self.trainer.fit()
+        except Exception as error:  # noqa: BLE001 - handed on to the driver's own thread
+            self.error = error
+
+
+def _drain(queue: Queue, on_event: Callable[[dict[str, Any]], None], seconds: float) -> None:
+    """Everything that is in the queue; waits that long for the first."""
+    try:
+        on_event(queue.get(timeout=seconds) if seconds else queue.get_nowait())
+        while True:
+            on_event(queue.get_nowait())
+    except Empty:
+        return
+
+
+def _on_worker(settings: dict[str, Any]) -> None:
+    torch.set_num_threads(settings["threads"])
+    settings["loop"](settings["config"], Events(settings["queue"]))
+
+
+def _last_line(error: Exception) -> str:
+    """How the job ended, from Ray's report of several tracebacks."""
+    failures = getattr(error, "worker_failures", {})
+    first = next(iter(failures.values()), error)
+    lines = [line.strip() for line in str(first).splitlines() if line.strip()]
+    workers = f"worker {next(iter(failures))}: " if failures else ""
+    return workers + (lines[-1] if lines else type(first).__name__)
