@@ -48,6 +48,8 @@ class LedgerCallback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial whose process died more often than Tune starts it again: keep it with its reason."""
+        if self.ledger.records[trial.config["id"]].status != "running":
+            return  # it had done all: nothing is lost with its process
         lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
         reason = lines[-1] if lines else "its process died"
         self._show(self.ledger.update(trial.config["id"], status="failed", reason=reason))

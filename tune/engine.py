@@ -2,71 +2,95 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 
 from fvae.config import ConfigError
 from fvae.data import Dataset
 from pipelines.ray_session import ray_session
 from pipelines.storage import Storage
 from pipelines.troubles import raise_trouble
+from tune.gpu_shares import GpuShares, PeakMemory, smallest_card_bytes
 from tune.ledger import Ledger, TrialRecord
+from tune.resources import placement, trials_at_once
 from tune.scheduler import FrontScheduler
 from tune.searcher import FrontSearcher
 from tune.settings import SearchSettings
 from tune.trial import TrialProcess, read_test_split
+from tune.trial_workers import TrialCoordinator
 
 RETRIES = 2
 """How often a trial that crashed starts again from its checkpoint before it has failed."""
 
 
-def search_session(settings: SearchSettings, dataset: Dataset) -> AbstractContextManager[None]:
-    """A Ray in which there is room for a trial. Raises ``ConfigError`` where no node could ever run one."""
-    needed = {
-        "CPU": ("--cpus-per-trial", settings.cpus_per_trial),
-        "GPU": ("--gpus-per-trial", settings.gpus_per_trial),
-    }
-    return ray_session(dataset.held_bytes(), needed)
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """What there is for the trials of a search, and what each of them gets of it."""
+
+    settings: SearchSettings
+    trials_at_once: int | None
+    """At most; None: as many as Ray finds room for."""
+    gpu_shares: GpuShares | None
+    """With ``--gpus-per-trial auto``."""
+
+    def gpus(self, model: dict[str, Any], train: dict[str, Any]) -> float:
+        """GPUs of each worker of a trial, by its ``ModelConfig`` and ``TrainConfig`` as dictionaries."""
+        if self.gpu_shares:
+            return self.gpu_shares.share(model, train)
+        return float(self.settings.gpus_per_trial)
+
+
+@contextmanager
+def search_session(settings: SearchSettings, dataset: Dataset) -> Iterator[Room]:
+    """A Ray in which there is room for a trial. Raises ``ConfigError`` where no trial could ever run."""
+    needed = {"CPU": ("--cpus-per-trial", float(settings.cpus_per_trial))}
+    if settings.gpus_per_trial != "auto":
+        needed["GPU"] = ("--gpus-per-trial", settings.gpus_per_trial)
+    with ray_session(dataset.held_bytes(), needed):
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        at_once, shares = settings.concurrent, None
+        if settings.workers_per_trial > 1:
+            fitting = trials_at_once(settings, [node["Resources"] for node in nodes])
+            at_once = min(fitting, at_once or fitting)
+        if settings.gpus_per_trial == "auto":
+            shares = GpuShares(smallest_card_bytes(nodes), dataset.held_bytes())
+        yield Room(settings, at_once, shares)
 
 
 def run_trials(
-    settings: SearchSettings,
-    dataset: Dataset,
-    ledger: Ledger,
-    searcher: FrontSearcher,
-    callbacks: Sequence[tune.Callback],
+    room: Room, dataset: Dataset, ledger: Ledger, searcher: FrontSearcher, callbacks: Sequence[tune.Callback]
 ) -> bool:
     """Train until the searcher has no more trials. False where Ctrl-C ended it before."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are in the ledger, a line each
-    images = {split: dataset.images(split) for split in ("train", "val")}
-    process = tune.with_parameters(
-        TrialProcess, images=images, device=device(settings), threads=settings.cpus_per_trial
-    )
+    settings = room.settings
+    peaks = [PeakMemory(room.gpu_shares)] if room.gpu_shares else []
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with scratch_folder(ledger.root) as scratch:
             tune.Tuner(
-                tune.with_resources(process, {"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial}),
+                trainable(settings, dataset),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=FrontScheduler(ledger, settings.epochs),
+                    scheduler=PlacingScheduler(ledger, room),
                     num_samples=-1,
-                    max_concurrent_trials=settings.concurrent,
+                    max_concurrent_trials=room.trials_at_once,
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
                     name=settings.run_name(dataset.name),
                     storage_path=str(scratch),
-                    callbacks=list(callbacks),
+                    callbacks=[*callbacks, *peaks],
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
                     verbose=0,
                 ),
@@ -79,6 +103,36 @@ def run_trials(
     finally:
         signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own handler, which only it listens to
     return len(ledger.records) >= searcher.trials and not ledger.with_status("running")
+
+
+def trainable(settings: SearchSettings, dataset: Dataset) -> type[tune.Trainable]:
+    """What Tune runs a trial in; images in memory go to its processes through Ray's object store."""
+    images = {split: dataset.images(split) for split in ("train", "val")}
+    told = {"device": device(settings), "threads": settings.cpus_per_trial}
+    if settings.workers_per_trial == 1:
+        return tune.with_parameters(TrialProcess, images=images, **told)
+    shared = {split: ray.put(each) for split, each in images.items()}
+    return tune.with_parameters(TrialCoordinator, images=shared, **told)
+
+
+class PlacingScheduler(FrontScheduler):
+    """Gives each trial its resources when it comes, by what is known of the GPUs' memory by then.
+
+    Not through ``tune.with_resources``: Tune asks a copy of what it gets there, which learns nothing.
+    """
+
+    def __init__(self, ledger: Ledger, room: Room) -> None:
+        super().__init__(ledger, room.settings.epochs)
+        self.room = room
+        self._placed: set[str] = set()
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """A new trial, or one to try again: it keeps its resources, by which Tune has it in its books."""
+        if trial.trial_id not in self._placed:
+            self._placed.add(trial.trial_id)
+            gpus = self.room.gpus(trial.config["model"], trial.config["train"])
+            trial.update_resources(placement(self.room.settings, gpus))
+        super().on_trial_add(tune_controller, trial)
 
 
 @contextmanager
@@ -97,7 +151,7 @@ def scratch_folder(run: Storage) -> Iterator[Path]:
 
 
 def read_tests(
-    settings: SearchSettings, dataset: Dataset, ledger: Ledger, ids: Sequence[str], warn: Callable[[str], None]
+    room: Room, dataset: Dataset, ledger: Ledger, ids: Sequence[str], warn: Callable[[str], None]
 ) -> Iterator[TrialRecord]:
     """Read the test split for each model of ``ids``, side by side; yields each record when it is written.
 
@@ -105,13 +159,14 @@ def read_tests(
     fails raises ``OSError`` or ``ConfigError``; ``warn`` gets a line for each retry.
     """
     images = ray.put(dataset.images("test"))
-    read = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=settings.gpus_per_trial)(read_test_split)
-    pending = {
-        read.remote(
-            ledger.trial_storage(record_id).uri, images, settings.seed, settings.cpus_per_trial, device(settings)
-        ): record_id
-        for record_id in ids
-    }
+    settings = room.settings
+    pending = {}
+    for record_id in ids:
+        record = ledger.records[record_id]
+        gpus = room.gpus(record.config, record.train)
+        read = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=gpus)(read_test_split)
+        arguments = (images, settings.seed, settings.cpus_per_trial, device(settings))
+        pending[read.remote(ledger.trial_storage(record_id).uri, *arguments)] = record_id
     while pending:
         (done,), _ = ray.wait(list(pending))
         result: dict[str, Any] = ray.get(done)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from typing import Literal
 
 from fvae.config import FAMILIES, ConfigError, Family, require, require_choice, require_integer
 from fvae.train_config import Precision
@@ -41,9 +42,13 @@ class SearchSettings:
     seed: int = 0
     """Seeds proposals, weights, order and noise."""
     cpus_per_trial: int = 1
-    """Cores (and torch threads) of each trial."""
-    gpus_per_trial: float = 0.0
-    """GPUs of each trial; a fraction shares one."""
+    """Cores (and torch threads) of each trial; of each worker where a trial has several."""
+    gpus_per_trial: float | Literal["auto"] = 0.0
+    """GPUs of each trial; a fraction shares one, and 'auto' takes the fraction that the model's memory needs. Where a
+    trial has several workers: of each, whole ones."""
+    workers_per_trial: int = 1
+    """Processes that train each trial together, on the machines of a cluster where one has no room for all: for models
+    too large for one device."""
     concurrent: int | None = None
     """Trials at a time. Default: as many as the machine or cluster has room for."""
     precision: Precision = "float32"
@@ -55,10 +60,8 @@ class SearchSettings:
         require_integer("--batch-size", self.batch_size, 1)
         require_integer("--seed", self.seed, 0)
         require_integer("--cpus-per-trial", self.cpus_per_trial, 1)
-        require(
-            math.isfinite(self.gpus_per_trial) and self.gpus_per_trial >= 0,
-            f"--gpus-per-trial={self.gpus_per_trial}: must be at least 0",
-        )
+        require_integer("--workers-per-trial", self.workers_per_trial, 1)
+        self._require_gpus()
         if self.concurrent is not None:
             require_integer("--concurrent", self.concurrent, 1)
         require(len(self.families) > 0, "--families: name at least one of " + ", ".join(FAMILIES))
@@ -72,6 +75,16 @@ class SearchSettings:
         )
         require(self.storage != "", "--storage: empty; give a folder or s3://bucket/prefix")
         self.all_runs()
+
+    def _require_gpus(self) -> None:
+        gpus = self.gpus_per_trial
+        if gpus != "auto":
+            require(math.isfinite(gpus) and gpus >= 0, f"--gpus-per-trial={gpus}: must be at least 0, or 'auto'")
+            require(gpus <= 1 or gpus == int(gpus), f"--gpus-per-trial={gpus}: above 1, give a whole number")
+        require(
+            self.workers_per_trial == 1 or (gpus != "auto" and gpus == int(gpus)),
+            f"--gpus-per-trial={gpus}: workers share no GPU; give a whole number, or --workers-per-trial 1",
+        )
 
     def run_name(self, dataset_name: str) -> str:
         """The run's name."""

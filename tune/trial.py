@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,100 @@ from ray import tune
 
 from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
 from fvae.data import ImageSource, derived_seed, image_source
-from fvae.evaluation import evaluate, standard_error
+from fvae.evaluation import ALONE, evaluate, standard_error
+from fvae.workers import Workers
 from pipelines.model_files import ModelError, keep_model, load_model
 from pipelines.storage import open_storage
 from pipelines.troubles import keep_warnings, trouble, with_warnings
 from tune.ledger import TestResult
 from tune.trial_files import Checkpoints
+
+
+class TrialTraining:
+    """The training of one trial: goes on from its checkpoint, an epoch a step, and keeps its model.
+
+    Of several workers each has one, and calls the same methods in the same order; the first writes.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], images: dict[str, ImageSource], device: str, workers: Workers = ALONE
+    ) -> None:
+        """``config`` as :meth:`tune.searcher.FrontSearcher.suggest` makes it; ``images``: ``train`` and ``val``."""
+        if device == "cuda":  # what the last trial of this process left
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        self.storage = open_storage(config["storage"])
+        self.workers = workers
+        self.trainer = Trainer(
+            ModelConfig.from_dict(config["model"]),
+            TrainConfig.from_dict(config["train"]),
+            images["train"],
+            images["val"],
+            device,
+            workers=workers,
+        )
+        self.checkpoints: Checkpoints | None = None
+        self.seconds_before = config["seconds"]
+
+    def step(self) -> dict[str, Any]:
+        """One epoch. A non-finite figure ends the trial with its reason; it is no crash.
+
+        A store or disk that fails is the search's trouble, not this trial's: see :mod:`pipelines.troubles`.
+        """
+        return self._result_of(self._epoch)
+
+    def restore(self) -> dict[str, Any]:
+        """Continue from the trial's checkpoint where there is one. Unless it is called, the first :meth:`step` does it.
+
+        Returns ``restored_step``, or what :func:`pipelines.troubles.trouble` makes of a storage that fails.
+        """
+        return self._result_of(self._restore)
+
+    def _result_of(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            result = work()
+        except NonFiniteError as error:
+            result = {"epoch": self.trainer.epoch, "failure": str(error), "done": True}
+        except (OSError, ConfigError) as error:
+            result = trouble(error) | {"epoch": 0, "done": True}
+        return with_warnings(result)
+
+    def _restore(self) -> dict[str, Any]:
+        checkpoints = Checkpoints(self.storage)
+        checkpoints.restore(self.trainer)
+        self.checkpoints = checkpoints
+        # Seconds that a crash cost: spent after the checkpoint, in a process that is gone.
+        self.seconds_lost = max(0.0, self.seconds_before - self.trainer.seconds)
+        self.first_epoch = self.trainer.epoch + 1
+        return {"restored_step": self.trainer.step}
+
+    def _epoch(self) -> dict[str, Any]:
+        """Checkpoints before the epoch: Tune asks for it once the driver has recorded the last one, so that no
+        checkpoint is ever ahead of the ledger, wherever either process is killed."""
+        if self.checkpoints is None:  # not in setup, where an error would count as this trial's crash
+            self._restore()
+        else:
+            self._save_when_due(self.checkpoints)
+        metrics = self.trainer.train_epoch()
+        result = dataclasses.asdict(metrics) | {"seconds": metrics.seconds + self.seconds_lost}
+        if self.trainer.device.type == "cuda" and metrics.epoch == self.first_epoch:
+            result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.trainer.device)
+        if self.trainer.finished:
+            if self.workers.rank == 0:
+                keep_model(self.trainer, self.storage)
+            kept = {"best_epoch": self.trainer.best_epoch, "best_val_bpd": self.trainer.best_val_bpd}
+            result |= {**kept, "done": True}
+        return result
+
+    def _save_when_due(self, checkpoints: Checkpoints) -> None:
+        due = torch.tensor(checkpoints.due(self.trainer), device=self.trainer.device)
+        self.workers.follow_first([due])  # one clock for all
+        if not due:
+            return
+        if self.workers.rank == 0:
+            checkpoints.save(self.trainer)
+        else:
+            self.trainer.state()  # the first worker's save waits for everybody's part
 
 
 class TrialProcess(tune.Trainable):
@@ -31,60 +120,23 @@ class TrialProcess(tune.Trainable):
         """``images``: ``train`` and ``val``, each uint8 ``[N, C, H, W]`` or a streamed source."""
         torch.set_num_threads(threads)
         keep_warnings()
-        self.storage = open_storage(config["storage"])
-        self.images = {split: image_source(each) for split, each in images.items()}
-        self.trainer = Trainer(
-            ModelConfig.from_dict(config["model"]),
-            TrainConfig.from_dict(config["train"]),
-            self.images["train"],
-            self.images["val"],
-            device,
-        )
-        self.checkpoints: Checkpoints | None = None
-        self.seconds_before = config["seconds"]
+        self.training = TrialTraining(config, {split: image_source(each) for split, each in images.items()}, device)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in this process."""
+        del self.training  # its memory goes before the next one's comes
         self.setup(new_config)  # type: ignore[call-arg]  # with_parameters supplies the rest
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch. A non-finite figure ends the trial with its reason; it is no crash.
-
-        A store or disk that fails is the search's trouble, not this trial's: see :mod:`pipelines.troubles`.
-        """
-        try:
-            result = self._epoch()
-        except NonFiniteError as error:
-            result = {"epoch": self.trainer.epoch, "failure": str(error), "done": True}
-        except (OSError, ConfigError) as error:
-            result = trouble(error) | {"epoch": 0, "done": True}
-        return with_warnings(result)
+        """One epoch: :meth:`TrialTraining.step`."""
+        return self.training.step()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the trial's checkpoint lies in the search's own storage."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: the first :meth:`step` restores."""
-
-    def _epoch(self) -> dict[str, Any]:
-        """Checkpoints before the epoch: Tune asks for it once the driver has recorded the last one, so that no
-        checkpoint is ever ahead of the ledger, wherever either process is killed."""
-        if self.checkpoints is None:  # not in setup, where an error would count as this trial's crash
-            checkpoints = Checkpoints(self.storage)
-            checkpoints.restore(self.trainer)
-            self.checkpoints = checkpoints
-            # Seconds that a crash cost: spent after the checkpoint, in a process that is gone.
-            self.seconds_lost = max(0.0, self.seconds_before - self.trainer.seconds)
-        else:
-            self.checkpoints.save_when_due(self.trainer)
-        metrics = self.trainer.train_epoch()
-        result = dataclasses.asdict(metrics) | {"seconds": metrics.seconds + self.seconds_lost}
-        if self.trainer.finished:
-            keep_model(self.trainer, self.storage)
-            kept = {"best_epoch": self.trainer.best_epoch, "best_val_bpd": self.trainer.best_val_bpd}
-            result |= {**kept, "done": True}
-        return result
 
 
 def read_test_split(

@@ -39,11 +39,13 @@ class Checkpoints:
                     self.storage.delete(CHECKPOINT)
         self._saved_at, self._saved_epoch = time.monotonic(), trainer.epoch
 
-    def save_when_due(self, trainer: Trainer) -> None:
-        """Write the checkpoint if the last is old enough. Raises ``OSError`` or ``ConfigError`` where it cannot."""
+    def due(self, trainer: Trainer) -> bool:
+        """Whether there is something to write, and the last one is old enough."""
         rest = max(CHECKPOINT_SECONDS, self._took / CHECKPOINT_SHARE)
-        if trainer.epoch == self._saved_epoch or time.monotonic() - self._saved_at <= rest:
-            return
+        return trainer.epoch != self._saved_epoch and time.monotonic() - self._saved_at > rest
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the checkpoint. Raises ``OSError`` or ``ConfigError`` where it cannot."""
         started = time.monotonic()
         with written_to(self.storage, CHECKPOINT) as path:
             trainer.save(path)
