@@ -1,13 +1,15 @@
-"""An MLflow database for every test that asks for one."""
+"""An MLflow database and a Ray cluster for every test that asks for one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
 from pipelines.mlflow_settings import quiet_mlflow
+from tests.pipelines import training_cluster
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +21,17 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "made" / "empty.db"
     connect(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def cluster(s3: str) -> Iterator[Cluster]:
+    """Several nodes on this machine, whose processes know the S3 server."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in training_cluster.HASTE.items():
+            patch.setenv(name, value)
+        cluster = training_cluster.start()
+    yield cluster
+    cluster.shutdown()
 
 
 @pytest.fixture

@@ -1,0 +1,143 @@
+"""``python -m pipelines.train`` that loses something at set moments: run as a script by the tests.
+
+    faulty_training.py FOLDER '[["step:1", "worker"], ["evaluation:2", "node"]]' --workers 2 …
+
+Moments: ``step:N`` (N steps are done), ``write:N`` (the first checkpoint of N steps or more is half written, or not
+yet uploaded), ``evaluation:N`` (in the middle of epoch N's validation), ``end`` (all is trained, the model is not yet
+kept). What is lost, by SIGKILL: ``worker``, ``node`` (with all its processes), ``driver``; ``outside`` makes
+FOLDER/MOMENT and waits for FOLDER/MOMENT.done, so that the test may end something of its own just then. Every fault
+happens once.
+FOLDER/log tells at which step workers began and faults came.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pipelines.ray_environment  # noqa: F401
+from pipelines import command_line, train_worker
+from pipelines import train as train_command
+from pipelines.train_settings import TrainSettings
+
+
+class Faults:
+    """What is to happen in this worker; travels to it with the script's own code."""
+
+    def __init__(self, folder: Path, faults: list[list[str]], driver: int) -> None:
+        self.folder, self.faults, self.driver = folder, faults, driver
+
+    def reach(self, kind: str, number: int, step: int) -> None:
+        """A moment of this worker: SIGKILL where that is planned and has not happened yet."""
+        from fvae.workers import Workers
+
+        workers = Workers.of_process_group()
+        if workers.rank != (workers.count - 1 if kind in ("step", "evaluation") else 0):
+            return
+        for moment, loss in self.faults:
+            planned, _, at = moment.partition(":")
+            if planned != kind or number < int(at or 0):
+                continue
+            try:
+                (self.folder / moment).touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            self.say({"fault": moment, "step": step})
+            self.lose(moment, loss)
+
+    def lose(self, moment: str, loss: str) -> None:
+        if loss == "outside":
+            while not (self.folder / f"{moment}.done").exists():
+                time.sleep(0.02)
+            return
+        doomed = [os.getpid()]
+        if loss == "driver":
+            doomed = [self.driver]
+        if loss == "node":
+            raylet = os.getppid()
+            children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+            doomed = [raylet, *(int(child) for child in children if int(child) != os.getpid()), os.getpid()]
+        for process in doomed:
+            os.kill(process, signal.SIGKILL)
+        time.sleep(60)  # what is left of this worker does nothing more
+
+    def say(self, line: dict[str, Any]) -> None:
+        with (self.folder / "log").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+
+
+def faulty_train(task: Any, events: Any, faults: Faults) -> None:
+    """The training function with moments in it."""
+    from fvae import train as fvae_train
+    from fvae import training_state
+    from fvae.files import written_whole
+    from fvae.train import Trainer
+    from pipelines import checkpoint_clock
+
+    load_state, train_step, evaluate = Trainer.load_state, Trainer.train_step, fvae_train.evaluate
+    write_tensors, keep_model = training_state.write_tensors, train_worker.keep_model
+    restored = [0]
+
+    def loading(self: Any, state: Any, where: str = "") -> None:
+        load_state(self, state, where)
+        restored[0] = self.step
+
+    def stepping(self: Any) -> None:
+        if restored[0] is not None:
+            faults.say({"begin": restored[0], "rank": self.workers.rank, "workers": self.workers.count})
+            restored[0] = None  # type: ignore[call-overload]
+        train_step(self)
+        faults.reach("step", self.step, self.step)
+
+    def evaluating(model: Any, images: Any, **options: Any) -> Any:
+        step = current[0].step
+        epoch = step // current[0].steps_per_epoch
+        return evaluate(model, images, **options, advance=lambda count: faults.reach("evaluation", epoch, step))
+
+    def writing(path: Path, tensors: Any, metadata: dict[str, Any]) -> None:
+        write_tensors(path, tensors, metadata)
+        content = path.read_bytes()
+        if task.storage.startswith("s3://"):  # whole here, and not yet in the store
+            faults.reach("write", metadata["step"], metadata["step"])
+            return
+        path.unlink()
+        with written_whole(path) as file:
+            file.write(content[: len(content) // 2])
+            file.flush()
+            faults.reach("write", metadata["step"], metadata["step"])
+            file.write(content[len(content) // 2 :])
+
+    def keeping(trainer: Any, storage: Any) -> None:
+        faults.reach("end", 0, trainer.step)
+        keep_model(trainer, storage)
+
+    current: list[Any] = []
+    make = Trainer.__init__
+
+    def making(self: Any, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **options)
+        current[:] = [self]
+
+    Trainer.__init__ = making  # type: ignore[method-assign]
+    Trainer.load_state, Trainer.train_step = loading, stepping  # type: ignore[method-assign]
+    fvae_train.evaluate, training_state.write_tensors = evaluating, writing  # type: ignore[assignment]
+    train_worker.keep_model = keeping  # type: ignore[assignment]
+    checkpoint_clock.LOOK_SECONDS = 0.5
+    original_train(task, events)
+
+
+if __name__ == "__main__":
+    plan = Faults(Path(sys.argv[1]), json.loads(sys.argv[2]), os.getpid())
+    original_train = train_worker.train
+
+    def with_faults(task: Any, events: Any) -> None:
+        faulty_train(task, events, plan)
+
+    train_worker.train = with_faults  # type: ignore[assignment]
+    sys.argv = ["train.py", *sys.argv[3:]]
+    command_line.run(train_command.main, TrainSettings)

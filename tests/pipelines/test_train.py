@@ -1,0 +1,279 @@
+"""``python -m pipelines.train``: the same figures on any number of workers, its files and run, and users' mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
+
+from fvae import ConfigError, Trainer, load
+from pipelines import command_line
+from pipelines import train as train_command
+from pipelines.datasets import load_dataset
+from pipelines.mlflow_settings import default_tracking_uri
+from pipelines.storage import open_storage
+from pipelines.train_configs import train_configs
+from pipelines.train_settings import TrainSettings
+from tests.pipelines.training_cluster import HASTE, grow
+from tests.pipelines.trainings import EPOCHS, MODEL, OPTIONS, TRAIN, uninterrupted
+
+ROOT = Path(__file__).parents[2]
+COMPARED = ("train_bpd", "val_bpd", "grad_norm", "sigma1", "sigma2")
+
+
+@pytest.fixture(scope="module")
+def whole() -> Trainer:
+    """The same training by fvae alone."""
+    return uninterrupted()
+
+
+def train(cluster: Cluster, storage: str | Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The command, on the session's cluster."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.train", *OPTIONS, "--storage", str(storage), *options],
+        cwd=ROOT,
+        env={**os.environ, **HASTE, "RAY_ADDRESS": cluster.address},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """The one line that a user's mistake gets, in this process."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *options])
+    with pytest.raises(SystemExit) as exit_:
+        command_line.run(train_command.main, TrainSettings)
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "result.json").read_text())
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def finished(
+    request: pytest.FixtureRequest, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, Path, str]:
+    """A job on so many workers: their number, its folder and what it printed."""
+    runs = tmp_path_factory.mktemp(f"workers{request.param}")
+    grow(cluster, 3)
+    done = train(cluster, runs, "--name", "job", "--workers", str(request.param))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return request.param, runs / "job", done.stdout
+
+
+def test_the_figures_do_not_depend_on_the_number_of_workers(finished: tuple[int, Path, str], whole: Trainer) -> None:
+    workers, run, _ = finished
+    measured = [[epoch[name] for name in COMPARED] for epoch in result_of(run)["history"]]
+    expected = [[getattr(epoch, name) for name in COMPARED] for epoch in whole.history]
+    assert len(measured) == EPOCHS
+    if workers == 1:  # fvae's own loop, to the bit
+        assert measured == expected
+        theirs = whole.best_model().state_dict()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in load(run / "model").state_dict().items())
+    for mine, theirs_ in zip(measured, expected, strict=True):
+        assert mine[:2] == pytest.approx(theirs_[:2], abs=1e-3)
+        assert mine[2:] == pytest.approx(theirs_[2:], rel=1e-2)
+
+
+def test_what_it_says_and_leaves(finished: tuple[int, Path, str], whole: Trainer) -> None:
+    workers, run, out = finished
+    lines = out.splitlines()
+    assert lines[0].startswith("digits: 1,257 training and 180 validation images of 8×8×1, 17 levels")
+    assert f"on {workers} worker{'s' if workers > 1 else ''}; files in {run}" in lines[1]
+    assert [line.split()[1] for line in lines if line.startswith("epoch ")] == [f"{n}/4" for n in range(1, EPOCHS + 1)]
+    assert f"{whole.model.parameter_count():,} parameters" in lines[1]
+    result = result_of(run)
+    assert f"validation {result['best_val_bpd']:.4f} bits/dim" in out
+    assert result["best_epoch"] == EPOCHS
+    assert len(list((run / "checkpoints").iterdir())) == 2
+    assert {"samples.png", "reconstructions.png", "interpolations.png", "job.json"} <= {p.name for p in run.iterdir()}
+    images = torch.from_numpy(load_dataset("digits").images("val"))
+    assert load(run / "mlflow/model/artifacts/weights").bits_per_dim(images).mean() < 6
+
+
+def test_it_is_one_run_in_mlflow(finished: tuple[int, Path, str]) -> None:
+    workers, run, _ = finished
+    client = MlflowClient(default_tracking_uri(open_storage(run.parent)))
+    (experiment,) = [each for each in client.search_experiments() if each.name == "fvae/digits"]
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["data.hash"] == load_dataset("digits").content_hash()
+    assert logged.data.params["model.flow_depth"] == "2" and logged.data.params["train.batch_size"] == "128"
+    assert logged.data.metrics["system/workers"] == workers
+    assert logged.data.metrics["system/peak_memory_megabytes"] > 100
+    assert logged.data.metrics["images_per_second"] > 10
+    assert logged.data.metrics["best/val_bpd"] == result_of(run)["best_val_bpd"]
+    steps = [metric.step for metric in client.get_metric_history(logged.info.run_id, "train/bpd")]
+    assert steps == list(range(1, EPOCHS + 1))
+    names = {artifact.path for artifact in client.list_artifacts(logged.info.run_id)}
+    assert {"model", "samples.png", "reconstructions.png", "job.json"} <= names
+
+
+def test_a_finished_job_is_shown_without_ray_and_never_another_in_its_place(
+    finished: tuple[int, Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run, out = finished
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # nobody is there
+    monkeypatch.setattr(sys, "argv", ["train.py", *OPTIONS, "--storage", str(run.parent), "--name", "job"])
+    with pytest.raises(SystemExit) as exit_:
+        command_line.run(train_command.main, TrainSettings)
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if "MLflow …" not in line] == out.splitlines()[-3:]
+    options = (*OPTIONS, "--storage", str(run.parent), "--name", "job", "--train.seed", "1")
+    line = refused(monkeypatch, capsys, *options)
+    assert line == f"error: {run}: holds another training (train seed=0, not 1); give another --name"
+
+
+def test_elastic_workers_are_as_many_as_there_is_room_for(cluster: Cluster, whole: Trainer, tmp_path: Path) -> None:
+    grow(cluster, 3)
+    done = train(cluster, tmp_path, "--name", "job", "--elastic", "1:3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    client = MlflowClient(default_tracking_uri(open_storage(tmp_path)))
+    (experiment,) = [each for each in client.search_experiments() if each.name == "fvae/digits"]
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert 1 < logged.data.metrics["system/workers"] <= 3
+    measured = [epoch["val_bpd"] for epoch in result_of(tmp_path / "job")["history"]]
+    assert measured == pytest.approx([epoch.val_bpd for epoch in whole.history], abs=1e-3)
+
+
+def test_a_figure_that_is_not_finite_ends_the_job_with_its_reason(cluster: Cluster, tmp_path: Path) -> None:
+    options = ("--name", "job", "--train.learning-rate", "1e30", "--train.gradient-clip", "1e30")
+    done = train(cluster, tmp_path, *options)
+    assert done.returncode == 1
+    result = result_of(tmp_path / "job")
+    assert result["status"] == "failed" and "not finite" in result["reason"] or "nan" in result["reason"]
+    assert f"failed: {result['reason']}" in done.stdout
+    again = train(cluster, tmp_path, *options)
+    assert again.returncode == 1 and result["reason"] in again.stdout
+
+
+# --- what is trained -----------------------------------------------------------------------------
+
+
+def configs(*, say: Any = lambda line: None, **settings: Any) -> Any:
+    return train_configs(TrainSettings(**settings), load_dataset("digits"), say)
+
+
+def test_a_file_and_options_above_it(tmp_path: Path) -> None:
+    toml = tmp_path / "flow.toml"
+    toml.write_text('[model]\nfamily = "flow"\nflow_depth = 7\nbins = 17\n[train]\nepochs = 3\n')
+    from pipelines.train_settings import ModelOptions
+
+    made = configs(config=str(toml), model=ModelOptions(flow_depth=5))
+    assert (made.model.family, made.model.flow_depth, made.model.image_shape) == ("flow", 5, (1, 8, 8))
+    assert (made.train.epochs, made.train.batch_size, made.parent_run_id) == (3, 64, None)
+    as_json = tmp_path / "flow.json"
+    as_json.write_text(json.dumps({"model": MODEL, "train": TRAIN}))
+    assert configs(config=str(as_json)).model.coupling_width == 8
+    assert configs().model.family == "fvae"
+
+
+def test_the_configuration_of_the_paper_is_read() -> None:
+    with pytest.raises(ConfigError, match="but the images of digits have"):
+        configs(config=str(ROOT / "configs/paper-64x64.toml"))
+
+
+def test_a_trial_is_trained_again_in_a_run_beside_it(cluster: Cluster, tmp_path: Path) -> None:
+    from pipelines.tracking import SearchTracker, TrialSnapshot
+
+    runs = open_storage(tmp_path)
+    trial_params = {f"model.{name}": value for name, value in configs(config=None).model.to_dict().items()}
+    trial_params |= {"model.family": "vae", "model.encoder_width": 8, "data.hash": "other", "data.name": "letters"}
+    search = SearchTracker(storage=runs, dataset_name="digits", search_name="search")
+    search.start()
+    search.record_trial(TrialSnapshot(id="0000-vae", family="vae", status="running", params=trial_params))
+    assert search.flush()
+    search.close()
+    client = MlflowClient(default_tracking_uri(runs))
+    (experiment,) = [each for each in client.search_experiments() if each.name == "fvae/digits"]
+    there = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    trial_id, parent_id = there["0000-vae"].info.run_id, there["search"].info.run_id
+
+    said: list[str] = []
+    made = configs(from_run=trial_id, storage=str(tmp_path), say=said.append)
+    assert (made.model.family, made.model.encoder_width, made.parent_run_id) == ("vae", 8, parent_id)
+    assert said == [f"run {trial_id} was trained on another data set (letters, hash other)"]
+
+    small = ("--train.epochs", "1", "--train.batch-size", "256", "--name", "again")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.train", "--from-run", trial_id, "--storage", str(tmp_path), *small],
+        cwd=ROOT,
+        env={**os.environ, **HASTE, "RAY_ADDRESS": cluster.address},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    nested = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent_id}'")
+    assert {run.info.run_name for run in nested} == {"0000-vae", "again"}
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--workers", "0"), "--workers=0: must be an integer of at least 1"),
+        (("--elastic", "2-8"), "--elastic=2-8: must be LEAST:MOST, e.g. 2:8"),
+        (("--elastic", "4:2"), "--elastic=4:2: "),
+        (("--elastic", "1:2", "--workers", "2"), "--elastic=1:2 with --workers: give one of the two"),
+        (("--workers", "2", "--gpus-per-worker", "0.5"), "--gpus-per-worker=0.5: several workers need a GPU each"),
+        (("--checkpoint-minutes", "0"), "--checkpoint-minutes=0.0: must be a finite number above 0"),
+        (("--keep-checkpoints", "0"), "--keep-checkpoints=0: must be an integer of at least 1"),
+        (("--micro-batch-size", "0"), "--micro-batch-size=0: must be an integer of at least 1"),
+        (("--name", "../up"), "--name='../up': letters, digits"),
+        (("--storage", "ftp://x"), "--storage: ftp://x: cannot use ftp://"),
+        (("--dataset", "/nowhere"), "/nowhere"),
+        (("--model.flow-levels", "9"), "flow_levels=9: a 8×8 image can be halved 3 times"),
+        (("--train.epochs", "0"), "epochs=0: must be an integer of at least 1"),
+        (("--config", "/nowhere.toml"), "--config=/nowhere.toml: cannot be read (No such file or directory)"),
+        (("--config", "CONFIG"), "is no TOML"),
+        (("--config", "TABLES"), "needs the tables 'model' and 'train' alone"),
+        (("--config", "FIELD"), "flow_dept: no such field of ModelConfig"),
+        (("--config", "IMAGES"), "height=32, but the images of digits have height=8"),
+        (("--config", "a.toml", "--from-run", "b"), "--config=a.toml and --from-run=b: give one of the two"),
+        (("--from-run", "0123"), "run 0123: "),
+    ],
+)
+def test_a_users_mistake_gets_one_line(
+    options: tuple[str, ...],
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    files = {
+        "CONFIG": "family = ",
+        "TABLES": "[optimizer]\nlr = 1\n",
+        "FIELD": "[model]\nflow_dept = 3\n",
+        "IMAGES": "[model]\nheight = 32\n",
+    }
+    named = [str(tmp_path / "file.toml") if option in files else option for option in options]
+    for option in options:
+        if option in files:
+            (tmp_path / "file.toml").write_text(files[option])
+    monkeypatch.chdir(tmp_path)
+    assert line in refused(monkeypatch, capsys, *named)
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/checkpoints"))
+
+
+def test_more_workers_than_there_is_room_for_are_refused_before_anything_starts(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    done = train(cluster, tmp_path, "--name", "job", "--workers", "40")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: --workers=40: each needs 1 CPU, and there is room for ")
