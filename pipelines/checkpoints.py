@@ -18,6 +18,8 @@ from pipelines.storage import SpoiltError, Storage
 
 log = logging.getLogger("pipelines.storage")
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that holds them."""
 _KEY = re.compile(r"step-(\d{9})(?:-val-(-?\d+\.\d+))?\.safetensors")
 
 

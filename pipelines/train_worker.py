@@ -14,14 +14,13 @@ from ray.train.torch import get_device
 from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
 from fvae.workers import Workers
 from pipelines.checkpoint_clock import CheckpointClock
-from pipelines.checkpoints import BackgroundWriter, Checkpoint, CheckpointStore
+from pipelines.checkpoints import CHECKPOINTS, BackgroundWriter, Checkpoint, CheckpointStore
 from pipelines.model_files import keep_model
 from pipelines.storage import open_storage
 from pipelines.troubles import trouble
 from pipelines.worker_figures import WorkerFigures
 from pipelines.worker_job import Events, fetched
 
-CHECKPOINTS = "checkpoints"
 STEP_SECONDS = 2.0
 """Between two words of how many steps are done."""
 

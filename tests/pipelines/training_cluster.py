@@ -20,6 +20,6 @@ def start() -> Cluster:
 
 def grow(cluster: Cluster, workers: int) -> None:
     """See that there is room for so many workers, a machine for each. In the main thread only, says Ray."""
-    alive = [node for node in cluster.worker_nodes if node.all_processes_alive()]
+    alive = [node for node in cluster.worker_nodes if node.remaining_processes_alive()]
     for _ in range(workers - len(alive)):
         cluster.add_node(num_cpus=1)

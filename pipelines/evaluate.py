@@ -1,0 +1,221 @@
+"""Bits/dim of any model on any split, with standard errors, and pictures of what it makes of images.
+
+    python -m pipelines.evaluate --model runs/digits/trials/0007-fvae
+    python -m pipelines.evaluate --model models:/fvae-mnist@champion --dataset s3://bucket/mnist --k 1 64 256
+    python -m pipelines.evaluate --model training.safetensors --dataset photos --split val --workers 3
+
+Results lie in evaluations/<data set>-<split>/<model>-<weights>/ (or where --output says): evaluation.json, bits.parquet
+(a row per image), samples.png, reconstructions.png, interpolations.png and temperatures.png.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+from fvae.config import ConfigError, require
+from fvae.data import Dataset, image_source
+from fvae.evaluation import NonFiniteError
+from fvae.flops import parameters_and_flops
+from fvae.model import Model
+from pipelines import command_line
+from pipelines.any_model import as_name, open_model, short_name, weights_digest
+from pipelines.datasets import describe, load_dataset
+from pipelines.evaluate_settings import EvaluateSettings
+from pipelines.evaluation_pictures import PICTURES, pictures
+from pipelines.evaluation_report import REPORT, figures, read_report, software, table, write_report
+from pipelines.lease import exclusive
+from pipelines.progress import Steps, WarningLines
+from pipelines.readings import BITS, KeptReadings, Measured, Reading, measure
+from pipelines.storage import Storage, open_storage
+
+
+def main(settings: EvaluateSettings) -> int:
+    """Measure, draw, show. Returns the exit status."""
+    console = Console()
+    device = device_of(settings)
+    if settings.workers == 1 and settings.cpus_per_worker:
+        torch.set_num_threads(settings.cpus_per_worker)
+    with WarningLines(console) as notices:
+        model = open_model(settings.model, settings.runs).float()
+        model.to(device if torch.cuda.is_available() else "cpu")  # several workers have their own
+        dataset = load_dataset(settings.dataset, settings.streaming, notices.say)
+        require_fit(settings, model, dataset)
+        digest = weights_digest(model)
+        storage = open_storage(
+            settings.output
+            or f"evaluations/{as_name(dataset.name)}-{settings.split}/{short_name(settings.model)}-{digest[:8]}"
+        )
+        identity = {
+            "weights": digest,
+            "dataset": dataset.content_hash(),
+            "split": settings.split,
+            "seed": settings.seed,
+            "device": device,
+        }
+        try:
+            with exclusive(storage):
+                storage.clean_up()  # what a killed evaluation was about to write
+                report = evaluation(settings, model, dataset, storage, identity, console, notices)
+        except NonFiniteError as error:
+            sys.stdout.flush()
+            print(f"error: {settings.model}: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            line = "Interrupted. The same command goes on where it stopped; nothing finished is lost."
+            console.print(line, soft_wrap=True, highlight=False)
+            return 1
+    console.print(table(report), highlight=False)
+    console.print(f"Report and pictures in {storage.uri}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def evaluation(
+    settings: EvaluateSettings,
+    model: Model,
+    dataset: Dataset,
+    storage: Storage,
+    identity: dict[str, Any],
+    console: Console,
+    notices: WarningLines,
+) -> dict[str, Any]:
+    """The report: the one that is there if it is of this very evaluation, else made now, from what is kept.
+
+    Raises ``NonFiniteError``, ``ConfigError`` where the place holds another evaluation.
+    """
+    require(
+        storage.exists(BITS) or not any(storage.exists(name) for name in PICTURES),
+        f"--output={storage.uri}: holds pictures of something else; give another place",
+    )
+    if settings.again:
+        storage.delete(*PICTURES, REPORT, BITS)
+    kept = KeptReadings(storage, identity)
+    asked = {
+        "identity": identity,
+        "k": list(settings.k),
+        "noise_seeds": settings.noise_seeds,
+        "pictures": settings.pictures(),
+    }
+    report = read_report(storage)
+    if report is not None and report.get("asked") == asked and all(storage.exists(name) for name in report["files"]):
+        return report
+    readings = [Reading(k, noise) for k in settings.k for noise in range(settings.noise_seeds)]
+    missing = [reading for reading in readings if kept.get(reading) is None]
+    if missing:
+        measure_missing(settings, model, dataset, kept, missing, console, notices)
+    files = [BITS]
+    with console.status("Drawing …"):
+        source = image_source(dataset.images(settings.split))
+        for name, content in pictures(model, source, seed=settings.seed, **settings.pictures()):
+            storage.write(name, content)
+            files.append(name)
+    parameters, flops = parameters_and_flops(model.config)
+    report = {
+        "asked": asked,
+        "model": {
+            "location": settings.model,
+            "weights": identity["weights"],
+            "family": model.config.family,
+            "parameters": parameters,
+            "flops_per_image": flops,
+            "config": model.config.to_dict(),
+        },
+        "dataset": {**describe(dataset), "location": settings.dataset, "split": settings.split},
+        "results": results(settings, kept),
+        "software": software(),
+        "files": files,
+    }
+    write_report(storage, report)
+    return report
+
+
+def results(settings: EvaluateSettings, kept: KeptReadings) -> list[dict[str, Any]]:
+    """A result per k, as :func:`figures` makes it from all its readings."""
+    found = []
+    for k in settings.k:
+        readings = [Reading(k, noise) for noise in range(settings.noise_seeds)]
+        done = [measured for reading in readings if (measured := kept.get(reading)) is not None]
+        found.append(figures(done, [reading.seed(settings.seed, settings.split) for reading in readings]))
+    return found
+
+
+def measure_missing(
+    settings: EvaluateSettings,
+    model: Model,
+    dataset: Dataset,
+    kept: KeptReadings,
+    missing: Sequence[Reading],
+    console: Console,
+    notices: WarningLines,
+) -> None:
+    """Measure, and keep each reading as it is done."""
+    images = dataset.images(settings.split)
+    total = len(image_source(images)) * sum(reading.k for reading in missing)
+
+    def keep(measured: Measured) -> None:
+        kept.add(measured)
+        k, noise = measured.reading
+        console.print(
+            f"k = {k}, noise {noise + 1} of {settings.noise_seeds}: {measured.bits.mean():.4f} bits/dim "
+            f"({measured.seconds:.1f} s)",
+            highlight=False,
+        )
+
+    step = Steps(console).step("Measuring", total, "samples")
+    if settings.workers == 1:
+        with step as advance:
+            for measured in measure(model, images, missing, seed=settings.seed, split=settings.split, advance=advance):
+                keep(measured)
+        return
+    notices.say(f"Starting {settings.workers} workers …")
+    from pipelines.evaluation_job import EvaluationJob  # Ray takes seconds to import
+
+    with contextlib.ExitStack() as stack:
+        started = functools.cache(lambda: stack.enter_context(step))  # by the first that is done: workers start slowly
+        EvaluationJob(
+            model,
+            dataset,
+            missing,
+            seed=settings.seed,
+            split=settings.split,
+            resources=settings.resources(),
+            keep=keep,
+            advance=lambda samples: started()(samples),
+            say=notices.say,
+        ).run()
+
+
+def device_of(settings: EvaluateSettings) -> str:
+    """Where the model runs. Raises ``ConfigError`` where there is no GPU and one was asked for."""
+    if settings.workers > 1:
+        return "cuda" if settings.gpus_per_worker else "cpu"
+    there = torch.cuda.is_available()
+    require(settings.device != "cuda" or there, "--device cuda: no GPU that torch can use; --device cpu works")
+    return "cuda" if there and settings.device != "cpu" else "cpu"
+
+
+def require_fit(settings: EvaluateSettings, model: Model, dataset: Dataset) -> None:
+    """Raise ``ConfigError`` unless the model is for images such as the data set's."""
+    config = model.config
+    mine, theirs = (config.image_shape, config.bins), (tuple(dataset.shape), dataset.bins)
+    if mine != theirs:
+        raise ConfigError(
+            f"--model {settings.model}: for images of {_images(*mine)}; --dataset {settings.dataset} has images of "
+            f"{_images(*theirs)}"
+        )
+
+
+def _images(shape: tuple[int, ...], bins: int) -> str:
+    channels, height, width = shape
+    return f"{width}×{height}×{channels}, {bins} levels"
+
+
+if __name__ == "__main__":
+    command_line.run(main, EvaluateSettings)

@@ -1,0 +1,110 @@
+"""An evaluation on several workers, through Ray Train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from fvae.data import Dataset
+from fvae.evaluation import NonFiniteError
+from fvae.model import Model
+from pipelines.evaluation_worker import EvaluationTask, evaluate_task
+from pipelines.ray_session import ray_session
+from pipelines.readings import Measured, Reading
+from pipelines.storage import StorageError
+from pipelines.troubles import raise_trouble
+from pipelines.worker_job import JobFailed, ray_images, require_room, run_job
+from pipelines.worker_resources import WorkerResources
+
+STARTS = 4
+"""How often workers are started before the evaluation has failed."""
+
+
+class EvaluationJob:
+    """Readings by several workers. What is measured outlives a worker: the next start takes what is left."""
+
+    def __init__(
+        self,
+        model: Model,
+        dataset: Dataset,
+        readings: Sequence[Reading],
+        *,
+        seed: int,
+        split: str,
+        resources: WorkerResources,
+        keep: Callable[[Measured], None],
+        advance: Callable[[int], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """``keep`` is given each reading as it is done, ``advance`` the samples that were measured (fewer than none
+        for those that were lost with a worker), ``say`` a line now and then."""
+        self._model, self._dataset, self._left = model, dataset, list(readings)
+        self._seed, self._split, self._resources = seed, split, resources
+        self._keep, self._advance, self._say = keep, advance, say
+        self._failure: str | None = None
+        self._unkept = 0
+
+    def run(self) -> None:
+        """Take all readings.
+
+        Raises ``NonFiniteError``; ``ConfigError`` where there is no room for the workers; ``StorageError`` where
+        they fail again and again.
+        """
+        resources = self._resources
+        needed = {"CPU": ("--cpus-per-worker", float(resources.cpus)), "GPU": ("--gpus-per-worker", resources.gpus)}
+        with ray_session(self._dataset.held_bytes(), needed):
+            require_room(resources)
+            images = ray_images(self._dataset, (self._split,))[self._split]
+            weights = ray.put({name: tensor.cpu() for name, tensor in self._model.state_dict().items()})
+            for start in range(1, STARTS + 1):
+                task = EvaluationTask(
+                    model=self._model.config,
+                    weights=weights,
+                    images=images,
+                    readings=tuple(self._left),
+                    seed=self._seed,
+                    split=self._split,
+                )
+                try:
+                    run_job(
+                        evaluate_task,
+                        task,
+                        name=f"evaluate-{self._dataset.name}",
+                        resources=resources,
+                        max_failures=0,
+                        on_event=self._on_event,
+                    )
+                except JobFailed as failed:
+                    if self._left and self._failure is None:
+                        self._start_again(start, failed)
+                if self._failure is not None:
+                    raise NonFiniteError(self._failure)
+                if not self._left:
+                    return
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        for line in event.get("warnings", ()):
+            self._say(line)
+        raise_trouble(event)
+        if "samples" in event:
+            self._advance(event["samples"])
+            self._unkept += event["samples"]
+        if "measured" in event:
+            reading, bits, seconds = event["measured"]
+            measured = Measured(Reading(*reading), bits, seconds)
+            self._keep(measured)
+            self._left.remove(measured.reading)
+            self._unkept -= measured.reading.k * len(measured.bits)
+        if "failure" in event:
+            self._failure = event["failure"]
+
+    def _start_again(self, start: int, failed: JobFailed) -> None:
+        if start == STARTS:
+            raise StorageError(
+                f"workers failed {STARTS} times, the last with: {failed}; the same command goes on where they stopped"
+            ) from failed
+        self._say(f"workers failed ({failed}); they start again")
+        self._advance(-self._unkept)
+        self._unkept = 0

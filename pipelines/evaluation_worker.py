@@ -1,0 +1,76 @@
+"""What every worker of an evaluation does."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import ray
+from ray.train.torch import get_device
+
+from fvae import ConfigError, ModelConfig, NonFiniteError, build
+from fvae.workers import Workers
+from pipelines.readings import Reading, measure
+from pipelines.troubles import keep_warnings, trouble, with_warnings
+from pipelines.worker_job import Events, fetched
+
+SAY_SECONDS = 1.0
+"""Between two words of how much a worker has done."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationTask:
+    """What a worker is told, the same for all of them. Picklable."""
+
+    model: ModelConfig
+    weights: Any
+    """Reference to the model's state in Ray's object store."""
+    images: Any
+    """Reference to an array in Ray's object store, or a source."""
+    readings: tuple[Reading, ...]
+    seed: int
+    split: str
+
+
+def evaluate_task(task: EvaluationTask, events: Events) -> None:
+    """Take every reading of ``task`` together with the other workers.
+
+    Events: from every worker ``samples`` (how many it has done since it last said so) and ``trouble``; from worker 0
+    ``measured``, a reading's fields, and ``failure`` where a figure is not finite, on which nothing more can follow.
+    """
+    keep_warnings()
+    try:
+        _evaluate(task, events)
+    except NonFiniteError as error:  # on all workers alike
+        if Workers.of_process_group().rank == 0:
+            events.put({"failure": str(error)})
+    except (OSError, ConfigError) as error:
+        events.put(with_warnings(trouble(error)))
+        raise
+
+
+def _evaluate(task: EvaluationTask, events: Events) -> None:
+    workers = Workers.of_process_group()
+    model = build(task.model)
+    model.load_state_dict(ray.get(task.weights))
+    model.to(get_device())
+    done, said = 0, time.monotonic()
+
+    def tell() -> None:
+        nonlocal done, said
+        events.put(with_warnings({"samples": done}))
+        done, said = 0, time.monotonic()
+
+    def advance(samples: int) -> None:
+        nonlocal done
+        done += samples
+        if time.monotonic() - said >= SAY_SECONDS:
+            tell()
+
+    images = fetched(task.images)
+    readings = measure(model, images, task.readings, seed=task.seed, split=task.split, workers=workers, advance=advance)
+    for measured in readings:
+        tell()
+        if workers.rank == 0:
+            events.put({"measured": tuple(measured)})
