@@ -20,6 +20,7 @@ from fvae.epoch_metrics import EpochMetrics
 from fvae.flops import parameters_and_flops
 from pipelines import command_line
 from pipelines.datasets import load_dataset
+from pipelines.lease import Lease
 from pipelines.model_files import MODEL
 from pipelines.run_place import explained_disk, locked
 from pipelines.storage import Storage, StorageError
@@ -62,7 +63,7 @@ def main(settings: TrainSettings) -> int:
             open_job(run, job)
             for decision in decisions:
                 notices.say(decision)
-            training = Training(settings, dataset, configs, job, name, run, console, notices)
+            training = Training(settings, dataset, configs, job, name, run, lease, console, notices)
             status = training.carry_out()
             lease.check()
             run.clean_up()
@@ -80,11 +81,12 @@ class Training:
         job: dict[str, Any],
         name: str,
         run: Storage,
+        lease: Lease,
         console: Console,
         notices: Notices,
     ) -> None:
         self.settings, self.dataset, self.configs, self.job = settings, dataset, configs, job
-        self.name, self.run, self.console, self.notices = name, run, console, notices
+        self.name, self.run, self.lease, self.console, self.notices = name, run, lease, console, notices
         self.parameters, self.flops = parameters_and_flops(configs.model)
         self.history: list[EpochMetrics] = []
         self.system: dict[int, dict[str, float]] = {}
@@ -113,6 +115,7 @@ class Training:
             if self.result is None:
                 self._train()
                 assert self.result is not None
+                self.lease.check()
                 write_result(self.run, self.result)
                 self._track()
             interrupted = False

@@ -109,8 +109,7 @@ def _train(task: WorkerTask, events: Events) -> None:
         metrics = trainer.train_epoch(after_step)
         checkpoint(metrics.val_bpd)
         system = figures.since_last()
-        ray.train.report(dataclasses.asdict(metrics) | system)
-        if first:
+        if first:  # not by ray.train.report, which waits for the controller to look: every 2 s
             events.put({"epoch": dataclasses.asdict(metrics), "system": system})
     if writer:
         writer.finish()

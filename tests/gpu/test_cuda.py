@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fvae import ModelConfig, NonFiniteError, TrainConfig, Trainer, build, evaluate
+from fvae.memory import training_memory
 
 FAMILIES = ("vae", "flow", "fvae")
 SHAPES = [(1, 28, 28), (3, 32, 32)]
@@ -87,3 +88,45 @@ def test_non_finite_training_is_caught_within_an_epoch() -> None:
         next(trainer.model.parameters()).fill_(math.inf)
     with pytest.raises(NonFiniteError, match="step 1 "):
         trainer.train_epoch()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_checkpointing_and_compiling_change_how_not_what(precision: str) -> None:
+    """Within what kernels that add in another order do to a few steps."""
+    train = TrainConfig(epochs=1, batch_size=64, precision=precision)  # type: ignore[arg-type]
+    ways = [{}, {"checkpoint_activations": True}, {"compile": True}]
+    reached = []
+    for way in ways:
+        data = images(320, (3, 32, 32)), images(128, (3, 32, 32), seed=1)
+        reached.append(Trainer(config("fvae", (3, 32, 32)), train, *data, "cuda", **way).train_epoch().val_bpd)
+    assert reached[1:] == pytest.approx(reached[:1] * 2, abs=0.01)
+
+
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_memory_is_what_was_computed(precision: str, checkpoint_activations: bool) -> None:
+    """Never much more than computed; on top come what kernels take as scratch space and rounding."""
+    shape, batch = (3, 32, 32), 256
+    train = TrainConfig(epochs=2, batch_size=batch, precision=precision)  # type: ignore[arg-type]
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    trainer = Trainer(
+        config("fvae", shape),
+        train,
+        images(batch, shape),
+        images(64, shape),
+        "cuda",
+        checkpoint_activations=checkpoint_activations,
+    )
+    while not trainer.finished:
+        trainer.train_epoch()
+    measured = torch.cuda.max_memory_allocated() - before
+    computed = training_memory(
+        trainer.model.config,
+        batch,
+        precision=precision,  # type: ignore[arg-type]
+        checkpoint_activations=checkpoint_activations,
+    ).total
+    scratch = 256 * 2**20
+    assert 0.8 * computed < measured < 1.1 * computed + scratch

@@ -53,7 +53,7 @@ class Job:
 
     def start(self) -> subprocess.Popen[str]:
         script = [sys.executable, str(ROOT / "tests/pipelines/faulty_training.py"), str(self.folder), self.faults]
-        where = ["--storage", self.storage, "--name", "job", "--checkpoint-minutes", "0.002"]
+        where = ["--storage", self.storage, "--name", "job", "--checkpoint-minutes", "0.0003"]
         return subprocess.Popen(
             [*script, *OPTIONS, *where, *self.options],
             cwd=self.folder,
