@@ -94,31 +94,40 @@ class PLUMixing(nn.Module):
         """log|det W| in nats per pixel, a scalar."""
         return self.factors.diagonal().sum()
 
+    def mix(self, x: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+        """W·(scale⊙(x + bias)) on ``[..., C]``, folded into one matrix product."""
+        weight = self.weight() * scale  # W·diag(scale)
+        return F.linear(x, weight, weight @ bias)
+
+    def unmix(self, y: Tensor) -> Tensor:
+        """W⁻¹y on ``[..., C]``."""
+        return F.linear(y, self.inverse_weight())
+
 
 class PermutationMixing(nn.Module):
-    """Fixed random permutation of the channels, saved with the weights as a matrix."""
+    """Fixed random permutation of the channels, saved with the weights: channel i comes from channel ``index[i]``."""
 
-    matrix: Tensor
+    index: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("matrix", torch.eye(channels)[torch.randperm(channels)])
-
-    def weight(self) -> Tensor:
-        """The permutation matrix, ``[C, C]``."""
-        return self.matrix
-
-    def inverse_weight(self) -> Tensor:
-        """Its transpose."""
-        return self.matrix.T
+        self.register_buffer("index", torch.randperm(channels))
 
     def log_det(self) -> Tensor:
         """0: a permutation keeps volume."""
-        return self.matrix.new_zeros(())
+        return torch.zeros((), device=self.index.device)
+
+    def mix(self, x: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+        """scale⊙(x + bias) on ``[..., C]``, permuted."""
+        return ((x + bias) * scale).index_select(-1, self.index)
+
+    def unmix(self, y: Tensor) -> Tensor:
+        """``[..., C]`` with every channel where it came from."""
+        return y.index_select(-1, self.index.argsort())
 
 
 class ChannelAffine(nn.Module):
-    """ActNorm then mixing: y = W·(exp(s)⊙(x + b)), folded into one matrix product.
+    """ActNorm then mixing: y = W·(exp(s)⊙(x + b)).
 
     ActNorm (Glow, §3.1) sets b and s from the first batch, so that its output has mean 0 and
     variance 1 per channel; until then it is the identity. ``initialized`` is a saved buffer.
@@ -145,14 +154,13 @@ class ChannelAffine(nn.Module):
         self.initialized.fill_(True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        weight = self.mixing.weight() * self.log_scale.exp()  # W·diag(exp(s))
         pixels = x.shape[1] * x.shape[2]
         log_det = pixels * (self.log_scale.sum() + self.mixing.log_det())
-        return F.linear(x, weight, weight @ self.bias), log_det
+        return self.mixing.mix(x, self.bias, self.log_scale.exp()), log_det
 
     def inverse(self, y: Tensor) -> Tensor:
         """x = exp(−s)⊙W⁻¹y − b."""
-        return F.linear(y, self.mixing.inverse_weight()) * torch.exp(-self.log_scale) - self.bias
+        return self.mixing.unmix(y) * torch.exp(-self.log_scale) - self.bias
 
 
 class CouplingLayer(nn.Module):

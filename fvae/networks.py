@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from fvae.bijections import convolve, squeeze, unsqueeze, zero_convolution
 from fvae.recomputation import RecomputableLayer
-from fvae.recomputation import set_activation_checkpointing as set_activation_checkpointing
 
 
 class ResidualBlock(RecomputableLayer):

@@ -14,7 +14,7 @@ from tests.fvae.strategies import config_of, random_images
 
 def normalized(layer: ChannelAffine, x: Tensor) -> Tensor:
     """ActNorm's own output, before the mixing, as ``[pixels, C]``."""
-    return (layer(x)[0] @ layer.mixing.inverse_weight().T).flatten(0, 2)
+    return layer.mixing.unmix(layer(x)[0]).flatten(0, 2)
 
 
 @pytest.mark.parametrize("mixing", ["plu", "permutation"])
