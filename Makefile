@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help search test test-gpu lint ui lock clean
+.PHONY: help search test test-gpu test-faults lint ui lock clean
 
 help:  ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -17,6 +17,9 @@ test: .venv/installed-dev lint  ## Lint, check types, run every test.
 
 test-gpu: .venv/installed-dev  ## The tests that need a CUDA GPU.
 	@$(BIN)/python -m pytest tests/gpu $(ARGS)
+
+test-faults: .venv/installed-dev  ## Training jobs that lose each kind of thing at every moment (10 minutes).
+	@$(BIN)/python -m pytest tests/pipelines/test_train_faults.py --every-moment --durations 0 $(ARGS)
 
 lint: .venv/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy

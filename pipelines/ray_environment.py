@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 DEFAULTS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how often Train looks whether its workers live or are done
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's CSV, JSON and TensorBoard copies of the ledger
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own progress tables

@@ -244,7 +244,8 @@ class Training:
         """The last lines. Returns the exit status."""
         assert self.result is not None
         if self.result.status == "failed":
-            self.console.print(f"failed: {self.result.reason}", style="red", highlight=False, markup=False)
+            failed = f"failed: {self.result.reason}"
+            self.console.print(failed, style="red", soft_wrap=True, highlight=False, markup=False)
             return 1
         lines = [
             f"validation {self.result.best_val_bpd:.4f} bits/dim (k = 1, epoch {self.result.best_epoch} of "

@@ -89,6 +89,10 @@ class TrainSettings:
             f"--elastic={self.elastic}: must be LEAST:MOST, e.g. 2:8",
         )
         require(
+            self.elastic is None or int(self.elastic.split(":")[0]) <= int(self.elastic.split(":")[1]),
+            f"--elastic={self.elastic}: the most workers must be at least the least, e.g. 2:8",
+        )
+        require(
             self.elastic is None or self.workers == 1, f"--elastic={self.elastic} with --workers: give one of the two"
         )
         self.resources()

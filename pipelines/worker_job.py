@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fvae.config import require
 from fvae.data import Dataset, ImageSource
-from pipelines.worker_resources import WorkerResources
+from pipelines.worker_resources import WorkerResources, each_worker, workers_on
 
 LOOK_SECONDS = 0.5
 """How often the driver looks whether the job has ended, while nothing is heard from it."""
@@ -33,14 +32,8 @@ class JobFailed(RuntimeError):
 
 def require_room(resources: WorkerResources) -> None:
     """Raise ``ConfigError`` where the cluster's nodes have no room for the workers. Ray would wait for ever."""
-    room = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            have = node["Resources"]
-            by_gpu = have.get("GPU", 0) // resources.gpus if resources.gpus else math.inf
-            room += int(min(have.get("CPU", 0) // resources.cpus, by_gpu))
-    each = f"{resources.cpus} CPU" + ("s" if resources.cpus > 1 else "")
-    each += f" and {resources.gpus:g} GPU" if resources.gpus else ""
+    room = sum(workers_on(node["Resources"], resources.cpus, resources.gpus) for node in ray.nodes() if node["Alive"])
+    each = each_worker(resources.cpus, resources.gpus)
     require(
         room >= resources.workers,
         f"--workers={resources.workers}: each needs {each}, and there is room for {room}; use fewer, or more machines",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from fvae.config import require, require_integer
+
+UNITS = 10_000
+"""Ray counts resources in parts of this size."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,3 +39,15 @@ class WorkerResources:
     def most(self) -> int:
         """The most workers that there can be."""
         return self.workers if self.most_workers is None else self.most_workers
+
+
+def workers_on(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """How many workers of so many cores and GPUs a node holds, by Ray's name for each of its resources."""
+    amounts = {"CPU": cpus, "GPU": gpus}
+    return min(round(node.get(name, 0) * UNITS) // round(amount * UNITS) for name, amount in amounts.items() if amount)
+
+
+def each_worker(cpus: float, gpus: float) -> str:
+    """What a worker needs, in words: ``2 CPUs and 1 GPU``."""
+    words = f"{cpus:g} CPU{'s' * (cpus != 1)}"
+    return f"{words} and {gpus:g} GPU{'s' * (gpus != 1)}" if gpus else words

@@ -13,6 +13,14 @@ from pipelines import s3_requests
 from tests.s3 import CREDENTIALS, IMPATIENT, moto_server
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-moment",
+        action="store_true",
+        help="faults in training jobs at all five moments for each kind of loss (minutes), and S3 away for 60 s",
+    )
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real S3 server, one for the session; the environment points at it."""

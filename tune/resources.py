@@ -7,10 +7,8 @@ from collections.abc import Iterable, Mapping
 from ray import tune
 
 from fvae.config import require
+from pipelines.worker_resources import each_worker, workers_on
 from tune.settings import SearchSettings
-
-UNITS = 10_000
-"""Ray counts resources in parts of this size."""
 
 
 def placement(settings: SearchSettings, gpus: float) -> tune.PlacementGroupFactory:
@@ -31,17 +29,10 @@ def trials_at_once(settings: SearchSettings, nodes: Iterable[Mapping[str, float]
     """
     count, cpus, gpus = settings.workers_per_trial, settings.cpus_per_trial, settings.gpus_per_trial
     assert gpus != "auto"
-    room = sum(_workers(node, cpus, gpus) for node in nodes)
-    each = f"{cpus} CPU{'s' * (cpus != 1)}" + (f" and {gpus:g} GPU{'s' * (gpus != 1)}" if gpus else "")
+    room = sum(workers_on(node, cpus, gpus) for node in nodes)
     require(
         room >= count,
-        f"--workers-per-trial={count}: needs {count} times {each}, each on one node, and there is room for {room}; "
-        f"give fewer workers, or less to each",
+        f"--workers-per-trial={count}: needs {count} times {each_worker(cpus, gpus)}, each on one node, "
+        f"and there is room for {room}; give fewer workers, or less to each",
     )
     return room // count
-
-
-def _workers(node: Mapping[str, float], cpus: float, gpus: float) -> int:
-    """Bundles of ``cpus`` and whole ``gpus`` that one node holds."""
-    amounts = {"CPU": cpus, "GPU": gpus}
-    return min(round(node.get(name, 0) * UNITS) // round(amount * UNITS) for name, amount in amounts.items() if amount)

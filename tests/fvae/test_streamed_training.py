@@ -91,9 +91,7 @@ def run(trained: Trainer) -> tuple[list[dict[str, Any]], list[Tensor]]:
     epochs = []
     while not trained.finished:
         metrics = dataclasses.asdict(trained.train_epoch())
-        epochs.append(
-            {name: metrics[name] for name in metrics if name not in CLOCKED}
-        )
+        epochs.append({name: metrics[name] for name in metrics if name not in CLOCKED})
     return epochs, [*trained.model.state_dict().values(), *trained.best_model().state_dict().values()]
 
 
@@ -134,9 +132,7 @@ def test_training_goes_on_after_a_read_that_failed_as_if_it_had_not() -> None:
         except ConnectionResetError:
             failures += 1
             continue
-        epochs.append(
-            {name: metrics[name] for name in metrics if name not in CLOCKED}
-        )
+        epochs.append({name: metrics[name] for name in metrics if name not in CLOCKED})
     assert failures == 1
     assert epochs == measured
     assert all(torch.equal(a, b) for a, b in zip(weights, trained.model.state_dict().values(), strict=False))

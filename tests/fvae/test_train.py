@@ -48,9 +48,7 @@ def run(trained: Trainer) -> list[dict]:
     epochs = []
     while not trained.finished:
         metrics = dataclasses.asdict(trained.train_epoch())
-        epochs.append(
-            {name: metrics[name] for name in metrics if name not in CLOCKED}
-        )
+        epochs.append({name: metrics[name] for name in metrics if name not in CLOCKED})
     return epochs
 
 
