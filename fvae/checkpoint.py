@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fvae.config import ConfigError, ModelConfig
-from fvae.files import read_json, write_bytes, write_text
+from fvae.files import read_json, write_text, written_whole
 from fvae.model import Model, build
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -59,7 +59,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, An
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {key: json.dumps(value) for key, value in metadata.items()}
     header[CHECKSUM] = _checksum(contiguous, header)
-    write_bytes(path, safetensors.torch.save(contiguous, metadata=header))
+    with written_whole(path) as file:  # by name: without a copy of all in memory
+        safetensors.torch.save_file(contiguous, file.name, metadata=header)
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:

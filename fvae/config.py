@@ -33,10 +33,15 @@ def require_integer(name: str, value: Any, minimum: int) -> None:
     )
 
 
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a finite number (no bool)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def require_positive(name: str, value: Any) -> None:
     """Raise ``ConfigError`` unless ``value`` is a finite number above zero."""
     require(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0,
+        is_number(value) and value > 0,
         f"{name}={value!r}: must be a finite number above 0",
     )
 

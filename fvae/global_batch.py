@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import cast
 
 import torch
@@ -33,12 +34,15 @@ class GlobalBatch:
         self._parallel: DistributedDataParallel | None = None
         forward: nn.Module = model
         if workers.count > 1:
-            forward = self._parallel = DistributedDataParallel(
-                model,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,  # they are constants
-                gradient_as_bucket_view=True,
-            )
+            with warnings.catch_warnings():
+                # From torch 2.13 on this option has another name, which earlier versions do not know.
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+                forward = self._parallel = DistributedDataParallel(
+                    model,
+                    device_ids=[self.device] if self.device.type == "cuda" else None,
+                    broadcast_buffers=False,  # they are constants
+                    gradient_as_bucket_view=True,
+                )
         self._forward = cast(nn.Module, torch.compile(forward)) if compile else forward
 
     def backward(self, images: Tensor, noise: Noise, count: int) -> Tensor:

@@ -263,7 +263,7 @@ def images_at_once(config: ModelConfig) -> int:
     return max(1, min(128, 2**17 // (config.height * config.width)))
 
 
-SAMPLES_AT_ONCE = {"cpu": 4, "cuda": 32}
+SAMPLES_AT_ONCE = {"cpu": 4, "cuda": 8}
 """Importance samples of :func:`images_at_once` images that go through the model together."""
 
 

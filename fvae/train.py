@@ -303,8 +303,11 @@ class Trainer:
                 raise ConfigError(
                     f"{where}: a checkpoint of another training ({key} differs); remove it to start again"
                 )
-        self.model.load_state_dict(state.under("model/"))
-        self.ema.load_state_dict(state.under("ema/"))
+        try:
+            self.model.load_state_dict(state.under("model/"))
+            self.ema.load_state_dict(state.under("ema/"))
+        except RuntimeError as error:
+            raise ConfigError(f"{where}: a checkpoint of another version ({str(error).splitlines()[0]})") from error
         self._best = state.under("best/")
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in state.under("optimizer/").items():

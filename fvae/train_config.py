@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, get_args
 
-from fvae.config import from_fields, require, require_choice, require_integer, require_positive
+from fvae.config import from_fields, is_number, require, require_choice, require_integer, require_positive
 
 Precision = Literal["float32", "bf16"]
 
@@ -40,8 +40,13 @@ class TrainConfig:
         require_integer("seed", self.seed, 0)
         require_positive("learning_rate", self.learning_rate)
         require_positive("gradient_clip", self.gradient_clip)
-        require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay!r}: must be in [0, 1)")
-        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay!r}: must be at least 0")
+        require(
+            is_number(self.ema_decay) and 0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay!r}: must be in [0, 1)"
+        )
+        require(
+            is_number(self.weight_decay) and self.weight_decay >= 0,
+            f"weight_decay={self.weight_decay!r}: must be a number of at least 0",
+        )
         require_choice("precision", self.precision, get_args(Precision))
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from fvae.config import ConfigError
 from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
+from pipelines.plain_urls import without_user
 from pipelines.storage import Storage, StorageError
 from pipelines.tracking_database import DATABASE, DatabaseConflict, WorkingCopy
 from pipelines.trial_snapshot import TrialSnapshot
@@ -244,7 +245,7 @@ def _identity(place: Storage) -> str:
 
 
 def _one_line(error: Exception, limit: int = 300) -> str:
-    text = " ".join(str(error).split())
+    text = without_user(" ".join(str(error).split()))
     if isinstance(error, ConfigError | StorageError | DatabaseConflict):  # made to be read, and whole
         return text
     return f"{type(error).__name__}: {text if len(text) <= limit else text[: limit - 1] + '…'}"

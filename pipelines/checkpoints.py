@@ -15,6 +15,7 @@ from fvae.config import ConfigError
 from fvae.training_state import TrainingState
 from pipelines.model_files import written_to
 from pipelines.storage import SpoiltError, Storage
+from pipelines.stored import address
 
 log = logging.getLogger("pipelines.storage")
 
@@ -71,19 +72,25 @@ class CheckpointStore:
         for checkpoint in reversed(self.all()):
             try:
                 return checkpoint, self.load(checkpoint, device)
-            except (ConfigError, SpoiltError) as error:
+            except SpoiltError as error:  # not what only could not be read: that may be whole
                 log.warning("%s; the checkpoint before it is used", error)
                 self.storage.delete(checkpoint.key)
         return None
 
     def load(self, checkpoint: Checkpoint, device: torch.device) -> TrainingState:
-        """Read one and verify it. Raises ``ConfigError`` or ``SpoiltError`` for one that is damaged."""
+        """Read one and verify it. Raises ``SpoiltError`` for one that is damaged."""
         if self.storage.local_path is not None:
-            return TrainingState.read(self.storage.local_path / checkpoint.key, device)
+            return self._verified(self.storage.local_path / checkpoint.key, device)
         with tempfile.TemporaryDirectory(prefix="fvae-") as folder:
             path = Path(folder) / checkpoint.key
             self.storage.download(checkpoint.key, path)
+            return self._verified(path, device)
+
+    def _verified(self, path: Path, device: torch.device) -> TrainingState:
+        try:
             return TrainingState.read(path, device)
+        except ConfigError as error:
+            raise SpoiltError(str(error).replace(str(path), address(self.storage, path.name))) from error
 
 
 class BackgroundWriter:
@@ -94,7 +101,7 @@ class BackgroundWriter:
         self._changed = threading.Condition()
         self._next: tuple[TrainingState, float | None] | None = None
         self._writing = False
-        self._failed: OSError | ConfigError | None = None
+        self._failed: Exception | None = None
         self._thread = threading.Thread(target=self._serve, name="checkpoints", daemon=True)
         self._thread.start()
 
@@ -107,7 +114,7 @@ class BackgroundWriter:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Wait until all is written. Raises ``OSError`` or ``ConfigError`` where the last one could not be."""
+        """Wait until all is written. Raises what the last one met: ``OSError`` or ``ConfigError`` as a rule."""
         with self._changed:
             self._changed.wait_for(lambda: self._next is None and not self._writing)
             if self._failed is not None:
@@ -119,10 +126,10 @@ class BackgroundWriter:
                 self._changed.wait_for(lambda: self._next is not None)
                 assert self._next is not None
                 (state, val_bpd), self._next, self._writing = self._next, None, True
-            failed: OSError | ConfigError | None = None
+            failed: Exception | None = None
             try:
                 self._store.put(state, val_bpd)
-            except (OSError, ConfigError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, finish() must not wait for ever
                 failed = error
                 log.warning("checkpoint of step %d not kept: %s", state.step, error)
             del state  # its memory, before the next

@@ -57,17 +57,6 @@ def write_model_folder(saved_model: Path, destination: Path, *, dataset_name: st
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def weights_folder(path: Path) -> Path:
-    """The folder for ``fvae.load``: ``path`` itself, or the one within where ``path`` is an MLflow model of ours.
-
-    Raises ``ConfigError`` where it is another MLflow model.
-    """
-    if not (path / MLMODEL).is_file():
-        return path
-    require((path / ARTIFACT).is_dir(), f"{path}: an MLflow model, but not one of fvae's ({ARTIFACT} is missing)")
-    return path / ARTIFACT
-
-
 def _save_model(saved_model: Path, path: Path, config: ModelConfig, dataset_name: str) -> None:
     quiet_mlflow()  # before the import, which reads some of it
     import mlflow

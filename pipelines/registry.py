@@ -25,6 +25,7 @@ from fvae.train_config import TrainConfig
 from pipelines.artifacts import mlflow_writes_s3
 from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
 from pipelines.model_folder import ARTIFACT, MLMODEL
+from pipelines.plain_urls import without_user
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.tracking_database import WorkingCopy
 
@@ -163,10 +164,10 @@ def _explained(what: str, tracking_uri: str) -> Iterator[None]:
     except ConfigError as error:
         raise ConfigError(f"{what}: {error}") from error
     except Exception as error:
-        line = " ".join(str(error).split())
+        line, place = without_user(" ".join(str(error).split())), without_user(tracking_uri)
         if getattr(error, "error_code", "") in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}:
-            raise ConfigError(f"{what}: not in {tracking_uri} ({line})") from error
-        raise StorageError(f"{what}: cannot be read from {tracking_uri} ({line[:300]})") from error
+            raise ConfigError(f"{what}: not in {place} ({line})") from error
+        raise StorageError(f"{what}: cannot be read from {place} ({line[:300]})") from error
 
 
 def _below(params: Mapping[str, str], prefix: str) -> dict[str, str]:

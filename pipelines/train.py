@@ -29,7 +29,6 @@ from pipelines.tracking import RunTracker, TrialSnapshot
 from pipelines.train_configs import TrainConfigs, train_configs
 from pipelines.train_display import TrainDisplay
 from pipelines.train_job import (
-    MLFLOW,
     TrainResult,
     artifacts,
     default_name,
@@ -168,18 +167,19 @@ class Training:
                     name=self.name,
                     resources=resources,
                     max_failures=self.settings.max_failures,
+                    resize_seconds=60 * self.settings.checkpoint_minutes,
                     on_event=self._on_event,
                 )
             except JobFailed as failed:
                 if self.result is None:  # else a worker was lost when all was done
                     raise StorageError(
-                        f"{self.name}: workers failed {self.settings.max_failures + 1} times, the last with: {failed}; "
-                        "the same command goes on from the last checkpoint"
+                        f"{self.name}: {failed}; the same command goes on from the last checkpoint"
                     ) from failed
 
     def _on_event(self, event: dict[str, Any]) -> None:
         """What :func:`pipelines.train_worker.train` tells."""
         raise_trouble(event)
+        self.lease.check()  # the workers of a job that another process has taken over must end
         if "warning" in event:
             self.notices.say(event["warning"])
         if "history" in event:
@@ -190,6 +190,8 @@ class Training:
             self._display.step(event["step"])
         if "epoch" in event:
             (measured,) = epochs_of([event["epoch"]])
+            if measured.epoch > len(self.history) + 1:
+                return  # a late word from workers that were given up
             self.history = [*self.history[: measured.epoch - 1], measured]
             self.system[measured.epoch] = event["system"]
             self._display.epoch(measured)
@@ -207,7 +209,7 @@ class Training:
         """Tell MLflow how the job is now."""
         result = self.result
         complete = result is not None and result.status == "complete"
-        if complete and not self.run.child(MLFLOW).exists(f"{MODEL}/MLmodel"):
+        if complete:
             write_mlflow_model(self.run, self.dataset.name)
         params = {f"{part}.{field}": value for part in ("model", "train") for field, value in self.job[part].items()}
         params |= {f"data.{field}": value for field, value in self.job["dataset"].items()}

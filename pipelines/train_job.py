@@ -27,6 +27,8 @@ FORMAT = 1
 """Raised whenever checkpoints or figures of an earlier version would no longer compare."""
 MLFLOW = "mlflow"
 """The folder with the model as MLflow serves it."""
+WHOLE = "whole"
+"""In it, once every file of it is there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,8 @@ def open_job(run: Storage, job: dict[str, Any]) -> None:
     try:
         theirs = read_json(run, JOB)
     except FileNotFoundError:
+        if run.exists("search.json"):
+            raise ConfigError(f"{run.uri}: holds a search; give another --name") from None
         run.write(JOB, (json.dumps(job, indent=1) + "\n").encode())
         return
     for part in job:
@@ -96,18 +100,21 @@ def write_result(run: Storage, result: TrainResult) -> None:
 
 
 def write_mlflow_model(run: Storage, dataset_name: str) -> None:
-    """The kept model as an MLflow model, beside it."""
+    """The kept model as an MLflow model, beside it, unless that is there."""
+    place = run.child(MLFLOW)
+    if place.exists(WHOLE):
+        return
     from pipelines.model_folder import write_model_folder  # imports MLflow
 
-    place = run.child(MLFLOW)
     if run.local_path is not None and place.local_path is not None:
         write_model_folder(run.local_path / MODEL, place.local_path / MODEL, dataset_name=dataset_name)
-        return
-    with tempfile.TemporaryDirectory(prefix="fvae-") as folder:
-        plain, made = Path(folder) / "plain" / MODEL, Path(folder) / MODEL
-        run.download(MODEL, plain)
-        write_model_folder(plain, made, dataset_name=dataset_name)
-        place.upload(made, MODEL)
+    else:
+        with tempfile.TemporaryDirectory(prefix="fvae-") as folder:
+            plain, made = Path(folder) / "plain" / MODEL, Path(folder) / MODEL
+            run.download(MODEL, plain)
+            write_model_folder(plain, made, dataset_name=dataset_name)
+            place.upload(made, MODEL)
+    place.write(WHOLE, b"")
 
 
 def artifacts(run: Storage) -> tuple[Artifact, ...]:

@@ -54,7 +54,7 @@ class TrainSettings:
     """GPUs of each worker: 1, or a part of one for a single worker."""
     micro_batch_size: int | None = None
     """Images that go through the model at once, where a worker's share of the global batch does not fit its memory.
-    Changes no figure but for rounding."""
+    Changes no figure but for rounding. (Only the first batch goes through whole, without gradients, to set ActNorm.)"""
     checkpoint_activations: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
     compile: bool = False

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import socket
 import time
 from typing import Any
 
 import ray.train
 import torch
+from ray.exceptions import RayError
 from ray.train.torch import get_device
 
 from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
+from fvae.config import require
 from fvae.workers import Workers
 from pipelines.checkpoint_clock import CheckpointClock
 from pipelines.checkpoints import CHECKPOINTS, BackgroundWriter, Checkpoint, CheckpointStore
 from pipelines.model_files import keep_model
 from pipelines.storage import open_storage
+from pipelines.train_job import JOB
 from pipelines.troubles import trouble
 from pipelines.worker_figures import WorkerFigures
-from pipelines.worker_job import Events, fetched
+from pipelines.worker_job import Events, fetched, last_line
 
 STEP_SECONDS = 2.0
 """Between two words of how many steps are done."""
@@ -60,13 +65,22 @@ def train(task: WorkerTask, events: Events) -> None:
     except (OSError, ConfigError) as error:
         events.put(trouble(error))
         raise
+    except Exception as error:
+        # Of several workers one meets the cause, the others that it is gone.
+        events.put({"warning": f"worker {Workers.of_process_group().rank}: {type(error).__name__}: {last_line(error)}"})
+        raise
     finally:
         logging.getLogger("pipelines.storage").removeHandler(said)
 
 
 def _train(task: WorkerTask, events: Events) -> None:
-    workers, device = Workers.of_process_group(), get_device()
     storage = open_storage(task.storage)
+    require(
+        storage.exists(JOB),
+        f"--storage: {task.storage} on {socket.gethostname()} is not the driver's; give a folder that all machines "
+        "share, or s3://bucket/prefix",
+    )
+    workers, device = Workers.of_process_group(), get_device()
     trainer = Trainer(
         task.model,
         task.train,
@@ -141,4 +155,5 @@ class _SayWarnings(logging.Handler):
         self._events = events
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._events.put({"warning": record.getMessage()})
+        with contextlib.suppress(RayError):  # the driver is gone, and so will this worker be
+            self._events.put({"warning": record.getMessage()})

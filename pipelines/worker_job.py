@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,16 +24,23 @@ from pipelines.worker_resources import WorkerResources, each_worker, workers_on
 LOOK_SECONDS = 0.5
 """How often the driver looks whether the job has ended, while nothing is heard from it."""
 RESIZE_SECONDS = 60.0
-"""How often an elastic job considers taking more workers."""
+"""How often, at most, an elastic job considers taking more workers."""
+SILENCE_SECONDS = 30.0
+"""How long nothing may be heard of workers that are starting before it is said what they wait for."""
 
 
 class JobFailed(RuntimeError):
     """Workers failed more often than they may. One line says how the last one ended."""
 
 
+def room_for(resources: WorkerResources) -> int:
+    """How many such workers the cluster's nodes hold, if nothing else runs on them."""
+    return sum(workers_on(node["Resources"], resources.cpus, resources.gpus) for node in ray.nodes() if node["Alive"])
+
+
 def require_room(resources: WorkerResources) -> None:
     """Raise ``ConfigError`` where the cluster's nodes have no room for the workers. Ray would wait for ever."""
-    room = sum(workers_on(node["Resources"], resources.cpus, resources.gpus) for node in ray.nodes() if node["Alive"])
+    room = room_for(resources)
     each = each_worker(resources.cpus, resources.gpus)
     require(
         room >= resources.workers,
@@ -40,7 +48,7 @@ def require_room(resources: WorkerResources) -> None:
     )
 
 
-def scaling(resources: WorkerResources) -> ray.train.ScalingConfig:
+def scaling(resources: WorkerResources, resize_seconds: float) -> ray.train.ScalingConfig:
     """``resources`` as Ray Train says it."""
     return ray.train.ScalingConfig(
         num_workers=resources.workers
@@ -48,7 +56,7 @@ def scaling(resources: WorkerResources) -> ray.train.ScalingConfig:
         else (resources.workers, resources.most_workers),
         use_gpu=resources.gpus > 0,
         resources_per_worker={"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {}),
-        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        elastic_resize_monitor_interval_s=max(RESIZE_SECONDS, resize_seconds),
     )
 
 
@@ -85,6 +93,7 @@ def run_job(
     resources: WorkerResources,
     max_failures: int,
     on_event: Callable[[dict[str, Any]], None],
+    resize_seconds: float = RESIZE_SECONDS,
 ) -> None:
     """Run ``loop(config, events)`` on every worker until all have returned.
 
@@ -98,6 +107,7 @@ def run_job(
         name: of the job, for Ray's own pages.
         resources: of the workers.
         max_failures: how often they may start again.
+        resize_seconds: between two times that an elastic job may take more workers, for which all start again.
         on_event: called in this thread with whatever a worker puts into ``events``. What it raises ends the job.
 
     Raises :class:`JobFailed`, and what ``on_event`` raises.
@@ -109,7 +119,7 @@ def run_job(
         trainer = TorchTrainer(
             _on_worker,
             train_loop_config={"loop": loop, "config": config, "queue": queue, "threads": resources.cpus},
-            scaling_config=scaling(resources),
+            scaling_config=scaling(resources, resize_seconds),
             torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
             run_config=ray.train.RunConfig(
                 name=name,
@@ -119,12 +129,17 @@ def run_job(
         )
         fitting = _Fitting(trainer)
         fitting.start()  # in a thread: in the main one Ray Train would take Ctrl-C for itself
+        heard, said = time.monotonic(), False
         while fitting.is_alive():
-            _drain(queue, on_event, LOOK_SECONDS)
+            if _drain(queue, on_event, LOOK_SECONDS):
+                heard, said = time.monotonic(), False
+            elif not said and time.monotonic() - heard > SILENCE_SECONDS and room_for(resources) < resources.workers:
+                said = True
+                on_event({"warning": f"waiting for room for {resources.workers} workers"})
         _drain(queue, on_event, 0)
     queue.shutdown()
     if fitting.error is not None:
-        raise JobFailed(_last_line(fitting.error)) from fitting.error
+        raise JobFailed(_how_it_ended(fitting.error, max_failures)) from fitting.error
 
 
 class _Fitting(threading.Thread):
@@ -140,14 +155,15 @@ class _Fitting(threading.Thread):
             self.error = error
 
 
-def _drain(queue: Queue, on_event: Callable[[dict[str, Any]], None], seconds: float) -> None:
-    """Everything that is in the queue; waits that long for the first."""
+def _drain(queue: Queue, on_event: Callable[[dict[str, Any]], None], seconds: float) -> int:
+    """Everything that is in the queue; waits that long for the first. Returns how many there were."""
+    count = 0
     try:
-        on_event(queue.get(timeout=seconds) if seconds else queue.get_nowait())
         while True:
-            on_event(queue.get_nowait())
+            on_event(queue.get(timeout=seconds) if seconds and not count else queue.get_nowait())
+            count += 1
     except Empty:
-        return
+        return count
 
 
 def _on_worker(settings: dict[str, Any]) -> None:
@@ -155,10 +171,15 @@ def _on_worker(settings: dict[str, Any]) -> None:
     settings["loop"](settings["config"], Events(settings["queue"]))
 
 
-def _last_line(error: Exception) -> str:
-    """How the job ended, from Ray's report of several tracebacks."""
-    failures = getattr(error, "worker_failures", {})
-    first = next(iter(failures.values()), error)
-    lines = [line.strip() for line in str(first).splitlines() if line.strip()]
-    workers = f"worker {next(iter(failures))}: " if failures else ""
-    return workers + (lines[-1] if lines else type(first).__name__)
+def last_line(error: BaseException) -> str:
+    """What an error says, without the tracebacks that Ray puts before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _how_it_ended(error: Exception, max_failures: int) -> str:
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if not failures:
+        return last_line(error)
+    rank, first = next(iter(failures.items()))
+    return f"workers failed {max_failures + 1} times, the last with: worker {rank}: {last_line(first)}"

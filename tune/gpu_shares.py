@@ -38,20 +38,20 @@ class GpuShares:
     def __init__(self, card_bytes: int, held_bytes: int) -> None:
         """``held_bytes``: of the images that every trial holds on its card."""
         self.card_bytes, self.held_bytes = card_bytes, held_bytes
-        self.correction = 1.0
-        """The largest ratio of measured to counted memory so far, if above 1."""
+        self.uncounted_bytes = 0
+        """The most that a trial has taken above what was counted for it."""
 
     def share(self, model: dict[str, Any], train: dict[str, Any]) -> float:
         """The share for a trial, by its ``ModelConfig`` and ``TrainConfig`` as dictionaries; at most a whole card."""
-        needed = CONTEXT_BYTES + SAFETY * self.correction * self.counted(model, train)
+        needed = CONTEXT_BYTES + self.uncounted_bytes + SAFETY * self.counted(model, train)
         if needed >= self.card_bytes:
             return 1.0
         share = 2.0 ** -math.floor(math.log2(self.card_bytes / needed))
         return math.floor(share * FINEST) / FINEST  # rounded up, 32 trials of 1/32 would not fit
 
     def measured(self, model: dict[str, Any], train: dict[str, Any], peak_bytes: int) -> None:
-        """A trial's tensors took so much: later shares follow the worst one seen."""
-        self.correction = max(self.correction, peak_bytes / self.counted(model, train))
+        """A trial's tensors took so much: what was not counted of it is added to later trials' shares."""
+        self.uncounted_bytes = max(self.uncounted_bytes, peak_bytes - self.counted(model, train))
 
     def counted(self, model: dict[str, Any], train: dict[str, Any]) -> int:
         """Bytes of a trial's tensors, as counted."""

@@ -32,6 +32,8 @@ def open_search(run: Storage, settings: SearchSettings, dataset: Dataset) -> dic
     try:
         search = read_json(run, SEARCH)
     except FileNotFoundError:
+        if run.exists("job.json"):
+            raise ConfigError(f"{run.uri}: holds a training; give another --name") from None
         run.write(SEARCH, (json.dumps(mine, indent=1) + "\n").encode())
         return mine
     if search.get("format") != FORMAT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,8 @@ class TrialTraining:
         self, config: dict[str, Any], images: dict[str, ImageSource], device: str, workers: Workers = ALONE
     ) -> None:
         """``config`` as :meth:`tune.searcher.FrontSearcher.suggest` makes it; ``images``: ``train`` and ``val``."""
-        if device == "cuda":  # what the last trial of this process left
+        gc.collect()  # the last trial of this process: its parts know one another, so they do not go by themselves
+        if device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         self.storage = open_storage(config["storage"])
@@ -159,6 +161,8 @@ def _read_test_split(trial_uri: str, images: np.ndarray | ImageSource, seed: int
         one, many = (evaluate(model, source, k=k, seed=derived_seed(seed, f"test/{k}")) for k in (1, 64))
     except (NonFiniteError, ModelError) as error:
         return {"failure": f"test split: {error}"}
+    except torch.OutOfMemoryError:  # no trial's fault
+        return trouble(ConfigError(f"the test split of {trial_uri} needs more of a GPU; give --gpus-per-trial 1"))
     except (OSError, ConfigError) as error:
         return trouble(error)
     result = TestResult(

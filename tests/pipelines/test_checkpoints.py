@@ -84,6 +84,22 @@ def test_a_damaged_one_is_said_and_the_one_before_it_used(
     assert steps(store) == [1]
 
 
+def test_one_that_only_cannot_be_read_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused credentials, a store that is away: it may be whole."""
+    store = CheckpointStore(open_storage(tmp_path), keep=3)
+    for step in (1, 2):
+        store.put(state(step), None)
+    for refusal in (ConfigError("s3://bucket: access denied"), StorageError("s3://bucket: no answer")):
+
+        def refused(path: Path, device: torch.device, refusal: Exception = refusal) -> TrainingState:
+            raise refusal
+
+        monkeypatch.setattr(store, "_verified", refused)
+        with pytest.raises(type(refusal), match="s3://bucket"):
+            store.latest(CPU)
+        assert steps(store) == [1, 2]
+
+
 def test_metadata_is_verified_too(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     state(7).write(path)
@@ -130,10 +146,15 @@ def test_a_store_that_fails_costs_a_warning_until_the_end(tmp_path: Path, caplog
     with pytest.raises(StorageError, match="refused"):
         writer.finish()
     assert "checkpoint of step 1 not kept: s3://bucket/x: write: refused" in caplog.text
-    store.error = None
+    store.error = MemoryError("no room")  # nothing may leave finish() waiting
+    store.let.release()
     writer.submit(state(2), 2.0)
+    with pytest.raises(MemoryError):
+        writer.finish()
+    store.error = None
+    writer.submit(state(3), 2.0)
     writer.finish()
-    assert steps(store) == [2]
+    assert steps(store) == [3]
 
 
 class Clock:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +16,14 @@ from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
 from fvae import ConfigError, Trainer, load
-from pipelines import command_line
+from pipelines import command_line, train_worker
 from pipelines import train as train_command
 from pipelines.datasets import load_dataset
 from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.storage import open_storage
 from pipelines.train_configs import train_configs
 from pipelines.train_settings import TrainSettings
+from pipelines.train_worker import WorkerTask
 from tests.pipelines.training_cluster import HASTE, grow
 from tests.pipelines.trainings import EPOCHS, MODEL, OPTIONS, TRAIN, uninterrupted
 
@@ -216,6 +218,7 @@ def test_a_trial_is_trained_again_in_a_run_beside_it(tmp_path: Path) -> None:
         (("--storage", "ftp://x"), "--storage: ftp://x: cannot use ftp://"),
         (("--dataset", "/nowhere"), "/nowhere"),
         (("--model.flow-levels", "9"), "flow_levels=9: a 8×8 image can be halved 3 times"),
+        (("--config", "WORD"), "ema_decay='x': must be in [0, 1)"),
         (("--train.epochs", "0"), "epochs=0: must be an integer of at least 1"),
         (("--config", "/nowhere.toml"), "--config=/nowhere.toml: cannot be read (No such file or directory)"),
         (("--config", "CONFIG"), "is no TOML"),
@@ -238,6 +241,7 @@ def test_a_users_mistake_gets_one_line(
         "TABLES": "[optimizer]\nlr = 1\n",
         "FIELD": "[model]\nflow_dept = 3\n",
         "IMAGES": "[model]\nheight = 32\n",
+        "WORD": '[train]\nema_decay = "x"\n',
     }
     named = [str(tmp_path / "file.toml") if option in files else option for option in options]
     for option in options:
@@ -246,6 +250,47 @@ def test_a_users_mistake_gets_one_line(
     monkeypatch.chdir(tmp_path)
     assert line in refused(monkeypatch, capsys, *named)
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/checkpoints"))
+
+
+def test_a_search_s_folder_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits/search.json").write_text("{}")
+    line = refused(monkeypatch, capsys, "--storage", str(tmp_path), "--name", "digits")
+    assert line == f"error: {tmp_path}/digits: holds a search; give another --name"
+    assert [path.name for path in (tmp_path / "digits").iterdir() if path.name != ".lock"] == ["search.json"]
+
+
+def test_workers_that_see_another_disk_are_refused(tmp_path: Path) -> None:
+    configs_ = configs(config=None)
+    task = WorkerTask(
+        storage=str(tmp_path / "elsewhere"),
+        model=configs_.model,
+        train=configs_.train,
+        images={},
+        keep=1,
+        checkpoint_seconds=60.0,
+        micro_batch_size=None,
+        compile=False,
+        checkpoint_activations=False,
+    )
+    told: list[dict[str, Any]] = []
+    with pytest.raises(ConfigError, match="is not the driver's; give a folder that all machines share"):
+        train_worker.train(task, SimpleNamespace(put=told.append))  # type: ignore[arg-type]
+    assert "is not the driver's" in told[0]["trouble"][1]
+
+
+def test_no_password_of_a_tracking_server_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:SECRET@127.0.0.1:9")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--from-run", "0123", "--storage", str(tmp_path)])
+    with pytest.raises(SystemExit) as exit_:
+        command_line.run(train_command.main, TrainSettings)
+    said = capsys.readouterr()
+    assert exit_.value.code == 1 and "127.0.0.1:9" in said.err
+    assert "SECRET" not in said.out + said.err
 
 
 def test_more_workers_than_there_is_room_for_are_refused_before_anything_starts(

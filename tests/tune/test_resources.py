@@ -115,10 +115,10 @@ def test_later_shares_follow_the_worst_that_was_measured() -> None:
         return shares.share(*CONFIG)
 
     assert result() == 0.25
-    assert result(peak_gpu_bytes=TENSORS // 2) == 0.25 and shares.correction == 1
+    assert result(peak_gpu_bytes=TENSORS // 2) == 0.25 and shares.uncounted_bytes == 0
     much = CONTEXT_BYTES // 2
     assert result(peak_gpu_bytes=much) == 0.5
-    assert shares.correction == pytest.approx(much / TENSORS)
+    assert shares.uncounted_bytes == much - TENSORS
     assert result(peak_gpu_bytes=TENSORS) == 0.5
 
 
