@@ -13,7 +13,7 @@ search: .venv/installed  ## Search VAE, flow and f-VAE on the digits; draw the m
 	@$(BIN)/python tune/search.py $(ARGS)
 
 test: .venv/installed-dev lint  ## Lint, check types, run every test.
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: .venv/installed-dev  ## The tests that need a CUDA GPU.
 	@$(BIN)/python -m pytest tests/gpu $(ARGS)

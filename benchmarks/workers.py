@@ -28,6 +28,7 @@ from fvae.flops import parameters_and_flops
 from fvae.workers import Workers
 from pipelines.datasets import load_dataset
 from pipelines.ray_session import ray_session
+from pipelines.train_job import JOB
 from pipelines.train_worker import WorkerTask, train
 from pipelines.worker_job import Events, fetched, ray_images, run_job
 from pipelines.worker_resources import WorkerResources
@@ -79,6 +80,7 @@ def through_ray(options: argparse.Namespace, workers: int) -> float:
             speeds.append(event["epoch"]["images_per_second"])
 
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder, JOB).touch()  # by which workers know the driver's disk
         task = WorkerTask(
             storage=folder,
             model=model,

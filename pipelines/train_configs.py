@@ -44,7 +44,7 @@ def train_configs(settings: TrainSettings, dataset: Dataset, say: Callable[[str]
         if theirs.data.get("hash") not in (None, dataset.content_hash()):
             say(f"{where} was trained on another data set ({theirs.data.get('name')}, hash {theirs.data['hash']})")
     else:
-        where, tables = "--model", {"model": {"family": "fvae"}, "train": {}}
+        where, tables = "--model", {"model": {}, "train": {}}
 
     channels, height, width = dataset.shape
     images = {"channels": channels, "height": height, "width": width, "bins": dataset.bins}
@@ -56,7 +56,7 @@ def train_configs(settings: TrainSettings, dataset: Dataset, say: Callable[[str]
         )
     try:
         return TrainConfigs(
-            ModelConfig.from_dict(tables["model"] | images | given(settings.model)),
+            ModelConfig.from_dict({"family": "fvae"} | tables["model"] | images | given(settings.model)),
             TrainConfig.from_dict(tables["train"] | given(settings.train)),
             parent_run_id,
         )

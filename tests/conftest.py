@@ -21,6 +21,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+LONG = (
+    "test_train_faults",
+    "test_search.py",
+    "test_search_s3",
+    "test_train_command",
+    "test_trial_workers",
+    "test_evaluate",
+)
+"""Files that take a minute or more: they begin first, or one of them would be alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((place for place, name in enumerate(LONG) if name in item.nodeid), len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real S3 server, one for the session; the environment points at it."""
