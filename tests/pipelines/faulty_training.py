@@ -31,6 +31,7 @@ class Faults:
 
     def __init__(self, folder: Path, faults: list[list[str]], driver: int) -> None:
         self.folder, self.faults, self.driver = folder, faults, driver
+        self.losing = False
 
     def reach(self, kind: str, number: int, step: int) -> None:
         """A moment of this worker: SIGKILL where that is planned and has not happened yet."""
@@ -39,6 +40,8 @@ class Faults:
         workers = Workers.of_process_group()
         if workers.rank != (workers.count - 1 if kind in ("step", "evaluation") else 0):
             return
+        if self.losing:  # in another thread: the end of this process, or of its driver, is near
+            time.sleep(60)
         for moment, loss in self.faults:
             planned, _, at = moment.partition(":")
             if planned != kind or number < int(at or 0):
@@ -55,6 +58,7 @@ class Faults:
             while not (self.folder / f"{moment}.done").exists():
                 time.sleep(0.02)
             return
+        self.losing = True
         doomed = [os.getpid()]
         if loss == "driver":
             doomed = [self.driver]
