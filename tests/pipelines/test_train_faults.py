@@ -177,7 +177,7 @@ def test_the_driver_is_killed(cluster: Cluster, whole: Trainer, moments: Moments
 
 
 def test_whole_machines_are_killed(cluster: Cluster, whole: Trainer, moments: Moments, tmp_path: Path) -> None:
-    job = Job(tmp_path, cluster, str(tmp_path / "runs"), "node", moments("node"), "--elastic", "1:2")
+    job = Job(tmp_path, cluster, str(tmp_path / "runs"), "node", moments("node"), "--workers", "2")
     process = job.start()
     lost = 0
     while process.poll() is None:
