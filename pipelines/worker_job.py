@@ -108,15 +108,16 @@ def run_job(
         resources: of the workers.
         max_failures: how often they may start again.
         resize_seconds: between two times that an elastic job may take more workers, for which all start again.
-        on_event: called in this thread with whatever a worker puts into ``events``. What it raises ends the job.
+        on_event: called in a thread of its own with whatever a worker puts into ``events``. What it raises ends the
+            job.
 
-    Raises :class:`JobFailed`, and what ``on_event`` raises.
+    To be called in the main thread. Raises :class:`JobFailed`, and what ``on_event`` raises.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # as long as the driver lives
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # JobFailed says it
     with tempfile.TemporaryDirectory(prefix="fvae-train-", ignore_cleanup_errors=True) as scratch:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             _on_worker,
             train_loop_config={"loop": loop, "config": config, "queue": queue, "threads": resources.cpus},
             scaling_config=scaling(resources, resize_seconds),
@@ -127,43 +128,80 @@ def run_job(
                 failure_config=ray.train.FailureConfig(max_failures=max_failures),
             ),
         )
-        fitting = _Fitting(trainer)
-        fitting.start()  # in a thread: in the main one Ray Train would take Ctrl-C for itself
-        heard, said = time.monotonic(), False
-        while fitting.is_alive():
-            if _drain(queue, on_event, LOOK_SECONDS):
-                heard, said = time.monotonic(), False
-            elif not said and time.monotonic() - heard > SILENCE_SECONDS and room_for(resources) < resources.workers:
-                said = True
-                on_event({"warning": f"waiting for room for {resources.workers} workers"})
-        _drain(queue, on_event, 0)
-    queue.shutdown()
-    if fitting.error is not None:
-        raise JobFailed(_how_it_ended(fitting.error, max_failures)) from fitting.error
+        listener = _Listener(queue, on_event, resources, trainer.end)
+        listener.start()
+        try:
+            trainer.fit()
+        except Exception as error:
+            listener.stop()
+            raise listener.error or JobFailed(_how_it_ended(error, max_failures)) from error
+        except BaseException:  # Ctrl-C
+            trainer.end()
+            listener.stop()  # before Ray ends: whoever asks for something then starts a new one
+            raise
+        listener.stop()
+        if listener.error:
+            raise listener.error
 
 
-class _Fitting(threading.Thread):
-    def __init__(self, trainer: TorchTrainer) -> None:
-        super().__init__(name="ray-train", daemon=True)
-        self.trainer = trainer
-        self.error: Exception | None = None
+class _Trainer(TorchTrainer):
+    """A trainer that can be ended from outside."""
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self._controller = controller  # Ctrl-C stays what it is everywhere else: KeyboardInterrupt
+
+    def end(self) -> None:
+        """End the controller, and so the workers, which it owns; :meth:`fit` then raises."""
+        if self._controller is not None:
+            ray.kill(self._controller)
+
+
+class _Listener(threading.Thread):
+    """Hands the workers' events on, beside Ray Train's own loop. What ``on_event`` raises ends the job."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        on_event: Callable[[dict[str, Any]], None],
+        resources: WorkerResources,
+        end: Callable[[], None],
+    ) -> None:
+        super().__init__(name="events", daemon=True)
+        self.queue, self.on_event, self.resources, self.end = queue, on_event, resources, end
+        self.error: BaseException | None = None
+        self._over = threading.Event()
 
     def run(self) -> None:
+        heard, said = time.monotonic(), False
         try:
-            self.trainer.fit()
-        except Exception as error:  # noqa: BLE001 - handed on to the driver's own thread
+            while not self._over.is_set():
+                if self._hand_on(LOOK_SECONDS):
+                    heard, said = time.monotonic(), False
+                elif not said and time.monotonic() - heard > SILENCE_SECONDS:
+                    said = True
+                    if room_for(self.resources) < self.resources.workers:
+                        self.on_event({"warning": f"waiting for room for {self.resources.workers} workers"})
+            self._hand_on(0)
+        except BaseException as error:  # noqa: BLE001 - handed on to the caller's thread
             self.error = error
+            self.end()
 
+    def stop(self) -> None:
+        """Hand on what is left, and end."""
+        self._over.set()
+        self.join()
 
-def _drain(queue: Queue, on_event: Callable[[dict[str, Any]], None], seconds: float) -> int:
-    """Everything that is in the queue; waits that long for the first. Returns how many there were."""
-    count = 0
-    try:
-        while True:
-            on_event(queue.get(timeout=seconds) if seconds and not count else queue.get_nowait())
-            count += 1
-    except Empty:
-        return count
+    def _hand_on(self, seconds: float) -> int:
+        """Everything that is in the queue; waits that long for the first. Returns how many there were."""
+        count = 0
+        try:
+            while True:
+                self.on_event(self.queue.get(timeout=seconds) if seconds and not count else self.queue.get_nowait())
+                count += 1
+        except Empty:
+            return count
 
 
 def _on_worker(settings: dict[str, Any]) -> None:
