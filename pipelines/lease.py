@@ -20,8 +20,9 @@ from pipelines.storage import ChangedError, Storage, StorageError
 
 RENEW_SECONDS = 15.0
 """How often the holder of a remote lease writes that it is still there."""
-EXPIRES_SECONDS = 90.0
-"""A remote lease that was not renewed for so long, by the store's clock, may be taken over."""
+EXPIRES_SECONDS = 180.0
+"""A remote lease that was not renewed for so long, by the store's clock, may be taken over. Longer than a request is
+tried again: a store that is away for a while must not cost its holder the lease."""
 
 RELEASE_SECONDS = 10.0
 """How long a failing store is asked to remove a lease: whoever holds none has nothing more to wait for."""

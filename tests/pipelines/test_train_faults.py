@@ -237,7 +237,7 @@ def test_s3_is_away_for_a_while(
 
         def locked_lately() -> bool:
             """The store answered when the job last renewed its lock: no two outages may cost it its lease."""
-            renewals = [each for each in proxy.requests if each.path.split("?")[0].endswith("/.lock")]
+            renewals = [each for each in proxy.requests if each.method == "PUT" and "/.lock" in each.path]
             return not proxy.dead and bool(renewals) and not renewals[-1].fault
 
         def away() -> None:
