@@ -7,25 +7,21 @@ model = open_model("models:/fvae-digits@champion", "runs")
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
-from fvae.checkpoint import CONFIG, WEIGHTS, load
+from fvae.checkpoint import CONFIG, WEIGHTS, add_tensors, load
 from fvae.config import ConfigError, ModelConfig, require
 from fvae.model import Model, build
 from fvae.training_state import TrainingState
 from pipelines.checkpoints import CHECKPOINTS, CheckpointStore
 from pipelines.model_files import MODEL
 from pipelines.model_folder import MLMODEL
+from pipelines.on_disk import read_from
 from pipelines.registry import model_location, tracking_uri_of
-from pipelines.storage import open_storage
+from pipelines.storage import StorageError, open_storage
 
 SUFFIX = ".safetensors"
 
@@ -62,9 +58,7 @@ def open_model(location: str, runs: str) -> Model:
 def weights_digest(model: Model) -> str:
     """16 hex digits of the config and every weight and buffer: the same wherever, and in whichever file, they lie."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    add_tensors(digest, model.state_dict())
     return digest.hexdigest()[:16]
 
 
@@ -87,37 +81,26 @@ def as_name(text: str) -> str:
 
 
 def _from_checkpoint(location: str) -> Model:
-    with _checkpoint_file(location) as path:
-        try:
-            state = TrainingState.read(path)
-        except ConfigError as error:
-            raise ConfigError(str(error).replace(str(path), location)) from error
-        except OSError as error:
-            raise ConfigError(f"{location}: cannot be read ({error.strerror or error})") from error
+    folder, name = _split(location)
+    try:
+        with read_from(open_storage(folder), name) as path:
+            require(path.is_file(), f"{location}: no model there; no such file")
+            try:
+                state = TrainingState.read(path)
+            except ConfigError as error:
+                raise ConfigError(str(error).replace(str(path), location)) from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{location}: no model there; no such object") from error
+    except StorageError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{location}: cannot be read ({error.strerror or error})") from error
     model = build(ModelConfig.from_dict(state.metadata["model"]))
     try:
         model.load_state_dict(state.under("best/") or state.under("ema/"))
     except RuntimeError as error:
         raise ConfigError(f"{location}: does not fit its own config ({str(error).splitlines()[0]})") from error
     return model.eval()
-
-
-@contextlib.contextmanager
-def _checkpoint_file(location: str) -> Iterator[Path]:
-    folder, name = _split(location)
-    storage = open_storage(folder)
-    if storage.local_path is not None:
-        path = storage.local_path / name
-        require(path.is_file(), f"{location}: no model there; no such file")
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="fvae-") as temporary:
-        path = Path(temporary, name)
-        try:
-            storage.download(name, path)
-        except FileNotFoundError as error:
-            raise ConfigError(f"{location}: no model there; no such object") from error
-        yield path
 
 
 def _model_place(location: str) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.on_disk import read_from
 from pipelines.storage import Storage, open_storage
 
 if TYPE_CHECKING:
@@ -43,17 +42,6 @@ class Artifact:
         stats = _remote_stats(self.storage, self.key) if folder is None else _local_stats(folder / self.key)
         return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
-    @contextlib.contextmanager
-    def on_disk(self) -> Iterator[Path]:
-        """A path of that name on this machine: the artifact itself, or a copy for as long as the context lasts."""
-        if self.storage.local_path is not None:
-            yield self.storage.local_path / self.key
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / self.name
-            self.storage.download(self.key, path)
-            yield path
-
 
 def log_artifact(client: MlflowClient, run_id: str, artifact_uri: str, artifact: Artifact) -> None:
     """Write ``artifact`` into a run's artifacts, over what has its name there.
@@ -66,7 +54,7 @@ def log_artifact(client: MlflowClient, run_id: str, artifact_uri: str, artifact:
         artifact_uri: the run's ``info.artifact_uri``.
         artifact: a file or a folder. ``FileNotFoundError`` where it is missing.
     """
-    with artifact.on_disk() as path:
+    with read_from(artifact.storage, artifact.key) as path:
         if artifact_uri.startswith("s3://") and not mlflow_writes_s3():
             open_storage(artifact_uri).upload(path, artifact.name)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-import tempfile
 import threading
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 
 from fvae.config import ConfigError
 from fvae.training_state import TrainingState
-from pipelines.model_files import written_to
+from pipelines.on_disk import read_from, written_to
 from pipelines.storage import SpoiltError, Storage
 from pipelines.stored import address
 
@@ -79,11 +78,7 @@ class CheckpointStore:
 
     def load(self, checkpoint: Checkpoint, device: torch.device) -> TrainingState:
         """Read one and verify it. Raises ``SpoiltError`` for one that is damaged."""
-        if self.storage.local_path is not None:
-            return self._verified(self.storage.local_path / checkpoint.key, device)
-        with tempfile.TemporaryDirectory(prefix="fvae-") as folder:
-            path = Path(folder) / checkpoint.key
-            self.storage.download(checkpoint.key, path)
+        with read_from(self.storage, checkpoint.key) as path:
             return self._verified(path, device)
 
     def _verified(self, path: Path, device: torch.device) -> TrainingState:

@@ -11,11 +11,9 @@ from fvae.data import Dataset
 from fvae.evaluation import NonFiniteError
 from fvae.model import Model
 from pipelines.evaluation_worker import EvaluationTask, evaluate_task
-from pipelines.ray_session import ray_session
 from pipelines.readings import Measured, Reading
 from pipelines.storage import StorageError
-from pipelines.troubles import raise_trouble
-from pipelines.worker_job import JobFailed, ray_images, require_room, run_job
+from pipelines.worker_job import JobFailed, job_session, ray_images, run_job
 from pipelines.worker_resources import WorkerResources
 
 STARTS = 4
@@ -52,10 +50,7 @@ class EvaluationJob:
         Raises ``NonFiniteError``; ``ConfigError`` where there is no room for the workers; ``StorageError`` where
         they fail again and again.
         """
-        resources = self._resources
-        needed = {"CPU": ("--cpus-per-worker", float(resources.cpus)), "GPU": ("--gpus-per-worker", resources.gpus)}
-        with ray_session(self._dataset.held_bytes(), needed):
-            require_room(resources)
+        with job_session(self._dataset, self._resources):
             images = ray_images(self._dataset, (self._split,))[self._split]
             weights = ray.put({name: tensor.cpu() for name, tensor in self._model.state_dict().items()})
             for start in range(1, STARTS + 1):
@@ -72,7 +67,7 @@ class EvaluationJob:
                         evaluate_task,
                         task,
                         name=f"evaluate-{self._dataset.name}",
-                        resources=resources,
+                        resources=self._resources,
                         max_failures=0,
                         on_event=self._on_event,
                     )
@@ -85,9 +80,8 @@ class EvaluationJob:
                     return
 
     def _on_event(self, event: dict[str, Any]) -> None:
-        for line in event.get("warnings", ()):
-            self._say(line)
-        raise_trouble(event)
+        if "warning" in event:
+            self._say(event["warning"])
         if "samples" in event:
             self._advance(event["samples"])
             self._unkept += event["samples"]

@@ -9,10 +9,9 @@ from typing import Any
 import ray
 from ray.train.torch import get_device
 
-from fvae import ConfigError, ModelConfig, NonFiniteError, build
+from fvae import ModelConfig, build
 from fvae.workers import Workers
 from pipelines.readings import Reading, measure
-from pipelines.troubles import keep_warnings, trouble, with_warnings
 from pipelines.worker_job import Events, fetched
 
 SAY_SECONDS = 1.0
@@ -36,21 +35,9 @@ class EvaluationTask:
 def evaluate_task(task: EvaluationTask, events: Events) -> None:
     """Take every reading of ``task`` together with the other workers.
 
-    Events: from every worker ``samples`` (how many it has done since it last said so) and ``trouble``; from worker 0
-    ``measured``, a reading's fields, and ``failure`` where a figure is not finite, on which nothing more can follow.
+    Events: from every worker ``samples`` (how many it has done since it last said so); from worker 0 ``measured``, a
+    reading's fields.
     """
-    keep_warnings()
-    try:
-        _evaluate(task, events)
-    except NonFiniteError as error:  # on all workers alike
-        if Workers.of_process_group().rank == 0:
-            events.put({"failure": str(error)})
-    except (OSError, ConfigError) as error:
-        events.put(with_warnings(trouble(error)))
-        raise
-
-
-def _evaluate(task: EvaluationTask, events: Events) -> None:
     workers = Workers.of_process_group()
     model = build(task.model)
     model.load_state_dict(ray.get(task.weights))
@@ -59,7 +46,7 @@ def _evaluate(task: EvaluationTask, events: Events) -> None:
 
     def tell() -> None:
         nonlocal done, said
-        events.put(with_warnings({"samples": done}))
+        events.put({"samples": done})
         done, said = 0, time.monotonic()
 
     def advance(samples: int) -> None:

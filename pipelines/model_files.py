@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from fvae import ConfigError, Model, Trainer, load, save
 from fvae.data import derived_seed
+from pipelines.on_disk import written_to
 from pipelines.pictures import png_grid
 from pipelines.storage import Storage
 from pipelines.stored import address
@@ -69,15 +68,3 @@ def load_model(storage: Storage, device: str) -> Model:
             return load(path, device)
         except ConfigError as error:
             raise ModelError(str(error).replace(str(path), address(storage, MODEL))) from error
-
-
-@contextmanager
-def written_to(storage: Storage, key: str) -> Iterator[Path]:
-    """A path to write a file or folder to, which is at ``key`` after the block."""
-    if storage.local_path is not None:
-        yield storage.local_path / key
-        return
-    with tempfile.TemporaryDirectory(prefix="fvae-") as folder:
-        path = Path(folder) / Path(key).name
-        yield path
-        storage.upload(path, key)

@@ -41,7 +41,7 @@ from pipelines.train_job import (
 )
 from pipelines.train_settings import TrainSettings
 from pipelines.trial_snapshot import epoch_snapshot
-from pipelines.troubles import Notices, raise_trouble
+from pipelines.troubles import Notices
 
 CLOSING_SECONDS, CLOSING_SECONDS_WITHOUT_STORE = 60.0, 3.0
 """How long MLflow may take over what is left to write when the job ends."""
@@ -135,21 +135,15 @@ class Training:
 
     def _train(self) -> None:
         """Run the workers to the end of the training; :attr:`result` says which."""
-        from pipelines.ray_session import ray_session
         from pipelines.train_worker import WorkerTask, train  # Ray takes seconds to import: not to show what is done
-        from pipelines.worker_job import JobFailed, ray_images, require_room, run_job
+        from pipelines.worker_job import JobFailed, job_session, ray_images, run_job
 
         resources = self.settings.resources()
-        needed = {
-            "CPU": ("--cpus-per-worker", float(resources.cpus)),
-            "GPU": ("--gpus-per-worker", resources.gpus),
-        }
         steps = steps_per_epoch(self.dataset.counts()["train"], self.configs.train.batch_size)
         with (
             TrainDisplay(self.console, epochs=self.configs.train.epochs, steps_per_epoch=steps) as self._display,
-            ray_session(self.dataset.held_bytes(), needed),
+            job_session(self.dataset, resources),
         ):
-            require_room(resources)
             self._start_tracking()  # not before: what cannot start leaves no run
             task = WorkerTask(
                 storage=self.run.uri,
@@ -178,7 +172,6 @@ class Training:
 
     def _on_event(self, event: dict[str, Any]) -> None:
         """What :func:`pipelines.train_worker.train` tells."""
-        raise_trouble(event)
         self.lease.check()  # the workers of a job that another process has taken over must end
         if "warning" in event:
             self.notices.say(event["warning"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from fvae.streaming import StreamedDataset
 from pipelines.artifacts import Artifact
 from pipelines.datasets import describe
 from pipelines.model_files import MODEL, PICTURES
+from pipelines.run_settings import as_run_name
 from pipelines.storage import Storage
 from pipelines.stored import read_json
 from pipelines.train_configs import TrainConfigs
@@ -66,8 +66,7 @@ def identity(dataset: Dataset, configs: TrainConfigs) -> dict[str, Any]:
 def default_name(job: dict[str, Any]) -> str:
     """The same for the same job: data set, family, and 6 hex digits of all that it is."""
     digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:6]
-    dataset = re.sub(r"[^\w.-]|^[.-]", "-", job["dataset"]["name"])
-    return f"{dataset}-{job['model']['family']}-{digest}"
+    return f"{as_run_name(job['dataset']['name'])}-{job['model']['family']}-{digest}"
 
 
 def open_job(run: Storage, job: dict[str, Any]) -> None:

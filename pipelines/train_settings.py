@@ -6,11 +6,10 @@ import dataclasses
 import re
 from typing import Any
 
-from fvae.config import ConfigError, ModelConfig, require, require_integer, require_positive
+from fvae.config import ModelConfig, require, require_integer, require_positive
 from fvae.train_config import TrainConfig
-from pipelines.datasets import Streaming
 from pipelines.optional_fields import optional_fields
-from pipelines.storage import Storage, open_storage
+from pipelines.run_settings import RunSettings
 from pipelines.worker_resources import WorkerResources
 
 OF_THE_IMAGES = ("channels", "height", "width", "bins")
@@ -20,7 +19,7 @@ TrainOptions: Any = optional_fields(TrainConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(RunSettings):
     """Train one model on one or many workers, through anything that may happen to them.
 
     What is trained comes from --config or --from-run, and from the options --model.… and --train.…, which stand above
@@ -33,16 +32,8 @@ class TrainSettings:
     """An MLflow run, such as a search's trial: its model is trained again, in a run beside it."""
     model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
     train: TrainOptions = dataclasses.field(default_factory=TrainOptions)
-    dataset: str = "digits"
-    """'digits' or 'photos' (embedded); a folder, archive or file of images; a data set that
-    `python -m pipelines.ingest` made. A path of this machine or s3://bucket/prefix."""
-    streaming: Streaming = "auto"
-    """Hold the images in memory ('never'), read them from the data set's files as they are needed ('always'), or
-    hold them where they fit ('auto')."""
     name: str | None = None
     """Name of the job; its files lie in STORAGE/NAME. Default: data set, family, and a digest of the configs."""
-    storage: str = "runs"
-    """Where all runs lie: a folder that all machines share, or s3://bucket/prefix."""
     workers: int = 1
     """Processes that train together, each on a device of its own. They share the global batch, so the figures do not
     depend on their number."""
@@ -69,16 +60,11 @@ class TrainSettings:
     """Register the finished model as fvae-<data set> in MLflow."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             self.config is None or self.from_run is None,
             f"--config={self.config} and --from-run={self.from_run}: give one of the two",
         )
-        require(self.dataset != "", "--dataset: empty; give 'digits', 'photos', a path or an s3:// URI")
-        require(
-            self.name is None or re.fullmatch(r"[\w][\w.-]*", self.name) is not None,
-            f"--name={self.name!r}: letters, digits, '_', '-' and '.' only",
-        )
-        require(self.storage != "", "--storage: empty; give a folder or s3://bucket/prefix")
         if self.micro_batch_size is not None:
             require_integer("--micro-batch-size", self.micro_batch_size, 1)
         require_positive("--checkpoint-minutes", self.checkpoint_minutes)
@@ -96,19 +82,11 @@ class TrainSettings:
             self.elastic is None or self.workers == 1, f"--elastic={self.elastic} with --workers: give one of the two"
         )
         self.resources()
-        self.all_runs()
 
     def resources(self) -> WorkerResources:
         """Of the workers. Raises ``ConfigError`` for what cannot work."""
         least, most = map(int, self.elastic.split(":")) if self.elastic else (self.workers, None)
         return WorkerResources(workers=least, most_workers=most, cpus=self.cpus_per_worker, gpus=self.gpus_per_worker)
-
-    def all_runs(self) -> Storage:
-        """The storage of all runs. Raises ``ConfigError`` for a location that cannot be one."""
-        try:
-            return open_storage(self.storage)
-        except ConfigError as error:
-            raise ConfigError(f"--storage: {error}") from error
 
     def execution(self) -> dict[str, Any]:
         """How each worker computes: what changes no figure but for rounding."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import socket
 import time
 from typing import Any
 
 import ray.train
 import torch
-from ray.exceptions import RayError
 from ray.train.torch import get_device
 
-from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
+from fvae import ModelConfig, TrainConfig, Trainer
 from fvae.config import require
 from fvae.workers import Workers
 from pipelines.checkpoint_clock import CheckpointClock
@@ -22,9 +19,8 @@ from pipelines.checkpoints import CHECKPOINTS, BackgroundWriter, Checkpoint, Che
 from pipelines.model_files import keep_model
 from pipelines.storage import open_storage
 from pipelines.train_job import JOB
-from pipelines.troubles import trouble
 from pipelines.worker_figures import WorkerFigures
-from pipelines.worker_job import Events, fetched, last_line
+from pipelines.worker_job import Events, fetched
 
 STEP_SECONDS = 2.0
 """Between two words of how many steps are done."""
@@ -52,28 +48,9 @@ class WorkerTask:
 def train(task: WorkerTask, events: Events) -> None:
     """Train ``task`` to its end, from its last checkpoint where there is one.
 
-    Events, from worker 0: ``history`` (what had been measured before), then an ``epoch`` each; ``failure`` where a
-    figure is not finite, on which nothing more can follow; from any worker ``warning`` lines and ``trouble``.
+    Events, from worker 0: ``history`` (what had been measured before), then an ``epoch`` each, a ``step`` now and then,
+    and ``complete``.
     """
-    said = _SayWarnings(events)
-    logging.getLogger("pipelines.storage").addHandler(said)
-    try:
-        _train(task, events)
-    except NonFiniteError as error:  # on all workers alike, and again at every new start
-        if Workers.of_process_group().rank == 0:
-            events.put({"failure": str(error)})
-    except (OSError, ConfigError) as error:
-        events.put(trouble(error))
-        raise
-    except Exception as error:
-        # Of several workers one meets the cause, the others that it is gone.
-        events.put({"warning": f"worker {Workers.of_process_group().rank}: {type(error).__name__}: {last_line(error)}"})
-        raise
-    finally:
-        logging.getLogger("pipelines.storage").removeHandler(said)
-
-
-def _train(task: WorkerTask, events: Events) -> None:
     storage = open_storage(task.storage)
     require(
         storage.exists(JOB),
@@ -145,15 +122,3 @@ def _restore(trainer: Trainer, store: CheckpointStore) -> None:
     if trainer.workers.rank and step >= 0:
         checkpoint = Checkpoint(int(step), None if val_bpd != val_bpd else val_bpd)
         trainer.load_state(store.load(checkpoint, trainer.device), checkpoint.key)
-
-
-class _SayWarnings(logging.Handler):
-    """What the storage warns of goes to the driver, which has a terminal."""
-
-    def __init__(self, events: Events) -> None:
-        super().__init__(logging.WARNING)
-        self._events = events
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(RayError):  # the driver is gone, and so will this worker be
-            self._events.put({"warning": record.getMessage()})

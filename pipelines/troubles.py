@@ -1,8 +1,8 @@
-"""What a trial's process tells the driver of its storage: what was tried again, and what ends the search.
+"""What a process on another machine tells the driver of its storage: what was tried again, and what ends the command.
 
-A process on another machine has no terminal of its own, so both travel with its results: ``warnings``, the
-lines that :mod:`pipelines.storage` logged since the last result, and ``trouble``, the error that no trial can
-be blamed for (a store that is down, a full disk, refused credentials).
+It has no terminal of its own, so both travel with a trial's results (``warnings``, the lines that
+:mod:`pipelines.storage` logged since the last one) or as a job's events, and with them ``trouble``: the error that no
+trial can be blamed for (a store that is down, a full disk, refused credentials).
 """
 
 from __future__ import annotations

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 import ray.train
 import torch
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fvae.config import require
+from fvae.config import ConfigError, require
 from fvae.data import Dataset, ImageSource
+from fvae.evaluation import NonFiniteError
+from fvae.workers import Workers
+from pipelines.ray_session import ray_session
+from pipelines.troubles import LOGGER, raise_trouble, trouble
 from pipelines.worker_resources import WorkerResources, each_worker, workers_on
 
 LOOK_SECONDS = 0.5
@@ -46,6 +52,15 @@ def require_room(resources: WorkerResources) -> None:
         room >= resources.workers,
         f"--workers={resources.workers}: each needs {each}, and there is room for {room}; use fewer, or more machines",
     )
+
+
+@contextlib.contextmanager
+def job_session(dataset: Dataset, resources: WorkerResources) -> Iterator[None]:
+    """A Ray with room for the workers. Raises ``ConfigError`` where there is none."""
+    needed = {"CPU": ("--cpus-per-worker", float(resources.cpus)), "GPU": ("--gpus-per-worker", resources.gpus)}
+    with ray_session(dataset.held_bytes(), needed):
+        require_room(resources)
+        yield
 
 
 def scaling(resources: WorkerResources, resize_seconds: float) -> ray.train.ScalingConfig:
@@ -99,7 +114,7 @@ def run_job(
 
     On each worker ``torch.distributed`` is ready (NCCL on GPUs, else Gloo) and torch has ``cpus`` threads. When a
     worker or its node is lost, all start again, which counts as one failure; a node that says beforehand that it
-    will go (a spot machine) does not count.
+    will go (a spot machine) does not count. Besides the loop's own events there are those of :func:`carry_out`.
 
     Args:
         loop: picklable; the same on every worker.
@@ -111,7 +126,8 @@ def run_job(
         on_event: called in a thread of its own with whatever a worker puts into ``events``. What it raises ends the
             job.
 
-    To be called in the main thread. Raises :class:`JobFailed`, and what ``on_event`` raises.
+    To be called in the main thread. Raises :class:`JobFailed`, what ``on_event`` raises, and the ``OSError`` or
+    ``ConfigError`` that a worker's loop ended with: starting again would not help.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # as long as the driver lives
@@ -198,15 +214,53 @@ class _Listener(threading.Thread):
         count = 0
         try:
             while True:
-                self.on_event(self.queue.get(timeout=seconds) if seconds and not count else self.queue.get_nowait())
+                event = self.queue.get(timeout=seconds) if seconds and not count else self.queue.get_nowait()
                 count += 1
+                raise_trouble(event)
+                self.on_event(event)
         except Empty:
             return count
 
 
 def _on_worker(settings: dict[str, Any]) -> None:
     torch.set_num_threads(settings["threads"])
-    settings["loop"](settings["config"], Events(settings["queue"]))
+    carry_out(settings["loop"], settings["config"], Events(settings["queue"]))
+
+
+def carry_out(loop: Loop, config: Any, events: Events) -> None:
+    """Run a job's loop on this worker, and tell the driver what comes in its way.
+
+    Events: ``warning`` lines; ``trouble``, a storage's, which ends the job; from worker 0 ``failure``, a figure that is
+    not finite, on which nothing more can follow.
+    """
+    said = _SayWarnings(events)
+    LOGGER.addHandler(said)
+    try:
+        loop(config, events)
+    except NonFiniteError as error:  # on all workers alike, and again at every new start
+        if Workers.of_process_group().rank == 0:
+            events.put({"failure": str(error)})
+    except (OSError, ConfigError) as error:
+        events.put(trouble(error))
+        raise
+    except Exception as error:
+        # Of several workers one meets the cause, the others that it is gone.
+        events.put({"warning": f"worker {Workers.of_process_group().rank}: {type(error).__name__}: {last_line(error)}"})
+        raise
+    finally:
+        LOGGER.removeHandler(said)
+
+
+class _SayWarnings(logging.Handler):
+    """What the storage warns of goes to the driver, which has a terminal."""
+
+    def __init__(self, events: Events) -> None:
+        super().__init__(logging.WARNING)
+        self._events = events
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(RayError):  # the driver is gone, and so will this worker be
+            self._events.put({"warning": record.getMessage()})
 
 
 def last_line(error: BaseException) -> str:

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from typing import Literal
 
-from fvae.config import FAMILIES, ConfigError, Family, require, require_choice, require_integer
+from fvae.config import FAMILIES, Family, require, require_choice, require_integer
 from fvae.train_config import Precision
-from pipelines.datasets import Streaming
-from pipelines.storage import Storage, open_storage
+from pipelines.run_settings import RunSettings, as_run_name
+from pipelines.storage import Storage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchSettings:
+class SearchSettings(RunSettings):
     """Search VAE, flow and f-VAE on a set of images, and draw the map of parameters against bits/dim.
 
     The same command again resumes an unfinished search, shows a finished one, and with more
     --trials extends it.
     """
 
-    dataset: str = "digits"
-    """'digits' or 'photos' (embedded); a folder, archive or file of images; a data set that
-    `python -m pipelines.ingest` made. A path of this machine or s3://bucket/prefix."""
-    streaming: Streaming = "auto"
-    """Hold the images in memory ('never'), read them from the data set's files as they are needed ('always'), or
-    hold them where they fit ('auto')."""
     name: str | None = None
     """Name of the run; its results lie in STORAGE/NAME. Default: the data set's name."""
-    storage: str = "runs"
-    """Where all runs lie: a folder of this machine, or s3://bucket/prefix."""
     trials: int = 48
     """Models to train, the families' shares being equal."""
     epochs: int = 60
@@ -55,6 +46,7 @@ class SearchSettings:
     """'bf16' runs the networks under autocast; likelihoods stay in float32."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_integer("--trials", self.trials, 1)
         require_integer("--epochs", self.epochs, 1)
         require_integer("--batch-size", self.batch_size, 1)
@@ -68,13 +60,6 @@ class SearchSettings:
         for family in self.families:
             require_choice("--families", family, FAMILIES)
         require(len(set(self.families)) == len(self.families), "--families: each at most once")
-        require(self.dataset != "", "--dataset: empty; give 'digits', 'photos', a path or an s3:// URI")
-        require(
-            self.name is None or re.fullmatch(r"[\w][\w.-]*", self.name) is not None,
-            f"--name={self.name!r}: letters, digits, '_', '-' and '.' only",
-        )
-        require(self.storage != "", "--storage: empty; give a folder or s3://bucket/prefix")
-        self.all_runs()
 
     def _require_gpus(self) -> None:
         gpus = self.gpus_per_trial
@@ -88,14 +73,7 @@ class SearchSettings:
 
     def run_name(self, dataset_name: str) -> str:
         """The run's name."""
-        return self.name or re.sub(r"[^\w.-]|^[.-]", "-", dataset_name) or "images"
-
-    def all_runs(self) -> Storage:
-        """The storage of all runs. Raises ``ConfigError`` for a location that cannot be one."""
-        try:
-            return open_storage(self.storage)
-        except ConfigError as error:
-            raise ConfigError(f"--storage: {error}") from error
+        return self.name or as_run_name(dataset_name) or "images"
 
     def run_storage(self, dataset_name: str) -> Storage:
         """Where the run's files lie."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fvae import ConfigError, Trainer
-from pipelines.model_files import written_to
+from pipelines.on_disk import written_to
 from pipelines.storage import SpoiltError, Storage
 
 CHECKPOINT_SECONDS = 5.0

@@ -41,7 +41,7 @@ class Faults:
         if workers.rank != (workers.count - 1 if kind in ("step", "evaluation") else 0):
             return
         if self.losing:  # in another thread: the end of this process, or of its driver, is near
-            time.sleep(60)
+            time.sleep(600)
         for moment, loss in self.faults:
             planned, _, at = moment.partition(":")
             if planned != kind or number < int(at or 0):
@@ -68,7 +68,7 @@ class Faults:
             doomed = [raylet, *(int(child) for child in children if int(child) != os.getpid()), os.getpid()]
         for process in doomed:
             os.kill(process, signal.SIGKILL)
-        time.sleep(60)  # what is left of this worker does nothing more
+        time.sleep(600)  # what is left of this worker does nothing more, however long Ray takes to end it
 
     def say(self, line: dict[str, Any]) -> None:
         with (self.folder / "log").open("a") as log:

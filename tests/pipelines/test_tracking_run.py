@@ -178,27 +178,12 @@ def test_on_s3_the_model_is_registered_where_it_lies(machine, bucket, empty_data
 
 
 DYING_TRAINING = """
-import os, pathlib, signal, sys
+import pathlib, sys
 sys.path[:0] = {paths!r}
-from pipelines.tracking import quiet_mlflow
-quiet_mlflow()
-from mlflow import MlflowClient
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from tests.pipelines.dying import die_at
 import test_tracking_run
 
-def die_at(owner, name, call, when):
-    original, calls = getattr(owner, name), []
-    def dying(*args, **kwargs):
-        calls.append(None)
-        if len(calls) == call and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = original(*args, **kwargs)
-        if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    setattr(owner, name, dying)
-
-die_at({{"client": MlflowClient, "store": SqlAlchemyStore}}[{owner!r}], {name!r}, {call!r}, {when!r})
+die_at({owner!r}, {name!r}, {call!r}, {when!r})
 test_tracking_run.train(pathlib.Path({runs_dir!r}))
 """
 

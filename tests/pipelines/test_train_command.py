@@ -24,6 +24,7 @@ from pipelines.storage import open_storage
 from pipelines.train_configs import train_configs
 from pipelines.train_settings import TrainSettings
 from pipelines.train_worker import WorkerTask
+from pipelines.worker_job import carry_out
 from tests.pipelines.training_cluster import HASTE, grow
 from tests.pipelines.trainings import EPOCHS, MODEL, OPTIONS, TRAIN, uninterrupted
 
@@ -277,7 +278,7 @@ def test_workers_that_see_another_disk_are_refused(tmp_path: Path) -> None:
     )
     told: list[dict[str, Any]] = []
     with pytest.raises(ConfigError, match="is not the driver's; give a folder that all machines share"):
-        train_worker.train(task, SimpleNamespace(put=told.append))  # type: ignore[arg-type]
+        carry_out(train_worker.train, task, SimpleNamespace(put=told.append))  # type: ignore[arg-type]
     assert "is not the driver's" in told[0]["trouble"][1]
 
 

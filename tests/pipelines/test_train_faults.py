@@ -30,7 +30,7 @@ from tests.s3 import FaultProxy
 ROOT = Path(__file__).parents[2]
 STEPS = 10
 """Of an epoch."""
-MOMENTS = ("step:1", f"step:{STEPS + 5}", f"write:{2 * STEPS + 3}", "evaluation:3", "end")
+MOMENTS = ("step:1", f"step:{STEPS + 5}", "write:3", "evaluation:3", "end")
 """Before the first checkpoint, in mid-epoch, while a checkpoint is written, in a validation, when all is trained."""
 USUAL = {"driver": (1, 4), "node": (0, 3), "mlflow": (2, 4), "s3": (1, 2)}
 """Which of them, where ``--every-moment`` is not given; a worker is lost at all of them."""

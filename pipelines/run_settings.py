@@ -1,0 +1,47 @@
+"""What every command that makes a run is told: the images, and where the run lies."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from fvae.config import ConfigError, require
+from pipelines.datasets import Streaming
+from pipelines.storage import Storage, open_storage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Raises ``ConfigError`` for a name or a place that cannot be one."""
+
+    dataset: str = "digits"
+    """'digits' or 'photos' (embedded); a folder, archive or file of images; a data set that
+    `python -m pipelines.ingest` made. A path of this machine or s3://bucket/prefix."""
+    streaming: Streaming = "auto"
+    """Hold the images in memory ('never'), read them from the data set's files as they are needed ('always'), or
+    hold them where they fit ('auto')."""
+    name: str | None = None
+    """Name of the run; its results lie in STORAGE/NAME."""
+    storage: str = "runs"
+    """Where all runs lie: a folder, on a cluster one that all machines share, or s3://bucket/prefix."""
+
+    def __post_init__(self) -> None:
+        require(self.dataset != "", "--dataset: empty; give 'digits', 'photos', a path or an s3:// URI")
+        require(
+            self.name is None or re.fullmatch(r"[\w][\w.-]*", self.name) is not None,
+            f"--name={self.name!r}: letters, digits, '_', '-' and '.' only",
+        )
+        require(self.storage != "", "--storage: empty; give a folder or s3://bucket/prefix")
+        self.all_runs()
+
+    def all_runs(self) -> Storage:
+        """The storage of all runs. Raises ``ConfigError`` for a location that cannot be one."""
+        try:
+            return open_storage(self.storage)
+        except ConfigError as error:
+            raise ConfigError(f"--storage: {error}") from error
+
+
+def as_run_name(dataset_name: str) -> str:
+    """A data set's name as a run may be called."""
+    return re.sub(r"[^\w.-]|^[.-]", "-", dataset_name)
