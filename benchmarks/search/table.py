@@ -3,11 +3,11 @@
     python -m benchmarks.search.table                  # 330 configurations, 60 epochs each: about 70 minutes on 2 cores
     python -m benchmarks.search.table --configurations 600
 
-It goes on where it was stopped, and more configurations add to those that there are. Two in three are drawn uniformly
-from the space (Optuna's random sampler), the rest are the sound designs that a search begins with. Every
-epoch's validation bits/dim is kept, and the processor seconds that it took (one thread), as nothing else of a busy machine
-disturbs. ``curves.parquet`` has a row a configuration; :mod:`benchmarks.search.curves` reads it. Rows that it has are
-not trained again.
+It goes on where it was stopped, and more configurations add to those that there are. They are drawn uniformly from the
+space (Optuna's random sampler), but for twelve of each family, which are sound designs as a search begins with. Every
+epoch's validation bits/dim is kept, and the processor seconds that it took (one thread), as little else of a busy
+machine disturbs. ``curves.parquet`` has a row a configuration; :mod:`benchmarks.search.curves` reads it. Rows that it
+has are not trained again.
 """
 
 from __future__ import annotations
