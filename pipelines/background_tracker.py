@@ -81,6 +81,7 @@ class BackgroundTracker(ABC, Generic[RunsT]):
         # The thread's own.
         self._runs: RunsT | None = None
         self._identity = ""
+        self._at_hand = 0  # snapshots that this round has still to write
         is_copy = storage.local_path is None and self._tracking_uri == default_uri
         self._database = WorkingCopy(storage) if is_copy else None
         self._last_snapshot = -_SNAPSHOT_SECONDS  # the first as soon as the run is made
@@ -158,6 +159,7 @@ class BackgroundTracker(ABC, Generic[RunsT]):
                 asked, closing = self._rounds_asked, self._closing
                 trials, self._pending = self._pending, {}
                 outcome = self._outcome
+            self._at_hand = len(trials)
             left_over = self._write_trials(trials) if self._connected() else trials
             # Only while nothing is known to be wrong with the connection: each new attempt may wait for a timeout.
             if self._runs:
@@ -181,6 +183,7 @@ class BackgroundTracker(ABC, Generic[RunsT]):
         """
         left_over = dict(trials)
         for trial in trials.values():
+            self._at_hand = len(left_over)
             if self._write_trial(trial):
                 del left_over[trial.id]
             elif not self._connected():

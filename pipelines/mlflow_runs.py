@@ -18,8 +18,12 @@ from pipelines.mlflow_run_writer import RunState, RunWriter, now_ms, refuse
 from pipelines.trial_snapshot import TrialSnapshot
 
 _SEARCH_TAG = "fvae.search"
+_PARENT_TAG = "fvae.search.parent"  # the parent's only, by which it is found among ten thousand trials
 _TRIAL_TAG = "fvae.trial"
 _RUN_TAG = "fvae.run"
+
+_LOOKED_UP = 50
+"""Trials to write up to which each is looked up; for more, all that MLflow has of the search are read at once."""
 
 _NOTE = """\
 One run below per trial. **To compare**: open the arrow beside this run, tick its trials, press *Compare*. The
@@ -47,23 +51,26 @@ class SearchRuns:
         search_name: str,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
+        trials: int,
     ) -> None:
+        """``trials``: about how many are to be written now."""
         self._writer = RunWriter(client)
         self._experiment_id = find_experiment(client, experiment_name, artifact_location)
         self._search_id = search_id
-        self._trials: dict[str, RunState] = {}
-        parent: RunState | None = None
-        for run in self._writer.find(self._experiment_id, _SEARCH_TAG, search_id):
-            if _TRIAL_TAG in run.tags:
-                self._trials[run.tags[_TRIAL_TAG]] = run
-            else:
-                parent = run
-        self._parent = parent or self._create_run(search_name, {MLFLOW_RUN_NOTE: _NOTE}, now_ms())
-        self._conflicts = self._writer.write(self._parent, params, tags)
+        self._trials: dict[str, RunState] = {}  # those that were read
+        parent = next(self._writer.find(self._experiment_id, {_PARENT_TAG: search_id}), None)
+        self._all_read = parent is None or trials > _LOOKED_UP
+        if self._all_read:
+            parent = self._read() or parent  # one of an earlier version of this software has no tag of its own
+        else:
+            self._read("RUNNING")
+        own = {_PARENT_TAG: search_id}
+        self._parent = parent or self._create_run(search_name, {MLFLOW_RUN_NOTE: _NOTE, **own}, now_ms())
+        self._conflicts = self._writer.write(self._parent, params, {**tags, **own})
 
     def write_trial(self, trial: TrialSnapshot) -> None:
         """Bring a trial's run to ``trial``. Raises ``ValueError`` for a param that has another value in MLflow."""
-        run = self._trials.get(trial.id)
+        run = self._trials.get(trial.id) or self._look_up(trial.id)
         if run is None:
             tags = {_TRIAL_TAG: trial.id, MLFLOW_PARENT_RUN_ID: self._parent.id}
             start_ms = trial.history[0].time_ms if trial.history else now_ms()
@@ -83,6 +90,25 @@ class SearchRuns:
         for trial_id, run in self._trials.items():
             if trial_id not in except_trials:
                 self._writer.interrupt(run, "KILLED")
+
+    def _read(self, status: str | None = None) -> RunState | None:
+        """Take in the search's trials, of MLflow's ``status`` or all. Returns the parent where it is among them."""
+        parent = None
+        for run in self._writer.find(self._experiment_id, {_SEARCH_TAG: self._search_id}, status):
+            if _TRIAL_TAG in run.tags:
+                self._trials[run.tags[_TRIAL_TAG]] = run
+            else:
+                parent = run
+        return parent
+
+    def _look_up(self, trial_id: str) -> RunState | None:
+        if self._all_read:
+            return None
+        tags = {_SEARCH_TAG: self._search_id, _TRIAL_TAG: trial_id}
+        found = next(self._writer.find(self._experiment_id, tags), None)
+        if found:
+            self._trials[trial_id] = found
+        return found
 
     def _create_run(self, name: str, tags: Mapping[str, str], start_ms: int) -> RunState:
         return self._writer.create(self._experiment_id, name, {**tags, _SEARCH_TAG: self._search_id}, start_ms)
@@ -109,7 +135,7 @@ class TrainingRun:
             experiment_name = client.get_experiment(parent.info.experiment_id).name
             fixed[MLFLOW_PARENT_RUN_ID] = parent_run_id
         experiment_id = find_experiment(client, experiment_name, artifact_location)
-        found = next(self._writer.find(experiment_id, _RUN_TAG, identity), None)
+        found = next(self._writer.find(experiment_id, {_RUN_TAG: identity}), None)
         self._run = found or self._writer.create(experiment_id, run_name, fixed, now_ms())
         self.model_version: int | None = None
         """The version of its registered model, once it has one."""

@@ -111,6 +111,7 @@ class SearchTracker(BackgroundTracker["SearchRuns"]):
             search_name=self._name,
             params=self._params,
             tags=self._tags,
+            trials=self._at_hand,
         )
         with self._changed:
             recorded = frozenset(self._recorded)

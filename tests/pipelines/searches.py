@@ -14,11 +14,12 @@ def storage_of(runs: Path | Storage) -> Storage:
     return runs if isinstance(runs, Storage) else open_storage(runs)
 
 
-def open_tracker(runs: Path | Storage, **changes) -> SearchTracker:
+def open_tracker(runs: Path | Storage, start: bool = True, **changes) -> SearchTracker:
     settings = {"storage": storage_of(runs), "dataset_name": "digits", "search_name": "digits-0"}
     settings |= {"write_interval": 3600.0}
     tracker = SearchTracker(**settings | {"params": {"seed": 0}, "tags": {"trials": "4"}} | changes)
-    tracker.start()
+    if start:
+        tracker.start()
     return tracker
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.storage import open_storage
-from pipelines.tracking import Artifact, default_tracking_uri, quiet_mlflow
+from pipelines.tracking import Artifact, TrialSnapshot, default_tracking_uri, quiet_mlflow
 from tests.pipelines.searches import (
     START_MS,
     a_search,
@@ -429,3 +429,79 @@ def test_only_complete_trials_have_final_metrics(tmp_path):
         dataclasses.replace(trial, status="stopped")
     with pytest.raises(ValueError, match="val/bpd"):
         dataclasses.replace(trial, final={"val/bpd": math.pi})
+
+
+# --- searches of many trials -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[int]:
+    """How many runs each question to MLflow for runs has brought."""
+    from mlflow import MlflowClient
+
+    search_runs, counts = MlflowClient.search_runs, []
+
+    def counting(*arguments, **options):
+        found = search_runs(*arguments, **options)
+        counts.append(len(found))
+        return found
+
+    monkeypatch.setattr(MlflowClient, "search_runs", counting)
+    return counts
+
+
+def eight_trials(runs_dir: Path) -> list[TrialSnapshot]:
+    tracker = open_tracker(runs_dir)
+    trials = [make_trial(number, "complete", 2, runs_dir) for number in range(8)]
+    for trial in trials:
+        tracker.record_trial(trial)
+    tracker.finish()
+    tracker.close()
+    assert tracker.problems == []
+    return trials
+
+
+def test_a_search_that_goes_on_reads_only_the_trials_that_it_writes(runs_dir, read):
+    trials = eight_trials(runs_dir)
+    before = runs_of(runs_dir)
+    read.clear()
+    tracker = open_tracker(runs_dir)
+    tracker.record_trial(dataclasses.replace(trials[3], final={**trials[3].final, "test/more": 2.5}))
+    tracker.record_trial(make_trial(8, "running", 1, runs_dir))
+    assert tracker.flush()
+    tracker.record_trial(make_trial(8, "running", 2, runs_dir))
+    assert tracker.flush()
+    tracker.close(interrupted=True)
+    assert sum(read) == 2  # the parent and the trial 3
+    after = runs_of(runs_dir)
+    assert {name: after[name].info.run_id for name in before} == {name: run.info.run_id for name, run in before.items()}
+    assert set(after) - set(before) == {"0008-fvae"}
+    assert after["0003-fvae"].data.metrics["test/more"] == 2.5
+
+
+def test_many_trials_to_write_are_read_at_once(runs_dir, read, monkeypatch):
+    trials = eight_trials(runs_dir)
+    before = dump(runs_dir)
+    monkeypatch.setattr("pipelines.mlflow_runs._LOOKED_UP", 7)
+    read.clear()
+    tracker = open_tracker(runs_dir, start=False)
+    for trial in trials:
+        tracker.record_trial(trial)
+    tracker.start()
+    tracker.finish()
+    tracker.close()
+    assert read == [1, 9]  # the parent; the parent and the trials
+    assert dump(runs_dir) == before
+
+
+def test_the_parent_of_an_earlier_version_is_found_once_and_then_by_its_tag(runs_dir, read):
+    eight_trials(runs_dir)
+    parent = runs_of(runs_dir)["digits-0"]
+    client(runs_dir).delete_tag(parent.info.run_id, "fvae.search.parent")
+    for expected in ([0, 9], [1, 0]):
+        read.clear()
+        tracker = open_tracker(runs_dir)
+        assert tracker.flush()
+        tracker.close()
+        assert read == expected
+    assert len(runs_of(runs_dir)) == 9
