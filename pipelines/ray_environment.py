@@ -12,6 +12,7 @@ DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's CSV, JSON and TensorBoard copies of the ledger
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own progress tables
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "60",  # at a search's end, for epochs under way, which count for nothing
 }
 
 for _name, _value in DEFAULTS.items():

@@ -97,6 +97,53 @@ def run_configs(run_id: str, tracking_uri: str) -> RunConfigs:
     return RunConfigs(model, train, data.tags.get(_PARENT_TAG), _below(data.params, "data."))
 
 
+class FinishedRun(NamedTuple):
+    """A fully trained model's run: a trial of a search, or a training."""
+
+    run_id: str
+    model: ModelConfig
+    train: TrainConfig
+    data: dict[str, str]
+    """The params ``data.*`` without the prefix, as MLflow has them: text."""
+    val_bpd: float
+    """Validation bits/dim of the kept weights."""
+
+
+def finished_runs(experiment: str, tracking_uri: str) -> list[FinishedRun]:
+    """The finished trials and trainings of an experiment, the earliest first.
+
+    Runs of other programs, and those whose params fit no config of this version, are left out. Raises ``ConfigError``
+    where there is no such experiment, ``StorageError`` where MLflow does not answer.
+    """
+    what = f"experiment {experiment}"
+    runs: list[Any] = []
+    with _explained(what, tracking_uri):
+        client = _client(tracking_uri)
+        found = client.get_experiment_by_name(experiment)
+        require(found is not None, f"no such experiment in {without_user(tracking_uri)}; `make ui` shows their names")
+        token = None
+        while token != "":
+            page = client.search_runs(
+                [found.experiment_id],
+                "attributes.status = 'FINISHED'",
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            runs += page
+            token = page.token or ""
+    finished = []
+    for run in runs:
+        params, metrics = run.data.params, run.data.metrics
+        if "model.family" not in params or "best/val_bpd" not in metrics:
+            continue  # a search's own run, or another program's
+        with contextlib.suppress(ConfigError):
+            model = ModelConfig.from_dict(_fields(ModelConfig, params, "model."))
+            train = TrainConfig.from_dict(_fields(TrainConfig, params, "train."))
+            data = _below(params, "data.")
+            finished.append(FinishedRun(run.info.run_id, model, train, data, metrics["best/val_bpd"]))
+    return finished
+
+
 def _client(tracking_uri: str) -> MlflowClient:
     if tracking_uri.startswith("sqlite:///"):  # which would be made, empty
         path = tracking_uri.removeprefix("sqlite:///")

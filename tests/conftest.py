@@ -17,7 +17,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-moment",
         action="store_true",
-        help="faults in training jobs at all five moments for each kind of loss (minutes), and S3 away for 60 s",
+        help="faults in training jobs at all five moments for each kind of loss, S3 away for 60 s, and searches killed "
+        "at twenty moments (20 minutes)",
     )
 
 
@@ -25,6 +26,7 @@ LONG = (
     "test_train_faults",
     "test_search.py",
     "test_search_s3",
+    "test_search_kills",
     "test_train_command",
     "test_trial_workers",
     "test_evaluate",

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune
 
 from pipelines.troubles import raise_trouble
+from tune.attempts import Attempt, AttemptEnd, Attempts, begun, ended, now_ms
+from tune.budget import Budget
 from tune.ledger import Ledger, TrialRecord, changes
 from tune.trial_files import CHECKPOINT
 
 Watcher = Callable[[TrialRecord], None]
 
+ASK_SECONDS = 0.2
+"""Between two looks at the budget."""
+
 
 class LedgerCallback(tune.Callback):
-    """Writes each epoch to the ledger and shows the new record to the watchers (table, MLflow).
+    """Brings each epoch into the ledger and shows the new record to the watchers (the table).
 
-    ``warn`` gets a line for each retry that the trial's storage needed.
+    ``keepers`` (MLflow) see a record only when it is written: what they keep must not be ahead of the ledger. ``warn``
+    gets a line for each retry that the trial's storage needed.
     """
 
-    def __init__(self, ledger: Ledger, watchers: Sequence[Watcher], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, ledger: Ledger, watchers: Sequence[Watcher], warn: Callable[[str], None], keepers: Sequence[Watcher] = ()
+    ) -> None:
         self.ledger = ledger
-        self.watchers = tuple(watchers)
+        self.watchers, self.keepers = tuple(watchers), tuple(keepers)
         self.warn = warn
+        self._heard: dict[str, float] = {}  # trial → when its attempt began or last finished an epoch
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks for a restore of its own, which the ledger makes needless."""
@@ -31,7 +41,11 @@ class LedgerCallback(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has a process: show it."""
-        self._show(self.ledger.records[trial.config["id"]])
+        record = self.ledger.records[trial.config["id"]]
+        held = trial.placement_group_factory.required_resources
+        attempt = Attempt(started_ms=now_ms(), cpus=held.get("CPU", 0.0), gpus=held.get("GPU", 0.0))
+        self._heard[record.id] = time.monotonic()
+        self._show(self.ledger.update(record.id, attempts=begun(record.attempts, attempt)))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -41,19 +55,76 @@ class LedgerCallback(tune.Callback):
         for line in result.get("warnings", ()):
             self.warn(f"{record.id}: {line}")
         raise_trouble(result)  # ends the search; the trial goes on when the same command finds its storage well
-        record = self.ledger.update(record.id, **changes(record, result))
-        if record.status != "running":
+        new = changes(record, result)
+        if new.get("status") == "failed":  # in the midst of an epoch
+            new["attempts"] = self._ended(record, "failed")
+        record = self.ledger.update(
+            record.id, at_once="status" in new or result.get("checkpoint_follows", False), **new
+        )
+        self._heard[record.id] = time.monotonic()
+        if record.status in ("complete", "failed"):  # a stopped one may be taken up again
             self.ledger.trial_storage(record.id).delete(CHECKPOINT)
         self._show(record)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial whose process died, and which Tune starts again."""
+        record = self.ledger.records[trial.config["id"]]
+        self.ledger.update(record.id, attempts=self._ended(record, "lost"))
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial whose process died more often than Tune starts it again: keep it with its reason."""
-        if self.ledger.records[trial.config["id"]].status != "running":
+        record = self.ledger.records[trial.config["id"]]
+        if record.status != "running":
             return  # it had done all: nothing is lost with its process
         lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
         reason = lines[-1] if lines else "its process died"
-        self._show(self.ledger.update(trial.config["id"], status="failed", reason=reason))
+        attempts = self._ended(record, "failed")
+        self._show(self.ledger.update(record.id, status="failed", reason=reason, attempts=attempts))
+
+    def put_aside(self) -> None:
+        """The search ends, and what still runs goes on when the same command is given more of it."""
+        self.ledger.flush()
+        for record in self.ledger.with_status("running"):
+            if record.id in self._heard:
+                self._show(self.ledger.update(record.id, attempts=self._ended(record, "put aside")))
+
+    def _ended(self, record: TrialRecord, how: AttemptEnd) -> Attempts:
+        heard = self._heard.get(record.id)
+        return ended(record.attempts, how, None if heard is None else time.monotonic() - heard)
 
     def _show(self, record: TrialRecord) -> None:
         for watcher in self.watchers:
             watcher(record)
+        if self.ledger.is_written(record.id):
+            for keeper in self.keepers:
+                keeper(record)
+
+
+class BudgetStopper(tune.Stopper):
+    """Ends the search, and not one trial: Tune stops what runs without a word to searcher, scheduler or callbacks.
+
+    It is asked all the time, so it also sees to what happens by the clock: the time that is kept, ``tick``.
+    """
+
+    def __init__(self, budget: Budget, ledger: Ledger, tick: Callable[[], None] = lambda: None) -> None:
+        self.budget, self.ledger, self.tick = budget, ledger, tick
+        self.why: str | None = None
+        """Why the search was ended, one line; None where it was not."""
+        self._asked_at = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: see :class:`LedgerCallback`."""
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial on its own."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the budget is used up."""
+        if self.why is None and time.monotonic() - self._asked_at > ASK_SECONDS:
+            self._asked_at = time.monotonic()
+            self.budget.clock.tick()
+            self.tick()
+            self.why = self.budget.over(self.ledger)
+        return self.why is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from pipelines.durations import duration
 from tune.ledger import Ledger, TrialRecord
+from tune.plan import Forecaster
 
 STYLES = {"running": "cyan", "complete": "green", "stopped": "yellow", "failed": "red"}
 RECENT = 10
@@ -24,11 +24,10 @@ RECENT = 10
 class SearchDisplay:
     """Shows records as they change. Use as a context manager around the search."""
 
-    def __init__(self, console: Console, ledger: Ledger, *, trials: int, epochs: int) -> None:
-        self.console, self.ledger, self.trials, self.epochs = console, ledger, trials, epochs
-        self._started = time.monotonic()
-        self._epochs_before = {record.id: record.epochs for record in ledger.records.values()}
-        self._seconds_before = {record.id: record.seconds for record in ledger.records.values()}
+    def __init__(self, console: Console, ledger: Ledger, forecaster: Forecaster, *, trials: int | None) -> None:
+        """``trials``: to start at most; None where another budget ends the search."""
+        self.console, self.ledger, self.forecaster, self.trials = console, ledger, forecaster, trials
+        self.epochs = forecaster.epochs
         self._announced = {record.id for record in ledger.records.values() if record.status != "running"}
         self._live = Live(console=console, refresh_per_second=2, get_renderable=self._table, transient=True)
 
@@ -44,41 +43,31 @@ class SearchDisplay:
 
     def watch(self, record: TrialRecord) -> None:
         """A record has changed."""
+        if record.status == "running":
+            self._announced.discard(record.id)  # a stopped one may go on
         if record.status == "running" or record.id in self._announced:
             return
         self._announced.add(record.id)
         if not self.console.is_terminal:
             self.console.print(self._line(record), soft_wrap=True, highlight=False)
-
-    def time_left(self) -> float | None:
-        """Seconds until every trial is done; None before anything is known."""
-        elapsed = time.monotonic() - self._started
-        epochs_done, spent = 0, 0.0
-        for record in self.ledger.records.values():
-            seconds = record.seconds - self._seconds_before.get(record.id, 0.0)
-            if seconds > 0:
-                spent += seconds
-                epochs_done += record.epochs - self._epochs_before.get(record.id, 0)
-        if not epochs_done or spent <= 0:
-            return None
-        ended = self.ledger.ended()
-        mean_epochs = sum(record.epochs for record in ended) / len(ended) if ended else self.epochs
-        running = sum(max(0.0, mean_epochs - record.epochs) for record in self.ledger.with_status("running"))
-        waiting = max(0, self.trials - len(self.ledger.records)) * mean_epochs
-        seconds_per_epoch = spent / epochs_done
-        side_by_side = max(1.0, spent / elapsed)
-        return (running + waiting) * seconds_per_epoch / side_by_side
+            if news := self.forecaster.news():
+                self.console.print(news, soft_wrap=True, highlight=False)
 
     def _line(self, record: TrialRecord) -> str:
         done = len(self.ledger.ended())
-        left = self.time_left()
+        left = self.forecaster.seconds_left
         bits = "         —" if record.val_bpd is None else f"{record.val_bpd:10.3f}"
         line = (
-            f"[{done:3d}/{self.trials}] {record.id:<12}{record.params:>11,} parameters {bits} bits/dim  "
+            f"[{done:3d}{self._of()}] {record.id:<12}{record.params:>11,} parameters {bits} bits/dim  "
             f"epoch {record.epochs:>3}/{self.epochs}  {duration(record.seconds):>6}  {record.status:<9}"
         )
-        line += f" {duration(left)} left" if left is not None and done < self.trials else ""
+        line += f" {duration(left)} left" if left else ""
         return f"{line}  ({record.reason})" if record.status == "failed" else line.rstrip()
+
+    def _of(self, between: str = "/") -> str:
+        """The number of trials, where it is known: other seeds of the fronts' models come on top."""
+        seeds = sum(record.replicate_of is not None for record in list(self.ledger.records.values()))
+        return "" if self.trials is None else f"{between}{self.trials + seeds}"
 
     def _table(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -105,9 +94,13 @@ class SearchDisplay:
         return Group(table, Text(), self._summary(len(ended)))
 
     def _summary(self, ended: int) -> Text:
-        left = self.time_left()
-        text = Text(f"{ended} of {self.trials} trials done", style="bold")
-        text.append(f"   time left {'…' if left is None else duration(left)}", style="default")
+        text = Text(f"{ended}{self._of(' of ')} trials done", style="bold")
+        made, left = self.forecaster.now(), self.forecaster.seconds_left
+        if made is None or left is None:
+            text.append("   time left …", style="default")
+        else:
+            text.append(f"   time left {duration(left)} (80%: {duration(made.low)} to {duration(made.high)})")
+            text.append(f", then {made.complete} complete and {made.stopped} stopped", style="default")
         complete = self.ledger.with_status("complete")
         for family in dict.fromkeys(record.family for record in self.ledger.records.values()):
             best = min(

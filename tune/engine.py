@@ -7,7 +7,7 @@ import logging
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ from fvae.data import Dataset
 from pipelines.ray_session import ray_session
 from pipelines.storage import Storage
 from pipelines.troubles import raise_trouble
+from pipelines.worker_resources import workers_on
+from tune.callbacks import BudgetStopper
 from tune.gpu_shares import GpuShares, PeakMemory, smallest_card_bytes
 from tune.ledger import Ledger, TrialRecord
 from tune.resources import placement, trials_at_once
 from tune.scheduler import FrontScheduler
 from tune.searcher import FrontSearcher
 from tune.settings import SearchSettings
+from tune.standings import Standings
 from tune.trial import TrialProcess, read_test_split
 from tune.trial_workers import TrialCoordinator
 
@@ -41,6 +44,8 @@ class Room:
     settings: SearchSettings
     trials_at_once: int | None
     """At most; None: as many as Ray finds room for."""
+    nodes: Sequence[Mapping[str, float]]
+    """The resources of each node."""
     gpu_shares: GpuShares | None
     """With ``--gpus-per-trial auto``."""
 
@@ -49,6 +54,14 @@ class Room:
         if self.gpu_shares:
             return self.gpu_shares.share(model, train)
         return float(self.settings.gpus_per_trial)
+
+    def expected_at_once(self) -> int:
+        """How many trials will probably train side by side; GPUs that are shared by need count as one a trial."""
+        if self.trials_at_once is not None and self.settings.workers_per_trial > 1:
+            return self.trials_at_once
+        gpus = 1.0 if self.gpu_shares else float(self.settings.gpus_per_trial)
+        room = sum(workers_on(node, self.settings.cpus_per_trial, gpus) for node in self.nodes)
+        return max(1, min(room, self.trials_at_once or room))
 
 
 @contextmanager
@@ -59,19 +72,26 @@ def search_session(settings: SearchSettings, dataset: Dataset) -> Iterator[Room]
         needed["GPU"] = ("--gpus-per-trial", settings.gpus_per_trial)
     with ray_session(dataset.held_bytes(), needed):
         nodes = [node for node in ray.nodes() if node["Alive"]]
+        resources = [node["Resources"] for node in nodes]
         at_once, shares = settings.concurrent, None
         if settings.workers_per_trial > 1:
-            fitting = trials_at_once(settings, [node["Resources"] for node in nodes])
+            fitting = trials_at_once(settings, resources)
             at_once = min(fitting, at_once or fitting)
         if settings.gpus_per_trial == "auto":
             shares = GpuShares(smallest_card_bytes(nodes), dataset.held_bytes())
-        yield Room(settings, at_once, shares)
+        yield Room(settings, at_once, resources, shares)
 
 
 def run_trials(
-    room: Room, dataset: Dataset, ledger: Ledger, searcher: FrontSearcher, callbacks: Sequence[tune.Callback]
+    room: Room,
+    dataset: Dataset,
+    standings: Standings,
+    searcher: FrontSearcher,
+    callbacks: Sequence[tune.Callback],
+    stopper: BudgetStopper,
 ) -> bool:
-    """Train until the searcher has no more trials. False where Ctrl-C ended it before."""
+    """Train until the searcher has no more trials, or the budget is used up. False where Ctrl-C ended it before."""
+    ledger = standings.ledger
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are in the ledger, a line each
     settings = room.settings
     peaks = [PeakMemory(room.gpu_shares)] if room.gpu_shares else []
@@ -82,7 +102,7 @@ def run_trials(
                 trainable(settings, dataset),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=PlacingScheduler(ledger, room),
+                    scheduler=PlacingScheduler(standings, room),
                     num_samples=-1,
                     max_concurrent_trials=room.trials_at_once,
                     reuse_actors=True,
@@ -91,6 +111,7 @@ def run_trials(
                     name=settings.run_name(dataset.name),
                     storage_path=str(scratch),
                     callbacks=[*callbacks, *peaks],
+                    stop=stopper,
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
                     verbose=0,
                 ),
@@ -102,7 +123,10 @@ def run_trials(
         raise
     finally:
         signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own handler, which only it listens to
-    return len(ledger.records) >= searcher.trials and not ledger.with_status("running")
+    if ledger.with_status("running") or stopper.why:
+        return stopper.why is not None
+    all_tried = set(searcher.families) <= set(searcher.exhausted)
+    return all_tried or stopper.budget.finished(ledger, searcher.seeds) is not None
 
 
 def trainable(settings: SearchSettings, dataset: Dataset) -> type[tune.Trainable]:
@@ -121,8 +145,8 @@ class PlacingScheduler(FrontScheduler):
     Not through ``tune.with_resources``: Tune asks a copy of what it gets there, which learns nothing.
     """
 
-    def __init__(self, ledger: Ledger, room: Room) -> None:
-        super().__init__(ledger, room.settings.epochs)
+    def __init__(self, standings: Standings, room: Room) -> None:
+        super().__init__(standings)
         self.room = room
         self._placed: set[str] = set()
 

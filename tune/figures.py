@@ -29,15 +29,17 @@ Trial = Mapping[str, Any]
 def size_figure(tradeoff: Mapping[str, Any]) -> go.Figure:
     """Parameters (log) against validation bits/dim: fronts, fitted curves with bands, every trial with a figure."""
     figure = _figure(560)
-    trials = [trial for trial in tradeoff["trials"] if trial["val_bpd"] is not None]
+    trials = [trial for trial in tradeoff["trials"] if trial["val_bpd"] is not None and not trial["replicate_of"]]
     complete = [trial for trial in trials if trial["status"] == "complete"]
     for family in FAMILIES:
         mine = [trial for trial in complete if trial["family"] == family]
         if mine:
             _add_fit(figure, family, tradeoff["fits"][family]["band"])
             _add_family(figure, family, mine, tradeoff["fronts"][family])
+            _add_seeds(figure, family, mine, tradeoff["seeds"])
     _add_part_trained(figure, [trial for trial in trials if trial["status"] == "stopped"])
-    limits = focus_range(trial["val_bpd"] for trial in complete)
+    bars = [spread["val_bpd_mean"] - spread["val_bpd_std"] for spread in tradeoff["seeds"].values()]
+    limits = focus_range([*(trial["val_bpd"] for trial in complete), *bars])
     figure.update_xaxes(type="log", title="Trained parameters (log scale)", tickformat="~s", dtick="D2")
     figure.update_yaxes(title="Validation bits/dim (lower is better)", range=limits)
     above = sum(trial["val_bpd"] > limits[1] for trial in trials) if limits else 0
@@ -148,6 +150,24 @@ def _add_family(figure: go.Figure, family: str, trials: Sequence[Trial], front_i
         **_positions(front), mode="lines+markers", name=f"{LABELS[family]} front", legendgroup=family,
         line={"color": color, "width": 1.6, "shape": "hv"},
         marker={"size": 11, "symbol": SYMBOLS[family], "line": {"color": "white", "width": 1}},
+    )  # fmt: skip
+
+
+def _add_seeds(
+    figure: go.Figure, family: str, trials: Sequence[Trial], seeds: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Mean ± standard deviation of the models that were trained with several seeds."""
+    repeated = [(trial, seeds[trial["id"]]) for trial in trials if trial["id"] in seeds]
+    if not repeated:
+        return
+    figure.add_scatter(
+        x=[trial["params"] for trial, _ in repeated], y=[spread["val_bpd_mean"] for _, spread in repeated],
+        error_y={"type": "data", "array": [spread["val_bpd_std"] for _, spread in repeated], "color": COLORS[family],
+                 "thickness": 1.5, "width": 5},
+        mode="markers", marker={"color": COLORS[family], "symbol": "line-ew-open", "size": 9},
+        name=f"{LABELS[family]} seeds (mean ± s.d.)", legendgroup=f"{family} seeds",
+        hovertext=[f"{escape(trial['id'])}: {spread['seeds']} seeds" for trial, spread in repeated],
+        hovertemplate="%{hovertext}<br>mean %{y:.4f} ± %{error_y.array:.4f} bits/dim<extra></extra>",
     )  # fmt: skip
 
 

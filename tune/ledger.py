@@ -1,8 +1,13 @@
 """The search's one source of truth: a record of every trial ever started, in a folder
 or on S3.
 
-Optuna's studies, MLflow's runs and the map are all derived from it, so after a crash there is
-nothing to reconcile but what it says. One writer (the driver); every write is whole or absent.
+Proposals, MLflow's runs and the map are all derived from it, so after a crash there is nothing to
+reconcile but what it says. One writer (the driver); every write is whole or absent.
+
+A write to a disk takes some 10 ms, to S3 more, and small models finish many epochs a second. So an
+epoch is written at once only where something rests on it: the trial's end, or a checkpoint, which is
+never ahead of the ledger. Any other epoch waits for up to ``WRITE_SECONDS``. A killed driver loses
+nothing that would not be trained again from the checkpoint anyway.
 
     <storage>/<name>/search.json           what is searched: data set, hash, seed, budget
     <storage>/<name>/trials/<id>/trial.json    one record
@@ -14,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,6 +28,12 @@ from fvae.files import parse_json
 from fvae.train import EpochMetrics
 from pipelines.storage import Storage
 from pipelines.stored import address, read_present
+from tune.attempts import OF_STATUS, Attempt, ended, heard
+
+RECORD = "trial.json"
+"""In a trial's storage."""
+WRITE_SECONDS = 1.0
+"""Between two writes of a trial's epochs on which nothing rests yet: what a killed driver forgets that it cost."""
 
 Status = Literal["running", "complete", "stopped", "failed"]
 
@@ -70,6 +82,10 @@ class TrialRecord:
     val_bpd: float | None = None
     """Validation bits/dim of the kept weights. For a part-trained trial: the last one measured."""
     test: TestResult | None = None
+    replicate_of: str | None = None
+    """The trial of which this one is another seed: the same model and training, for the spread of its bits/dim."""
+    attempts: tuple[Attempt, ...] = ()
+    """Every process that took the trial up, in order: what the trial cost."""
 
     @property
     def epochs(self) -> int:
@@ -78,7 +94,9 @@ class TrialRecord:
 
     @property
     def seconds(self) -> float:
-        """Training and validation seconds spent."""
+        """Training and validation seconds spent, on epochs that were trained again too."""
+        if self.attempts:
+            return sum(attempt.seconds for attempt in self.attempts)
         return self.history[-1].seconds if self.history else 0.0
 
     @property
@@ -95,7 +113,15 @@ class TrialRecord:
         """Raises ``ConfigError`` for a field it does not know."""
         history = tuple(from_fields(EpochMetrics, epoch) for epoch in values.get("history", ()))
         test = values.get("test")
-        return from_fields(cls, values | {"history": history, "test": from_fields(TestResult, test) if test else None})
+        return from_fields(
+            cls,
+            values
+            | {
+                "history": history,
+                "test": from_fields(TestResult, test) if test else None,
+                "attempts": tuple(from_fields(Attempt, attempt) for attempt in values.get("attempts", ())),
+            },
+        )
 
 
 def changes(record: TrialRecord, result: dict[str, Any]) -> dict[str, Any]:
@@ -103,9 +129,13 @@ def changes(record: TrialRecord, result: dict[str, Any]) -> dict[str, Any]:
     if "failure" in result:
         return {"status": "failed", "reason": result["failure"]}
     new: dict[str, Any] = {}
+    if (attempts := heard(record.attempts, result)) != record.attempts:
+        new["attempts"] = attempts
     # After a crash the epochs since the last checkpoint are trained again; the first record of each stays.
     if result["epoch"] > record.epochs:
         metrics = EpochMetrics(**{name: result[name] for name in EpochMetrics.__dataclass_fields__})
+        if attempts:  # the process counts what led to its weights; the trial also what was lost on the way
+            metrics = dataclasses.replace(metrics, seconds=sum(attempt.seconds for attempt in attempts))
         new["history"] = (*record.history, metrics)
         new["val_bpd"] = result["val_bpd"]
     if "best_val_bpd" in result:
@@ -114,7 +144,8 @@ def changes(record: TrialRecord, result: dict[str, Any]) -> dict[str, Any]:
 
 
 class Ledger:
-    """The records of one run. Reading is done once, at opening; every write is done when the method returns."""
+    """The records of one run. Reading is done once, at opening; a write is done when the method returns, unless the
+    method says otherwise."""
 
     def __init__(self, root: Storage, guard: Callable[[], None] = lambda: None) -> None:
         """
@@ -124,6 +155,8 @@ class Ledger:
         """
         self.root, self.guard = root, guard
         self.records: dict[str, TrialRecord] = {}
+        self._written_at: dict[str, float] = {}
+        self._unwritten: set[str] = set()
         keys = [info.key for info in root.list("trials") if re.fullmatch(r"trials/[^/]+/trial\.json", info.key)]
         for key, content in zip(keys, read_present(root, keys), strict=True):
             if content is not None:
@@ -141,14 +174,40 @@ class Ledger:
     def put(self, record: TrialRecord) -> None:
         """Write a record, replacing the trial's earlier one."""
         self.guard()
-        self.trial_storage(record.id).write("trial.json", json.dumps(record.to_dict(), indent=1).encode())
+        self.trial_storage(record.id).write(RECORD, json.dumps(record.to_dict(), indent=1).encode())
         self.records[record.id] = record
+        self._written_at[record.id] = time.monotonic()
+        self._unwritten.discard(record.id)
 
-    def update(self, trial_id: str, **changes: Any) -> TrialRecord:
-        """Change fields of a record and write it."""
+    def update(self, trial_id: str, *, at_once: bool = True, **changes: Any) -> TrialRecord:
+        """Change fields of a record and write it, where anything changes. A trial's end is its attempt's.
+
+        Not ``at_once``: the write may wait for the trial's next one a second later, or for :meth:`flush`.
+        """
         record = dataclasses.replace(self.records[trial_id], **changes)
-        self.put(record)
+        if record.status != "running":
+            record = dataclasses.replace(record, attempts=ended(record.attempts, OF_STATUS[record.status]))
+        rests = not at_once and time.monotonic() - self._written_at.get(trial_id, 0.0) < WRITE_SECONDS
+        if record != self.records[trial_id] and rests:
+            self.records[trial_id] = record
+            self._unwritten.add(trial_id)
+        elif record != self.records[trial_id] or (trial_id in self._unwritten and not rests):
+            self.put(record)
         return record
+
+    def close_attempts(self) -> None:
+        """To be called before anything runs: attempts of which an earlier driver left no end were lost."""
+        for record in self.with_status("running"):
+            self.update(record.id, attempts=ended(record.attempts, "lost", None))
+
+    def is_written(self, trial_id: str) -> bool:
+        """Whether the storage holds all that is known of a trial."""
+        return trial_id not in self._unwritten
+
+    def flush(self) -> None:
+        """Write what waits."""
+        for trial_id in sorted(self._unwritten):
+            self.put(self.records[trial_id])
 
     def ended(self) -> list[TrialRecord]:
         """Records of trials that are not to go on, in order of starting."""

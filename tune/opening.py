@@ -14,7 +14,7 @@ from pipelines.stored import read_json
 from tune.settings import SearchSettings
 
 SEARCH = "search.json"
-FORMAT = 3
+FORMAT = 4
 """Raised whenever models, figures or records of an earlier version would no longer compare."""
 COMPARED = ("epochs", "batch_size", "precision", "seed")
 """Settings that all trials of a run share, besides the data set."""

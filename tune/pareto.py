@@ -45,11 +45,15 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
 
 
 def complete_trials(records: Sequence[TrialRecord], family: str | None = None) -> list[TrialRecord]:
-    """Fully trained trials, the only ones that fronts, fits and the claim may rest on."""
+    """Fully trained trials, the only ones that fronts, fits and the claim may rest on. Further seeds of one are left
+    out: models that happen to be trained more often would have more chances to look good."""
     return [
         record
         for record in records
-        if record.status == "complete" and record.val_bpd is not None and family in (None, record.family)
+        if record.status == "complete"
+        and record.val_bpd is not None
+        and record.replicate_of is None
+        and family in (None, record.family)
     ]
 
 

@@ -57,13 +57,14 @@ def write_plot(run: Storage, tradeoff: Mapping[str, Any], records: Sequence[Tria
 def _draw_sizes(axes: Axes, tradeoff: Mapping[str, Any]) -> None:
     """Parameters against validation bits/dim: trials, fronts, fitted curves with their bands."""
     _style(axes, "Parameters", "Validation bits/dim (lower is better)", "Quality by size")
-    trials = [trial for trial in tradeoff["trials"] if trial["val_bpd"] is not None]
+    trials = [trial for trial in tradeoff["trials"] if trial["val_bpd"] is not None and not trial["replicate_of"]]
     complete = [trial for trial in trials if trial["status"] == "complete"]
     part_trained = [trial for trial in trials if trial["status"] == "stopped"]
     if not complete:
         _say(axes, "No complete trial yet")
         return
-    limits = focus_range(trial["val_bpd"] for trial in complete)
+    bars = [spread["val_bpd_mean"] - spread["val_bpd_std"] for spread in tradeoff["seeds"].values()]
+    limits = focus_range([*(trial["val_bpd"] for trial in complete), *bars])
     for family in FAMILIES:
         color = COLORS[family]
         mine = [trial for trial in complete if trial["family"] == family]
@@ -79,6 +80,7 @@ def _draw_sizes(axes: Axes, tradeoff: Mapping[str, Any]) -> None:
         axes.scatter(
             *_columns(on_front), s=44, marker=MARKERS[family], color=color, edgecolor="white", linewidth=0.8, zorder=3
         )
+        _draw_seeds(axes, on_front, tradeoff["seeds"], color)
     for trial in part_trained:
         axes.scatter(
             trial["params"], trial["val_bpd"], s=26, marker=MARKERS[trial["family"]], facecolor="none",
@@ -94,6 +96,20 @@ def _draw_sizes(axes: Axes, tradeoff: Mapping[str, Any]) -> None:
             0.985, 0.975, f"{above} {'trial' if above == 1 else 'trials'} above the panel", transform=axes.transAxes,
             ha="right", va="top", fontsize=9, color=GREY,
         )  # fmt: skip
+
+
+def _draw_seeds(
+    axes: Axes, trials: Sequence[Mapping[str, Any]], seeds: Mapping[str, Mapping[str, float]], color: str
+) -> None:
+    """Mean ± standard deviation of the models that were trained with several seeds."""
+    repeated = [trial for trial in trials if trial["id"] in seeds]
+    spreads = [seeds[trial["id"]] for trial in repeated]
+    axes.errorbar(
+        [trial["params"] for trial in repeated],
+        [spread["val_bpd_mean"] for spread in spreads],
+        yerr=[spread["val_bpd_std"] for spread in spreads],
+        fmt="_", color=color, markersize=7, elinewidth=1.2, capsize=3, capthick=1.2, zorder=4,
+    )  # fmt: skip
 
 
 def _draw_compute(axes: Axes, records: Sequence[TrialRecord]) -> None:
@@ -131,6 +147,8 @@ def _draw_legend(figure: Figure, tradeoff: Mapping[str, Any]) -> None:
         Line2D([], [], color=INK, linewidth=1.3, linestyle=(0, (4, 2)), label="a + b·N$^{-α}$ (95% band)"),
         Line2D([], [], color=GREY, marker="o", markerfacecolor="none", linestyle="none", label="part-trained"),
     ]
+    if tradeoff["seeds"]:
+        handles.append(Line2D([], [], color=INK, marker="|", markersize=11, linestyle="none", label="± s.d. of seeds"))
     figure.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(0.057, 0.935), ncols=len(handles), frameon=False,
         fontsize=10, handlelength=1.8, columnspacing=1.4, labelcolor=INK,

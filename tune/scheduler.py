@@ -1,95 +1,110 @@
 """Early stopping that knows both objectives: bits/dim as it is measured, and size, known beforehand.
 
-The rule. At a rung (an eighth, a quarter, half of the epochs) a trial is compared with the trials of
-its family that have its size or less and have passed the same rung. It is stopped if at least
-``VOTES`` of them were clearly better there: by more than a margin that the trial's own learning curve
-sets, half of what it gained since half the rung's epoch, and never less than ``LEAST_MARGIN``. So a
-trial that still learns fast is left alone. Nothing else stops it: a larger model cannot, another
-family cannot, and a trial with fewer than ``VOTES`` smaller rivals always goes on. So the smallest
-models of every family are always fully trained.
+The rule, at each rung, for a trial with N parameters (:class:`Rule` has its parameters):
+
+1. What will it reach? Its own learning curve says so, and what trials of its size reach; with a spread
+   (:mod:`tune.forecasts`).
+2. By how much would that enlarge the area that the front dominates? The front is what fully trained trials of its
+   family have reached and running ones are forecast to reach. Where rivals of N parameters or less do better than
+   it may hope for, that is nothing: size is known, so the expectation is exact given the forecast
+   (:mod:`tune.improvement`).
+3. It goes on if that is at least a thousandth or two of the front's area (``least_gain``).
+4. Otherwise it is stopped, unless its size would starve: of the trials of its family in a band of sizes (half a
+   decade) that reached the rung, one in ``kept`` goes on whatever the rule says.
+
+What follows. A trial that is forecast to lie clearly on its front is never stopped, and no larger trial and no other
+family can stop one by being better (unless families compete for one front). A trial of which little is known yet has
+a wide forecast, and is left alone. Being stopped is no verdict: the trial keeps its checkpoint, and the proposer takes
+it up again from there once that has become the best use of the next epochs (:mod:`tune.front_proposer`). Stopped
+trials enter no front and no fit. Nobody waits at a rung (asynchronous): a trial is compared with what is there when it
+arrives.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tune.ledger import Ledger, TrialRecord, changes
-
-RUNGS = (1 / 8, 1 / 4, 1 / 2)
-"""Shares of the epochs at which a trial may be stopped."""
-VOTES = 2
-"""Smaller rivals that must be clearly better before a trial is stopped."""
-LEAST_MARGIN = 0.03
-"""Bits/dim that always count as no clear difference: about three standard errors of the paired
-difference between two models on some hundred validation images."""
+from tune.ledger import TrialRecord, changes
+from tune.standings import Standings
 
 
-def rungs(epochs: int) -> set[int]:
-    """The rungs' epochs. A short training has fewer of them, never one at its last epoch."""
-    return {epoch for share in RUNGS if 0 < (epoch := math.ceil(share * epochs)) < epochs}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """The rule, and its parameters."""
 
+    rung_shares: tuple[float, ...] = (1 / 30, 1 / 15, 1 / 8, 1 / 4, 1 / 2)
+    """Shares of the epochs at which a trial may be stopped."""
+    least_gain: float = 0.002
+    """Share of the front's area by which a trial must be expected to enlarge it."""
+    bands: int = 2
+    """Bands of sizes to a decade."""
+    kept: int | None = 16
+    """One in so many trials of a band goes on from each rung in any case; None: no share is kept."""
 
-def best_until(record: TrialRecord, epoch: int) -> float | None:
-    """Lowest validation bits/dim up to ``epoch``; None where the trial has not come so far."""
-    if record.epochs < epoch:
-        return None
-    return min((point.val_bpd for point in record.history if point.epoch <= epoch), default=None)
+    def rungs(self, epochs: int) -> set[int]:
+        """The rungs' epochs. A short training has fewer of them, never one at its last epoch."""
+        return {epoch for share in self.rung_shares if 0 < (epoch := math.ceil(share * epochs)) < epochs}
 
+    def reason_to_stop(self, standings: Standings, record: TrialRecord) -> str | None:
+        """One line why a trial that has just reached a rung is stopped, or None where it goes on."""
+        forecast = standings.forecast(record, record.epochs)
+        assert forecast is not None  # it is at a rung
+        rivals = [each for each in standings.of(record.family, without=record) if each.record.status != "stopped"]
+        if not rivals:
+            return None
+        front = standings.front(rivals, max(record.params, *(each.record.params for each in rivals)))
+        size, (mean, spread) = standings.log_size([record.params]), forecast
+        gain = float(front.expected_improvement(size, np.array([mean]), np.array([spread]))[0])
+        if gain >= self.least_gain * front.area or self.would_starve(standings, record):
+            return None
+        return (
+            f"epoch {record.epochs}: to reach {mean:.3f} ± {spread:.3f} bits/dim, "
+            f"where {front.height(size)[0]:.3f} is had with {record.params:,} parameters or less"
+        )
 
-def margin(record: TrialRecord, epoch: int, val_bpd: float) -> float:
-    """By how many bits/dim a rival must be better, for a trial that stands at ``val_bpd`` at ``epoch``."""
-    halfway = best_until(record, epoch // 2)
-    if halfway is None:
-        return math.inf  # too early to know how fast it learns
-    return max(LEAST_MARGIN, (halfway - val_bpd) / 2)
+    def would_starve(self, standings: Standings, record: TrialRecord) -> bool:
+        """Whether too few trials of its size have gone on from this rung."""
+        if self.kept is None:
+            return False
+        here = [
+            other
+            for other in standings.ledger.records.values()
+            if other.epochs >= record.epochs and other.id != record.id and self._same_size(standings, other, record)
+        ]
+        gone_on = sum(other.epochs > record.epochs or other.status == "running" for other in here)
+        return (gone_on + 1) * self.kept <= len(here) + 1
 
-
-def reason_to_stop(ledger: Ledger, record: TrialRecord, epoch: int, val_bpd: float) -> str | None:
-    """One line why a trial at a rung is stopped, or None where it goes on.
-
-    ``val_bpd`` is the trial's lowest validation bits/dim so far.
-    """
-    needed = val_bpd - margin(record, epoch, val_bpd)
-    better = []
-    for rival in ledger.records.values():
-        if rival.id == record.id or rival.family != record.family or rival.params > record.params:
-            continue
-        if rival.status == "failed":
-            continue  # what it had reached before it diverged is no evidence
-        at_rung = best_until(rival, epoch)
-        if at_rung is not None and at_rung < needed:
-            better.append((at_rung, rival))
-    if len(better) < VOTES:
-        return None
-    best, rival = min(better, key=lambda pair: pair[0])
-    return (
-        f"epoch {epoch}: {val_bpd:.3f} bits/dim, where {len(better)} {record.family} models of its size or smaller "
-        f"had less than {needed:.3f} (best {best:.3f} by {rival.id} with {rival.params:,} parameters)"
-    )
+    def _same_size(self, standings: Standings, one: TrialRecord, other: TrialRecord) -> bool:
+        bands = {math.floor(self.bands * math.log10(each.params)) for each in (one, other)}
+        return standings.share_a_front(one, other.family) and len(bands) == 1
 
 
 class FrontScheduler(FIFOScheduler):
-    """First in, first out; at each rung :func:`reason_to_stop` decides. Decisions go to the ledger."""
+    """First in, first out; at each rung the rule decides. Decisions go to the ledger."""
 
-    def __init__(self, ledger: Ledger, epochs: int) -> None:
+    def __init__(self, standings: Standings, rule: Rule | None = None) -> None:
+        """``rule``: by default the one that searches use; its rungs are those of the standings' forecasts."""
         super().__init__()
-        self.ledger = ledger
-        self.rungs = rungs(epochs)
+        self.standings, self.rule = standings, rule or Rule()
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Stop or continue, after every epoch."""
-        epoch = result["epoch"]
-        if epoch not in self.rungs:
+        ledger = self.standings.ledger
+        record = ledger.records[trial.config["id"]]
+        if result["epoch"] not in self.standings.forecasts.rungs or record.replicate_of is not None:
             return TrialScheduler.CONTINUE
-        record = self.ledger.records[trial.config["id"]]
-        val_bpd = min([result["val_bpd"], *(point.val_bpd for point in record.history if point.epoch < epoch)])
-        reason = reason_to_stop(self.ledger, record, epoch, val_bpd)
+        news = changes(record, result)
+        if "history" not in news:  # a crash came between: the epoch is trained again, and was judged the first time
+            return TrialScheduler.CONTINUE
+        reason = self.rule.reason_to_stop(self.standings, dataclasses.replace(record, **news))
         if reason is None:
             return TrialScheduler.CONTINUE
         # The epoch and the decision in one write: a crash leaves both or neither.
-        self.ledger.update(record.id, **changes(record, result), status="stopped", reason=reason)
+        ledger.update(record.id, **news, status="stopped", reason=reason)
         return TrialScheduler.STOP

@@ -1,89 +1,101 @@
-"""Optuna behind Ray Tune's ``Searcher``: two objectives, one study per family, rebuilt from the ledger.
+"""The order of work, in Tune's ``Searcher`` interface: what was begun first, then new trials, then further seeds.
 
-Each family has its own share of the trials, so that each gets a front and the claim a fair test.
-Its study minimises (parameters, validation bits/dim). Only complete trials are told with values:
-what was stopped is told as PRUNED, what failed as FAIL, so part-trained figures mislead nobody.
-The studies live in memory and are rebuilt from the ledger, so no crash can leave a ghost in them.
+Families take turns, so that each gets a front and the claim a fair test. What to train next of a family is the
+proposer's choice (:mod:`tune.proposers`), whether anything is trained at all the budget's (:mod:`tune.budget`).
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-import optuna
-from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from fvae.config import ConfigError, ModelConfig
-from fvae.flops import parameters_and_flops
-from fvae.train_config import TrainConfig
+from fvae.config import ConfigError
+from tune.candidates import Candidate
 from tune.ledger import Ledger, TrialRecord
-from tune.space import SearchSpace, initial_designs, suggest
+from tune.proposers import Proposer
+from tune.replicates import next_replicate
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # the live table says it better
 
-ASKS = 50
-"""How often a sampler may propose an impossible or already tried model before its word is taken."""
+class Allowance(Protocol):
+    """What the searcher asks of :class:`tune.budget.Budget`."""
+
+    def may_start(self, ledger: Ledger, *, replicate: bool = False) -> str | None:
+        """None where another trial may start, else why not, one line."""
+
+    def over(self, ledger: Ledger) -> str | None:
+        """None, or why everything that runs is put aside now, one line."""
 
 
 class FrontSearcher(Searcher):
-    """Suggests unfinished trials of an earlier run first, then new ones, families in turn."""
+    """Suggests trials until the budget or the models are used up. The ledger is all that it remembers."""
 
     def __init__(
         self,
         *,
         ledger: Ledger,
-        space: SearchSpace,
-        images: dict[str, int],
-        train: TrainConfig,
+        proposer: Proposer,
         families: Sequence[str],
-        trials: int,
-        seed: int,
+        budget: Allowance,
+        seeds: int = 1,
+        most_worth: Callable[[Sequence[str]], str] | None = None,
     ) -> None:
+        """
+        Args:
+            ledger: of this search, opened; the proposer is told what is in it.
+            proposer: chooses models. It has been told nothing yet.
+            families: that are searched.
+            budget: of the search.
+            seeds: with how many each model of a front is trained.
+            most_worth: whose turn it is of the families that are left, once each has had one; by default the one
+                that had fewest.
+        """
         super().__init__()
-        self.ledger, self.space, self.images, self.train = ledger, space, images, train
-        self.families, self.trials = tuple(families), trials
-        self._asked: dict[str, optuna.trial.Trial] = {}
-        self._record_ids: dict[str, str] = {}  # Tune's trial id → ours
-        self._waiting: list[TrialRecord] = []
-        self._studies = {family: self._new_study(family, seed) for family in families}
-        self._replay()
-
-    # --- Tune's interface ------------------------------------------------------------------------
+        self.ledger, self.proposer, self.families = ledger, proposer, tuple(families)
+        self.budget, self.seeds, self.most_worth = budget, seeds, most_worth
+        self.exhausted: dict[str, str] = {}
+        """Families of which every model is tried, and the line that says so."""
+        records = list(ledger.records.values())
+        self._next_number = 1 + max((record.number for record in records), default=-1)
+        self._turns = Counter(dict.fromkeys(self.families, 0))
+        self._unfinished = deque(record for record in records if record.status == "running")
+        self._live: dict[str, str] = {}  # Tune's id → ours, of what was suggested and has not ended
+        for record in records:
+            if record.replicate_of is None:
+                self._turns[record.family] += 1 + _taken_up_again(record)
+                proposer.tell(record)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's config for :class:`tune.trial.TrialProcess`, or ``FINISHED``."""
-        if self._waiting:
-            record = self._waiting.pop(0)
-        elif len(self.ledger.records) < self.trials:
-            record = self._new_record()
-            self.ledger.put(record)
-        else:
+        """The next trial's config for :class:`tune.trial.TrialProcess`; ``FINISHED``, or None: ask again later."""
+        if self.budget.over(self.ledger):
             return Searcher.FINISHED
-        self._record_ids[trial_id] = record.id
+        record = self._unfinished.popleft() if self._unfinished else self._new_trial() or self._replicate()
+        if record is None:
+            return None if self.seeds > 1 and self._first_seeds_live() else Searcher.FINISHED
+        self._live[trial_id] = record.id
         return {
             "id": record.id,
             "storage": self.ledger.trial_storage(record.id).uri,
             "model": record.config,
             "train": record.train,
-            "seconds": record.seconds,
         }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: a part-trained figure is no observation."""
+        """Nothing: the ledger hears of it, and a part-trained figure is no observation."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study what the ledger says of the trial."""
-        record = self.ledger.records[self._record_ids[trial_id]]
-        if record.id not in self._asked or (record.status == "running" and not error):
-            return  # interrupted: a later run goes on with it
-        state, values = (TrialState.FAIL, None) if error else _outcome(record)
-        self._studies[record.family].tell(self._asked.pop(record.id), values, state)
+        """Tell the proposer what the ledger says of the trial."""
+        record = self.ledger.records[self._live.pop(trial_id)]
+        if error and record.status == "running":  # the ledger hears of it a moment later
+            record = dataclasses.replace(record, status="failed")
+        if record.status != "running" and record.replicate_of is None:  # running: a later session goes on with it
+            self.proposer.tell(record)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        """Accept what Tune offers; the objectives are this searcher's own."""
+        """Accept what Tune offers; the objectives are the proposer's own."""
         return True
 
     def save(self, checkpoint_path: str) -> None:
@@ -92,84 +104,61 @@ class FrontSearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is the state."""
 
-    # --- new trials ------------------------------------------------------------------------------
+    def _new_trial(self) -> TrialRecord | None:
+        """The next family's next trial, or one of its stopped ones that goes on; None where there is none.
 
-    def _new_study(self, family: str, seed: int) -> optuna.Study:
-        sampler = optuna.samplers.TPESampler(
-            # Another seed after a resume: the same one would propose the first proposals again.
-            seed=seed + 7919 * len(self.ledger.records) + self.families.index(family),
-            n_startup_trials=max(4, self.trials // len(self.families) // 3),
-            constant_liar=True,
-        )
-        return optuna.create_study(directions=["minimize", "minimize"], sampler=sampler, study_name=family)
-
-    def _replay(self) -> None:
-        for record in self.ledger.records.values():
-            if record.status == "running":
-                self._waiting.append(record)
-            if record.family in self._studies:
-                self._replay_into(self._studies[record.family], record)
-        for family, study in self._studies.items():
-            share = len(range(self.families.index(family), self.trials, len(self.families)))
-            for design in initial_designs(family, self.space, max(1, 2 * share // 3))[self._started(family) :]:
-                study.enqueue_trial(design, skip_if_exists=True)
-
-    def _replay_into(self, study: optuna.Study, record: TrialRecord) -> None:
-        state, values = _outcome(record)
-        fixed = optuna.trial.FixedTrial(record.suggestion)
-        try:
-            with warnings.catch_warnings():  # Optuna warns of a value out of range, and then refuses it
-                warnings.simplefilter("ignore", UserWarning)
-                suggest(fixed, record.family, self.space, self.images)
-                told = optuna.create_trial(
-                    state=state, values=values, params=record.suggestion, distributions=fixed.distributions
-                )
-        except ValueError:
-            return  # the space has changed since: the trial stands in the ledger, the sampler starts without it
-        if record.status == "running":
-            study.enqueue_trial(record.suggestion)
-            self._asked[record.id] = study.ask()
-            suggest(self._asked[record.id], record.family, self.space, self.images)
-        else:
-            study.add_trial(told)
-
-    def _started(self, family: str) -> int:
-        return sum(record.family == family for record in self.ledger.records.values())
-
-    def _new_record(self) -> TrialRecord:
-        family = min(self.families, key=self._started)
-        number = 1 + max((record.number for record in self.ledger.records.values()), default=-1)
-        trial, model, searched = self._ask(family)
-        record_id = f"{number:04d}-{family}"
-        self._asked[record_id] = trial
-        params, flops = parameters_and_flops(model)
-        return TrialRecord(
-            id=record_id,
-            family=family,
-            config=model.to_dict(),
-            train=self.train.to_dict() | searched,
-            params=params,
-            flops_per_image=flops,
-            suggestion=dict(trial.params),
-        )
-
-    def _ask(self, family: str) -> tuple[optuna.trial.Trial, ModelConfig, dict[str, Any]]:
-        study = self._studies[family]
-        tried = [(record.config, record.train) for record in self.ledger.records.values()]
-        for _ in range(ASKS):
-            trial = study.ask()
+        Raises ``ConfigError`` for a family of which no model is possible at all.
+        """
+        while (left := [family for family in self.families if family not in self.exhausted]) and (
+            self.budget.may_start(self.ledger) is None
+        ):
+            family = min(left, key=lambda each: self._turns[each])
+            if self.most_worth is not None and self._turns[family]:
+                family = self.most_worth(left)
             try:
-                model, searched = suggest(trial, family, self.space, self.images)
-            except ConfigError:
-                study.tell(trial, state=TrialState.FAIL)
+                proposal = self.proposer.propose(family)
+            except ConfigError as error:
+                if not self._turns[family]:
+                    raise
+                self.exhausted[family] = str(error)  # others may go on
                 continue
-            if (model.to_dict(), self.train.to_dict() | searched) not in tried:
-                return trial, model, searched
-            study.tell(trial, state=TrialState.FAIL)
-        raise ConfigError(f"family {family!r}: no untried model found in {ASKS} proposals; widen tune/space.py")
+            self._turns[family] += 1
+            if isinstance(proposal, Candidate):
+                return self._begin(proposal)
+            return self.ledger.update(proposal.id, status="running", reason="")
+        return None
+
+    def _begin(self, candidate: Candidate) -> TrialRecord:
+        record = TrialRecord(
+            id=self._new_id(candidate.family),
+            family=candidate.family,
+            config=candidate.model.to_dict(),
+            train=candidate.train,
+            params=candidate.params,
+            flops_per_image=candidate.flops_per_image,
+            suggestion=candidate.suggestion,
+        )
+        self.ledger.put(record)
+        return record
+
+    def _replicate(self) -> TrialRecord | None:
+        """Another seed of a front's model, once the fronts stand."""
+        if self.seeds == 1 or self._first_seeds_live() or self.budget.may_start(self.ledger, replicate=True):
+            return None
+        record = next_replicate(self.ledger.records.values(), self.seeds, self._new_id)
+        if record is not None:
+            self.ledger.put(record)
+        return record
+
+    def _first_seeds_live(self) -> bool:
+        return any(self.ledger.records[record_id].replicate_of is None for record_id in self._live.values())
+
+    def _new_id(self, family: str) -> str:
+        self._next_number += 1
+        return f"{self._next_number - 1:04d}-{family}"
 
 
-def _outcome(record: TrialRecord) -> tuple[TrialState, list[float] | None]:
-    if record.status == "complete" and record.val_bpd is not None:
-        return TrialState.COMPLETE, [float(record.params), record.val_bpd]
-    return (TrialState.PRUNED if record.status == "stopped" else TrialState.FAIL), None
+def _taken_up_again(record: TrialRecord) -> int:
+    """How often a trial went on after it had been stopped: each was a turn of its family."""
+    stops = sum(attempt.ended == "stopped" for attempt in record.attempts)
+    return stops - (stops > 0 and record.status == "stopped")

@@ -4,30 +4,69 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args
 
-from fvae.config import FAMILIES, Family, require, require_choice, require_integer
+import tyro
+
+from fvae.config import FAMILIES, Family, require, require_choice, require_integer, require_positive
 from fvae.train_config import Precision
+from pipelines.byte_sizes import parse_bytes
+from pipelines.durations import parse_duration
 from pipelines.run_settings import RunSettings, as_run_name
 from pipelines.storage import Storage
+
+Sampler = Literal["front", "tpe", "nsga2", "gp", "random"]
+Goal = Literal["map", "front"]
+
+TRIALS = 48
+"""Of a search that is given no budget at all."""
+
+
+def _unset(metavar: str) -> Any:
+    """An option that is None unless it is given: its help says what that means, and ``None`` is no word for users."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchSettings(RunSettings):
     """Search VAE, flow and f-VAE on a set of images, and draw the map of parameters against bits/dim.
 
-    The same command again resumes an unfinished search, shows a finished one, and with more
-    --trials extends it.
+    The same command again resumes an unfinished search, shows a finished one, and with a larger budget extends it.
+    Of several budgets (--trials, --time-budget, --gpu-hours, --patience) the first that is used up ends the search.
     """
 
-    name: str | None = None
+    name: Annotated[str | None, _unset("NAME")] = None
     """Name of the run; its results lie in STORAGE/NAME. Default: the data set's name."""
-    trials: int = 48
-    """Models to train, the families' shares being equal."""
+    trials: Annotated[int | None, _unset("N")] = None
+    """Models to train, the families' shares being equal. Default: 48; no limit where another budget is given."""
     epochs: int = 60
     """Passes over the training images that every complete trial gets."""
+    time_budget: Annotated[str | None, _unset("TIME")] = None
+    """Time for training, such as 2h, 90m or 1h30m, over all sessions of the search.
+    What still runs at the end is put aside, and a larger budget goes on with it."""
+    gpu_hours: Annotated[float | None, _unset("HOURS")] = None
+    """Hours of GPUs that all trials together may train for; without GPUs, of cores."""
+    patience: Annotated[int | None, _unset("N")] = None
+    """Start no more trials once so many in a row have ended without moving a family's front.
+    It has moved when its hypervolume has grown by a thousandth."""
     families: tuple[Family, ...] = ("fvae", "flow", "vae")
     """Families to search."""
+    sampler: Sampler = "front"
+    """What proposes models: 'front' is this project's own, which seeks the fronts; the others are Optuna's."""
+    goal: Goal = "map"
+    """'map': a front for each family, their shares being equal, as the verdict needs. 'front': one front, for which the
+    families compete: the best models of every size, whatever they are. Needs the sampler 'front'."""
+    max_params: Annotated[int | None, _unset("N")] = None
+    """Train no model with more parameters."""
+    max_flops: Annotated[float | None, _unset("N")] = None
+    """Train no model that takes more FLOPs for one image (forward, 2 per multiply-add)."""
+    max_memory: Annotated[str | None, _unset("SIZE")] = None
+    """Train no model whose training needs more, such as 2GiB: weights, gradients, optimizer and activations."""
+    seeds: int = 1
+    """Train the fronts' models with so many seeds in all, for error bars on the map. Beyond --trials."""
+    warm_start: Annotated[str | None, _unset("SEARCH")] = None
+    """Learn from an earlier search, also of other images.
+    Its NAME in STORAGE, the folder or s3:// URI of its run, or mlflow:EXPERIMENT."""
     batch_size: int = 64
     """Images per training step."""
     seed: int = 0
@@ -40,26 +79,38 @@ class SearchSettings(RunSettings):
     workers_per_trial: int = 1
     """Processes that train each trial together, on the machines of a cluster where one has no room for all: for models
     too large for one device."""
-    concurrent: int | None = None
+    concurrent: Annotated[int | None, _unset("N")] = None
     """Trials at a time. Default: as many as the machine or cluster has room for."""
     precision: Precision = "float32"
     """'bf16' runs the networks under autocast; likelihoods stay in float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_integer("--trials", self.trials, 1)
-        require_integer("--epochs", self.epochs, 1)
-        require_integer("--batch-size", self.batch_size, 1)
+        for name in ("epochs", "batch_size", "seeds", "cpus_per_trial", "workers_per_trial"):
+            require_integer(_option(name), getattr(self, name), 1)
+        for name in ("trials", "patience", "max_params", "concurrent"):
+            if getattr(self, name) is not None:
+                require_integer(_option(name), getattr(self, name), 1)
+        for name in ("gpu_hours", "max_flops"):
+            if getattr(self, name) is not None:
+                require_positive(_option(name), getattr(self, name))
         require_integer("--seed", self.seed, 0)
-        require_integer("--cpus-per-trial", self.cpus_per_trial, 1)
-        require_integer("--workers-per-trial", self.workers_per_trial, 1)
+        require_choice("--sampler", self.sampler, get_args(Sampler))
+        require_choice("--goal", self.goal, get_args(Goal))
+        require(
+            self.goal == "map" or self.sampler == "front",
+            f"--goal={self.goal}: --sampler {self.sampler} knows no sizes beforehand; give --sampler front",
+        )
+        require(self.warm_start != "", "--warm-start: empty; give a search's name, its folder or mlflow:EXPERIMENT")
         self._require_gpus()
-        if self.concurrent is not None:
-            require_integer("--concurrent", self.concurrent, 1)
         require(len(self.families) > 0, "--families: name at least one of " + ", ".join(FAMILIES))
         for family in self.families:
             require_choice("--families", family, FAMILIES)
         require(len(set(self.families)) == len(self.families), "--families: each at most once")
+        if self.time_budget is not None:
+            parse_duration("--time-budget", self.time_budget)
+        if self.max_memory is not None:
+            parse_bytes("--max-memory", self.max_memory)
 
     def _require_gpus(self) -> None:
         gpus = self.gpus_per_trial
@@ -71,6 +122,23 @@ class SearchSettings(RunSettings):
             f"--gpus-per-trial={gpus}: workers share no GPU; give a whole number, or --workers-per-trial 1",
         )
 
+    @property
+    def max_trials(self) -> int | None:
+        """Trials to start at most, seeds of the same model counted once; None: other budgets end the search."""
+        if self.trials is None and (self.time_budget, self.gpu_hours, self.patience) == (None, None, None):
+            return TRIALS
+        return self.trials
+
+    @property
+    def time_budget_seconds(self) -> float | None:
+        """``--time-budget`` in seconds."""
+        return None if self.time_budget is None else parse_duration("--time-budget", self.time_budget)
+
+    @property
+    def max_memory_bytes(self) -> int | None:
+        """``--max-memory`` in bytes."""
+        return None if self.max_memory is None else parse_bytes("--max-memory", self.max_memory)
+
     def run_name(self, dataset_name: str) -> str:
         """The run's name."""
         return self.name or as_run_name(dataset_name) or "images"
@@ -78,3 +146,7 @@ class SearchSettings(RunSettings):
     def run_storage(self, dataset_name: str) -> Storage:
         """Where the run's files lie."""
         return self.all_runs().child(self.run_name(dataset_name))
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")

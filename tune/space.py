@@ -6,6 +6,7 @@ The space is conditional: a plain flow is asked nothing about an encoder, a VAE 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -92,10 +93,39 @@ def suggest(
     return ModelConfig(family=family, **model), {"learning_rate": learning_rate}  # type: ignore[arg-type]
 
 
+def suggestion_of(model: ModelConfig, train: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
+    """The point at which :func:`suggest` gives ``model``, for one that ``space`` could have given.
+
+    What ``space`` could not have given is left as it is, out of its ranges and choices.
+    """
+    point: dict[str, Any] = {"sigma1_init": model.sigma1_init, "learning_rate": train["learning_rate"]}
+    if model.has_flow:
+        point |= {name: getattr(model, name) for name in ("flow_depth", "coupling_width", "coupling", "mixing")}
+        point["flow_levels"] = max(model.flow_levels, space.flow_levels[0])  # fewer where a latent left no more
+    if model.has_encoder:
+        point |= {name: getattr(model, name) for name in ("encoder_levels", "encoder_blocks", "encoder_width")}
+        point |= {"sigma2_init": model.sigma2_init, "latent_share": _latent_share(model, space)}
+    return point
+
+
+def _latent_share(model: ModelConfig, space: SearchSpace) -> float:
+    """The space's choice that gives the model's latent; its own d/D where there is none."""
+    if model.latent_channels is None:
+        return 1.0
+    most = model.channels * 4**model.encoder_levels
+    shares = space.latent_share if model.has_flow else space.latent_share_vae
+    giving = (share for share in shares if share < 1 and _latent_channels(share, most) == model.latent_channels)
+    return next(giving, model.latent_channels / most)
+
+
+def _latent_channels(share: float, most: int) -> int:
+    return max(1, round(share * most))
+
+
 def _smaller_latent(model: dict[str, Any], share: float) -> dict[str, int]:
     """``latent_channels`` for d = share·D, and the flow levels that a latent of that size still has."""
     levels = model["encoder_levels"]
-    channels = max(1, round(share * model["channels"] * 4**levels))
+    channels = _latent_channels(share, model["channels"] * 4**levels)
     left = min(halvings(model["height"]), halvings(model["width"])) - levels
     changes = {"latent_channels": channels}
     if "flow_levels" in model:

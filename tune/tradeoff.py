@@ -12,22 +12,25 @@ from typing import Any
 from fvae.config import FAMILIES
 from fvae.epoch_metrics import EpochMetrics
 from pipelines.storage import Storage
+from tune.accounting import account, trial_account
 from tune.claim import build_claim
 from tune.compute import training_flops
 from tune.importance import parameter_importance
 from tune.ledger import TrialRecord
 from tune.pareto import complete_trials, fronts, hypervolume, size_and_bits
+from tune.replicates import spread
 from tune.scaling import fit_family
 
 
 def build_tradeoff(records: Sequence[TrialRecord], search: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the search found, JSON-ready: no NaN, no infinity.
 
-    ``search`` holds ``dataset`` (name, hash, shape, bins, train, val, test), ``seed`` and ``budget``.
-    Trials that are still running are not part of the map; their ids are in ``unfinished``.
-    Part-trained trials are among ``trials``, but fronts, hypervolume, fits, claim and importance
-    rest on complete ones alone. Raises ``ValueError`` for a complete trial with a bits/dim that is
-    not finite.
+    ``search`` holds ``dataset`` (name, hash, shape, bins, train, val, test), ``seed``, ``budget`` and, where it is
+    known, ``seconds``: the search's wall time. Trials that are still running are not part of the map; their ids are
+    in ``unfinished``, and what they cost is in ``accounting`` like everything else (:mod:`tune.accounting`).
+    Part-trained trials and further seeds are among ``trials``, but fronts, hypervolume, fits, claim and importance
+    rest on first seeds' complete ones alone; ``seeds`` says how far the others were from them. Raises ``ValueError``
+    for a complete trial with a bits/dim that is not finite.
     """
     dataset, seed = search["dataset"], int(search["seed"])
     ended = [record for record in records if record.status != "running"]
@@ -35,9 +38,11 @@ def build_tradeoff(records: Sequence[TrialRecord], search: Mapping[str, Any]) ->
         "dataset": dict(dataset),
         "seed": seed,
         "budget": dict(search["budget"]),
+        "accounting": account(records, search.get("seconds")),
         "trials": [_trial(record, dataset["hash"]) for record in ended],
         "unfinished": [record.id for record in records if record.status == "running"],
         "fronts": fronts(ended),
+        "seeds": spread(ended),
         "hypervolume": _hypervolumes(ended, int(dataset["bins"])),
         "fits": {family: fit_family(ended, family, seed) for family in FAMILIES},
         "claim": build_claim(ended, seed),
@@ -55,10 +60,11 @@ def _trial(record: TrialRecord, dataset_hash: str) -> dict[str, Any]:
     kept = _kept_epoch(record)
     images = record.history[-1].images if record.history else 0
     sigma1_init = record.config.get("sigma1_init")
-    test = record.test
+    test, cost = record.test, trial_account(record)
     return {
         "id": record.id,
         "family": record.family,
+        "replicate_of": record.replicate_of,
         "params": record.params,
         "flops_per_image": record.flops_per_image,
         "status": record.status,
@@ -68,6 +74,11 @@ def _trial(record: TrialRecord, dataset_hash: str) -> dict[str, Any]:
         "images": images,
         "training_flops": training_flops(record.flops_per_image, images),
         "seconds": record.seconds,
+        "attempts": cost["attempts"],
+        "epochs_trained": cost["epochs"],
+        "images_trained": cost["images"],
+        "core_seconds": cost["core_seconds"],
+        "gpu_seconds": cost["gpu_seconds"],
         "val_bpd": _finite(record.val_bpd),
         "test_bpd": test.bpd if test else None,
         "test_bpd_standard_error": _finite(test.standard_error) if test else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from fvae.evaluation import ALONE, evaluate, standard_error
 from fvae.workers import Workers
 from pipelines.model_files import ModelError, keep_model, load_model
 from pipelines.storage import open_storage
+from pipelines.stored import read_json
 from pipelines.troubles import keep_warnings, trouble, with_warnings
-from tune.ledger import TestResult
+from tune.ledger import RECORD, TestResult, TrialRecord
 from tune.trial_files import Checkpoints
 
 
@@ -47,7 +49,8 @@ class TrialTraining:
             workers=workers,
         )
         self.checkpoints: Checkpoints | None = None
-        self.seconds_before = config["seconds"]
+        self.checkpoint_announced = False
+        self.spoilt = False  # its weights, or its storage
 
     def step(self) -> dict[str, Any]:
         """One epoch. A non-finite figure ends the trial with its reason; it is no crash.
@@ -67,8 +70,10 @@ class TrialTraining:
         try:
             result = work()
         except NonFiniteError as error:
+            self.spoilt = True
             result = {"epoch": self.trainer.epoch, "failure": str(error), "done": True}
         except (OSError, ConfigError) as error:
+            self.spoilt = True
             result = trouble(error) | {"epoch": 0, "done": True}
         return with_warnings(result)
 
@@ -76,22 +81,27 @@ class TrialTraining:
         checkpoints = Checkpoints(self.storage)
         checkpoints.restore(self.trainer)
         self.checkpoints = checkpoints
-        # Seconds that a crash cost: spent after the checkpoint, in a process that is gone.
-        self.seconds_lost = max(0.0, self.seconds_before - self.trainer.seconds)
-        self.first_epoch = self.trainer.epoch + 1
+        self.first_epoch, self.seconds_before = self.trainer.epoch + 1, self.trainer.seconds
+        self.images_before = self.trainer.history[-1].images if self.trainer.history else 0
         return {"restored_step": self.trainer.step}
 
     def _epoch(self) -> dict[str, Any]:
-        """Checkpoints before the epoch: Tune asks for it once the driver has recorded the last one, so that no
-        checkpoint is ever ahead of the ledger, wherever either process is killed."""
+        """Checkpoints before the epoch where the last result announced it: Tune asks for the epoch once the driver has
+        written that result, so that no checkpoint is ever ahead of the ledger, wherever either process is killed."""
         if self.checkpoints is None:  # not in setup, where an error would count as this trial's crash
             self._restore()
-        else:
-            self._save_when_due(self.checkpoints)
+        elif self.checkpoint_announced:
+            self._save(self.checkpoints)
         metrics = self.trainer.train_epoch()
-        result = dataclasses.asdict(metrics) | {"seconds": metrics.seconds + self.seconds_lost}
+        result = dataclasses.asdict(metrics) | {
+            "attempt_first_epoch": self.first_epoch,
+            "attempt_epochs": metrics.epoch - self.first_epoch + 1,
+            "attempt_images": metrics.images - self.images_before,
+            "attempt_seconds": metrics.seconds - self.seconds_before,
+        }
         if self.trainer.device.type == "cuda" and metrics.epoch == self.first_epoch:
             result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.trainer.device)
+        self.checkpoint_announced = result["checkpoint_follows"] = not self.trainer.finished and self._checkpoint_due()
         if self.trainer.finished:
             if self.workers.rank == 0:
                 keep_model(self.trainer, self.storage)
@@ -99,11 +109,34 @@ class TrialTraining:
             result |= {**kept, "done": True}
         return result
 
-    def _save_when_due(self, checkpoints: Checkpoints) -> None:
-        due = torch.tensor(checkpoints.due(self.trainer), device=self.trainer.device)
+    def leave(self) -> None:
+        """Another trial comes, or the end: keep the epochs of one that was stopped or put aside, for when it goes on.
+
+        Only where the ledger holds its last epoch: Tune may have ended the trial before it heard of that one. What
+        cannot be kept is trained again, so a storage that fails here ends nothing.
+        """
+        keep = torch.tensor(self._may_go_on(), device=self.trainer.device)
+        self.workers.follow_first([keep])
+        if keep and self.checkpoints is not None:
+            with contextlib.suppress(OSError, ConfigError):
+                self._save(self.checkpoints)
+
+    def _may_go_on(self) -> bool:
+        if self.workers.rank or self.spoilt or self.checkpoints is None or self.checkpoints.holds(self.trainer):
+            return False
+        try:
+            record = TrialRecord.from_dict(read_json(self.storage, RECORD))
+        except (OSError, ConfigError):
+            return False
+        return record.status in ("running", "stopped") and record.epochs == self.trainer.epoch
+
+    def _checkpoint_due(self) -> bool:
+        assert self.checkpoints is not None
+        due = torch.tensor(self.checkpoints.due(self.trainer), device=self.trainer.device)
         self.workers.follow_first([due])  # one clock for all
-        if not due:
-            return
+        return bool(due)
+
+    def _save(self, checkpoints: Checkpoints) -> None:
         if self.workers.rank == 0:
             checkpoints.save(self.trainer)
         else:
@@ -126,6 +159,7 @@ class TrialProcess(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in this process."""
+        self.training.leave()
         del self.training  # its memory goes before the next one's comes
         self.setup(new_config)  # type: ignore[call-arg]  # with_parameters supplies the rest
         return True
@@ -139,6 +173,10 @@ class TrialProcess(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: the first :meth:`step` restores."""
+
+    def cleanup(self) -> None:
+        """The process ends."""
+        self.training.leave()
 
 
 def read_test_split(

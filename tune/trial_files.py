@@ -42,7 +42,11 @@ class Checkpoints:
     def due(self, trainer: Trainer) -> bool:
         """Whether there is something to write, and the last one is old enough."""
         rest = max(CHECKPOINT_SECONDS, self._took / CHECKPOINT_SHARE)
-        return trainer.epoch != self._saved_epoch and time.monotonic() - self._saved_at > rest
+        return not self.holds(trainer) and time.monotonic() - self._saved_at > rest
+
+    def holds(self, trainer: Trainer) -> bool:
+        """Whether it is of this very epoch (a checkpoint of none is needed)."""
+        return trainer.epoch == self._saved_epoch
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint. Raises ``OSError`` or ``ConfigError`` where it cannot."""

@@ -6,6 +6,7 @@ hold a part of what the other waits for.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Iterable
 from typing import Any
@@ -44,6 +45,7 @@ class TrialCoordinator(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial, with the workers of the last where they live."""
+        self._leave()
         try:
             self._begin(new_config)
         except RuntimeError:  # Tune gives a trial that fails here no second chance
@@ -76,7 +78,13 @@ class TrialCoordinator(tune.Trainable):
 
     def cleanup(self) -> None:
         """End the workers."""
+        self._leave()
         self.group.end()
+
+    def _leave(self) -> None:
+        with contextlib.suppress(RuntimeError):  # a worker died: what it would have kept is trained again
+            if self.group.alive:
+                self.group.call("leave")
 
     def _begin(self, config: dict[str, Any]) -> None:
         self.restored = False
@@ -126,6 +134,11 @@ class TrialWorker:
         assert self.training is not None
         return self.training.step()
 
+    def leave(self) -> None:
+        """:meth:`TrialTraining.leave` of the trial at hand, where there is one."""
+        if self.training is not None:
+            self.training.leave()
+
 
 class WorkerGroup:
     """The workers in the placement group of this process: started when they are needed, ended together."""
@@ -145,6 +158,11 @@ class WorkerGroup:
         if not self._actors:
             self._start()
         return self._results(method, arguments, range(self.count) if ranks is None else ranks)
+
+    @property
+    def alive(self) -> bool:
+        """Whether they have been started, as far as anybody has heard."""
+        return bool(self._actors)
 
     def end(self) -> None:
         """End all workers, whatever they are doing."""

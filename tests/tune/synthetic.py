@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from fvae.epoch_metrics import EpochMetrics
+from tune.attempts import Attempt
 from tune.ledger import TestResult, TrialRecord
 
 A, B, ALPHA = 2.0, 12.0, 0.3
@@ -50,10 +51,15 @@ def record(number: int, family: str, params: int, bpd: float, *, seed: int = 0, 
     if family != "flow":
         suggestion["latent_channels"] = [None, 2, 4][int(rng.integers(3))]
     config = {"family": family, "flow_levels": 2, "sigma1_init": 0.05, "sigma2_init": 0.1} | suggestion
+    last = history[-1]
+    attempt = Attempt(
+        started_ms=last.time_ms - round(1000 * last.seconds), cpus=1.0, gpus=0.0, first_epoch=1, epochs=EPOCHS,
+        images=last.images, seconds=last.seconds, ended="done", ended_ms=last.time_ms,
+    )  # fmt: skip
     trial = TrialRecord(
         id=f"{number:04d}-{family}", family=family, config=config, train={"epochs": EPOCHS, "seed": 3}, params=params,
         flops_per_image=900 * params, suggestion=suggestion, status="complete", history=history, best_epoch=EPOCHS,
-        val_bpd=bpd,
+        val_bpd=bpd, attempts=(attempt,),
     )  # fmt: skip
     return dataclasses.replace(trial, **changes)
 
@@ -61,9 +67,12 @@ def record(number: int, family: str, params: int, bpd: float, *, seed: int = 0, 
 def stopped(trial: TrialRecord, epochs: int) -> TrialRecord:
     """``trial``, had it been stopped after so many epochs."""
     history = trial.history[:epochs]
+    attempt = dataclasses.replace(
+        trial.attempts[0], epochs=epochs, images=history[-1].images, seconds=history[-1].seconds, ended="stopped"
+    )
     return dataclasses.replace(
         trial, status="stopped", reason=f"epoch {epochs}: smaller models are clearly better", history=history,
-        best_epoch=None, val_bpd=history[-1].val_bpd,
+        best_epoch=None, val_bpd=history[-1].val_bpd, attempts=(attempt,),
     )  # fmt: skip
 
 

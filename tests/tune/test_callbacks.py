@@ -70,6 +70,28 @@ def test_a_trial_that_goes_on_keeps_its_checkpoint(ledger: Ledger) -> None:
     assert storage_of(ledger).exists(CHECKPOINT)
 
 
+def test_a_stopped_trial_keeps_its_checkpoint_as_it_may_go_on(ledger: Ledger) -> None:
+    epoch = {name: value for name, value in last_epoch().items() if name not in ("best_val_bpd", "done")}
+    ledger.update("0000-fvae", status="stopped", reason="others are better")
+    shown, _ = hear(ledger, epoch)
+    assert [each.status for each in shown] == ["stopped"]
+    remove_checkpoints(ledger)
+    assert storage_of(ledger).exists(CHECKPOINT)
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_what_a_checkpoint_rests_on_is_written_and_only_that_is_tracked(ledger: Ledger, follows: bool) -> None:
+    epoch = {name: value for name, value in last_epoch().items() if name not in ("best_val_bpd", "done")}
+    shown: list[TrialRecord] = []
+    tracked: list[TrialRecord] = []
+    callback = LedgerCallback(ledger, (shown.append,), pytest.fail, keepers=(tracked.append,))
+    ledger.put(ledger.records["0000-fvae"])  # just now
+    callback.on_trial_result(1, [], TRIAL, epoch | {"checkpoint_follows": follows})
+    assert [each.epochs for each in shown] == [20]
+    assert [each.epochs for each in tracked] == ([20] if follows else [])
+    assert Ledger(ledger.root).records["0000-fvae"].epochs == (20 if follows else 19)
+
+
 @pytest.mark.parametrize(
     ("error", "raised"),
     [

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fvae import ConfigError
 from pipelines.storage import Storage, StorageError, open_storage
 from tests.tune.synthetic import record
+from tune import ledger as ledger_module
 from tune.ledger import Ledger
 
 
@@ -55,6 +59,53 @@ def test_without_its_lock_it_writes_nothing(root: Storage) -> None:
     with pytest.raises(StorageError, match="the lock was lost"):
         ledger.update("0000-fvae", status="failed")
     assert Ledger(root).records == ledger.records == {"0000-fvae": record(0, "fvae", 1000, 2.5)}
+
+
+def test_an_epoch_waits_for_a_write_and_nothing_else_does(root: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    whole = record(0, "fvae", 1000, 2.5)
+    ledger = Ledger(root)
+    ledger.put(dataclasses.replace(whole, status="running", history=()))
+
+    def written(epochs: int, at_once: bool = False, **changes: Any) -> int:
+        ledger.update(whole.id, history=whole.history[:epochs], at_once=at_once, **changes)
+        assert ledger.records[whole.id].epochs == epochs
+        on_storage = Ledger(root).records[whole.id]
+        assert ledger.is_written(whole.id) == (on_storage == ledger.records[whole.id])
+        return on_storage.epochs
+
+    assert [written(epochs) for epochs in (1, 2)] == [0, 0]
+    now = ledger_module.WRITE_SECONDS
+    assert written(3) == 3
+    assert written(4) == 3
+    assert written(4, at_once=True) == 4  # though nothing is new
+    assert written(5) == 4
+    ledger.flush()
+    assert Ledger(root).records[whole.id].epochs == 5
+    assert written(6) == 5
+    assert written(7, at_once=True, status="stopped") == 7
+    assert Ledger(root).records == ledger.records
+
+
+def test_what_changes_nothing_is_not_written(root: Storage) -> None:
+    ledger = Ledger(root)
+    ledger.put(record(0, "fvae", 1000, 2.5))
+    before = list(root.list("trials"))
+    ledger.update("0000-fvae", status="complete", val_bpd=2.5)
+    assert list(root.list("trials")) == before
+
+
+def test_attempts_without_an_end_were_lost(root: Storage) -> None:
+    ledger = Ledger(root)
+    whole = record(0, "fvae", 1000, 2.5)
+    open_ = dataclasses.replace(whole.attempts[0], ended="", ended_ms=None)
+    for number, status in enumerate(("running", "running", "complete")):
+        attempts = () if number == 1 else (open_,) if status == "running" else whole.attempts
+        ledger.put(record(number, "fvae", 1000, 2.5, status=status, attempts=attempts))
+    Ledger(root).close_attempts()
+    ends = [[attempt.ended for attempt in each.attempts] for each in Ledger(root).records.values()]
+    assert ends == [["lost"], [], ["done"]]
 
 
 def test_tune_may_pickle_it_with_whoever_holds_it(root: Storage) -> None:

@@ -5,35 +5,20 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from fvae.epoch_metrics import EpochMetrics
 from pipelines.storage import open_storage
+from tests.tune.curves import REST, trial
+from tune.forecasts import Forecasts
 from tune.ledger import Ledger, TrialRecord
-from tune.scheduler import LEAST_MARGIN, VOTES, FrontScheduler, margin, reason_to_stop, rungs
+from tune.scheduler import FrontScheduler, Rule
+from tune.standings import Standings
 
-RUNG = 15
-
-
-def record(number: int, params: int, curve: list[float], family: str = "flow") -> TrialRecord:
-    """A trial whose validation bits/dim after each epoch is ``curve``."""
-    rest = {"train_bpd": 1.0, "grad_norm": 1.0, "images_per_second": 1.0, "sigma1": 0.1, "sigma2": 0.1, "time_ms": 0}
-    history = tuple(
-        EpochMetrics(epoch=epoch, val_bpd=bits, images=epoch, seconds=float(epoch), **rest)  # type: ignore[arg-type]
-        for epoch, bits in enumerate(curve, start=1)
-    )
-    return TrialRecord(
-        id=f"{number:04d}-{family}",
-        family=family,
-        config={},
-        train={},
-        params=params,
-        flops_per_image=1,
-        suggestion={},
-        history=history,
-    )
+EPOCHS, RUNG, BINS = 60, 15, 17
+RULE = Rule(kept=None)
 
 
 def flat(bits: float, epochs: int = RUNG) -> list[float]:
@@ -41,82 +26,137 @@ def flat(bits: float, epochs: int = RUNG) -> list[float]:
     return [bits] * epochs
 
 
-def decide(tmp_path: Path, trial: TrialRecord, rivals: list[TrialRecord]) -> str | None:
+def standings(tmp_path: Path, *records: TrialRecord, **how: Any) -> Standings:
     ledger = Ledger(open_storage(tmp_path))
-    for each in (trial, *rivals):
-        ledger.put(each)
-    return reason_to_stop(ledger, trial, RUNG, trial.history[RUNG - 1].val_bpd)
+    for record in records:
+        ledger.put(record)
+    return Standings(ledger, Forecasts(RULE.rungs(EPOCHS), EPOCHS, BINS), bins=BINS, **how)
 
 
-def test_clearly_worse_than_smaller_models_is_stopped(tmp_path: Path) -> None:
-    rivals = [record(1, 900, flat(2.0)), record(2, 1000, flat(2.1))]
-    reason = decide(tmp_path, record(0, 1000, flat(3.0)), rivals)
+def decide(tmp_path: Path, newcomer: TrialRecord, *rivals: TrialRecord, rule: Rule = RULE, **how: Any) -> str | None:
+    return rule.reason_to_stop(standings(tmp_path, newcomer, *rivals, **how), newcomer)
+
+
+def complete(number: int, params: int, bits: float, family: str = "flow") -> TrialRecord:
+    return trial(number, params, flat(bits, EPOCHS), family, "complete")
+
+
+def test_who_is_alone_goes_on(tmp_path: Path) -> None:
+    assert decide(tmp_path, trial(0, 1000, flat(4.0))) is None
+
+
+def test_what_a_smaller_trial_has_reached_already_is_stopped(tmp_path: Path) -> None:
+    reason = decide(tmp_path, trial(0, 1000, flat(3.0)), complete(1, 900, 2.0))
     assert reason is not None
-    for said in ("epoch 15", "3.000", "2 flow models", "best 2.000 by 0001-flow", "900 parameters"):
+    for said in ("epoch 15", "to reach 3.0", "2.000 is had", "1,000 parameters or less"):
         assert said in reason
 
 
-def test_larger_models_stop_nobody(tmp_path: Path) -> None:
-    rivals = [record(number, 1001, flat(1.0)) for number in range(1, 6)]
-    assert decide(tmp_path, record(0, 1000, flat(3.0)), rivals) is None
+def test_a_running_rival_counts_with_what_it_is_to_reach(tmp_path: Path) -> None:
+    assert decide(tmp_path, trial(0, 1000, flat(3.0)), trial(1, 900, flat(2.0, 30))) is not None
+
+
+def test_a_rival_before_its_first_rung_does_not_count(tmp_path: Path) -> None:
+    assert decide(tmp_path, trial(0, 1000, flat(3.0)), trial(1, 900, [2.0])) is None
+
+
+def test_a_larger_trial_that_is_better_stops_nobody(tmp_path: Path) -> None:
+    assert decide(tmp_path, trial(0, 1000, flat(3.0)), complete(1, 5000, 2.0)) is None
 
 
 def test_another_family_stops_nobody(tmp_path: Path) -> None:
-    rivals = [record(number, 10, flat(1.0), family="fvae") for number in range(1, 6)]
-    assert decide(tmp_path, record(0, 1000, flat(3.0)), rivals) is None
+    assert decide(tmp_path, trial(0, 1000, flat(3.0)), complete(1, 900, 2.0, family="fvae")) is None
 
 
-def test_fewer_than_votes_rivals_stop_nobody(tmp_path: Path) -> None:
-    rivals = [record(number, 10, flat(1.0)) for number in range(1, VOTES)]
-    assert decide(tmp_path, record(0, 1000, flat(3.0)), rivals) is None
+def test_unless_families_compete(tmp_path: Path) -> None:
+    rival = complete(1, 900, 2.0, family="fvae")
+    assert decide(tmp_path, trial(0, 1000, flat(3.0)), rival, compete=True) is not None
 
 
-def test_rivals_that_have_not_reached_the_rung_stop_nobody(tmp_path: Path) -> None:
-    rivals = [record(number, 10, flat(1.0, RUNG - 1)) for number in range(1, 6)]
-    assert decide(tmp_path, record(0, 1000, flat(3.0)), rivals) is None
+@pytest.mark.parametrize("status", ["stopped", "failed"])
+def test_stopped_and_failed_trials_stop_nobody(tmp_path: Path, status: Any) -> None:
+    assert decide(tmp_path, trial(0, 1000, flat(3.0)), trial(1, 900, flat(2.0, 30), status=status)) is None
 
 
-def test_what_rivals_reached_after_the_rung_does_not_count(tmp_path: Path) -> None:
-    rivals = [record(number, 10, [*flat(3.1), 1.0]) for number in range(1, 6)]
-    assert decide(tmp_path, record(0, 1000, flat(3.0)), rivals) is None
+def test_another_seed_of_a_trial_stops_nobody(tmp_path: Path) -> None:
+    seed = dataclasses.replace(complete(1, 900, 2.0), replicate_of="0007-flow")
+    assert decide(tmp_path, trial(0, 1000, flat(3.0)), seed) is None
 
 
-def test_failed_rivals_stop_nobody(tmp_path: Path) -> None:
-    rivals = [dataclasses.replace(record(number, 10, flat(1.0)), status="failed") for number in range(1, 6)]
-    assert decide(tmp_path, record(0, 1000, flat(3.0)), rivals) is None
+def test_who_is_still_learning_fast_is_left_alone(tmp_path: Path) -> None:
+    learning = [6.0, 5.0, 4.2, 3.6]
+    assert decide(tmp_path, trial(0, 1000, learning), complete(1, 900, 2.8)) is None
+    assert decide(tmp_path, trial(0, 1000, flat(3.6, 4)), complete(1, 900, 2.8)) is not None
+
+
+def test_too_small_a_gain_is_not_worth_it(tmp_path: Path) -> None:
+    rivals = (complete(1, 900, 2.5), complete(2, 10_000, 2.2))
+    nearly = trial(0, 9_900, flat(2.48))  # 0.005 decades wide
+    assert decide(tmp_path, nearly, *rivals) is not None
+    assert decide(tmp_path, nearly, *rivals, rule=dataclasses.replace(RULE, least_gain=0.0)) is None
+
+
+def test_without_sizes_bits_alone_count(tmp_path: Path) -> None:
+    assert decide(tmp_path, trial(0, 1000, flat(3.0)), complete(1, 5000, 2.0), by_size=False) is not None
+
+
+def test_without_forecasts_trials_are_compared_after_equal_training(tmp_path: Path) -> None:
+    rival = trial(1, 900, [*flat(3.5), *flat(2.0, 15)])  # 3.5 at the newcomer's rung
+    assert decide(tmp_path, trial(0, 1000, flat(3.0)), rival, extrapolate=False) is None
+    assert decide(tmp_path, trial(0, 1000, flat(3.6)), rival, extrapolate=False) is not None
+
+
+def test_one_in_so_many_of_a_size_goes_on_whatever_the_rule_says(tmp_path: Path) -> None:
+    rule = Rule(kept=4)
+    best = complete(1, 200, 2.0)
+    stopped = [trial(number, 1100, flat(3.0), status="stopped") for number in range(2, 5)]
+    assert decide(tmp_path / "3", trial(0, 1000, flat(3.0)), best, *stopped[:2], rule=rule) is not None
+    assert decide(tmp_path / "4", trial(0, 1000, flat(3.0)), best, *stopped, rule=rule) is None
+    gone_on = trial(5, 1200, flat(3.0, RUNG + 1))
+    assert decide(tmp_path / "5", trial(0, 1000, flat(3.0)), best, *stopped, gone_on, rule=rule) is not None
+    elsewhere = [dataclasses.replace(each, params=10_000) for each in stopped]
+    assert decide(tmp_path / "6", trial(0, 1000, flat(3.0)), best, *elsewhere, rule=rule) is not None
+
+
+def test_rungs() -> None:
+    assert Rule().rungs(60) == {2, 4, 8, 15, 30}
+    assert Rule().rungs(1) == set()
+    assert max(Rule().rungs(4)) < 4
+
+
+# --- the scheduler -------------------------------------------------------------------------------
+
+
+def result(epoch: int, bits: float) -> dict[str, Any]:
+    return {"epoch": epoch, "val_bpd": bits, "images": epoch, "seconds": float(epoch), **REST}
+
+
+def arrive(scheduler: FrontScheduler, record: TrialRecord, epoch: int, bits: float) -> str:
+    return scheduler.on_trial_result(None, SimpleNamespace(config={"id": record.id}), result(epoch, bits))  # type: ignore[arg-type]
 
 
 def test_the_epoch_and_the_decision_are_one_write(tmp_path: Path) -> None:
-    ledger = Ledger(open_storage(tmp_path))
-    trial = record(0, 1000, flat(3.0, RUNG - 1))
-    for each in (trial, record(1, 10, flat(1.0)), record(2, 10, flat(1.0))):
-        ledger.put(each)
-    scheduler = FrontScheduler(ledger, epochs=60)
-    last = dataclasses.asdict(record(9, 1, flat(3.0)).history[-1]) | {"images_per_second": 1.0}
-    decision = scheduler.on_trial_result(None, SimpleNamespace(config={"id": trial.id}), last)  # type: ignore[arg-type]
-    assert decision == TrialScheduler.STOP
-    on_disk = Ledger(open_storage(tmp_path)).records[trial.id]
-    assert (on_disk.status, on_disk.epochs) == ("stopped", RUNG)
-    assert on_disk.reason.startswith("epoch 15")
+    newcomer = trial(0, 1000, flat(3.0, RUNG - 1))
+    scheduler = FrontScheduler(standings(tmp_path, newcomer, complete(1, 900, 2.0)), RULE)
+    assert arrive(scheduler, newcomer, RUNG, 3.0) == TrialScheduler.STOP
+    record = Ledger(open_storage(tmp_path)).records[newcomer.id]
+    assert (record.status, record.epochs) == ("stopped", RUNG)
+    assert record.reason.startswith("epoch 15")
 
 
-@pytest.mark.parametrize(("gap", "stops"), [(LEAST_MARGIN - 0.001, False), (LEAST_MARGIN + 0.001, True)])
-def test_the_least_margin_counts_for_a_settled_trial(tmp_path: Path, gap: float, stops: bool) -> None:
-    rivals = [record(number, 10, flat(3.0 - gap)) for number in range(1, 4)]
-    assert (decide(tmp_path, record(0, 1000, flat(3.0)), rivals) is not None) == stops
+def test_between_rungs_nothing_is_stopped(tmp_path: Path) -> None:
+    newcomer = trial(0, 1000, flat(3.0, RUNG))
+    scheduler = FrontScheduler(standings(tmp_path, newcomer, complete(1, 900, 2.0)), RULE)
+    assert arrive(scheduler, newcomer, RUNG + 1, 3.0) == TrialScheduler.CONTINUE
 
 
-def test_a_trial_that_still_learns_fast_goes_on(tmp_path: Path) -> None:
-    rivals = [record(number, 10, flat(2.5)) for number in range(1, 4)]
-    falling = [10.0 - 0.5 * epoch for epoch in range(RUNG)]  # 3.0 at the rung, 7.0 at its half
-    assert margin(record(0, 1000, falling), RUNG, 3.0) == pytest.approx(2.0)
-    assert decide(tmp_path, record(0, 1000, falling), rivals) is None
+def test_an_epoch_that_a_crash_repeats_was_judged_the_first_time(tmp_path: Path) -> None:
+    newcomer = trial(0, 1000, flat(3.0, RUNG + 2))
+    scheduler = FrontScheduler(standings(tmp_path, newcomer, complete(1, 900, 2.0)), RULE)
+    assert arrive(scheduler, newcomer, RUNG, 3.0) == TrialScheduler.CONTINUE
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3, 8, 60, 1000])
-def test_no_rung_at_the_last_epoch_or_before_the_first(epochs: int) -> None:
-    assert all(1 <= epoch < epochs for epoch in rungs(epochs))
-
-
-def test_rungs_of_the_default_search() -> None:
-    assert rungs(60) == {8, 15, 30}
+def test_another_seed_is_always_trained_to_the_end(tmp_path: Path) -> None:
+    seed = dataclasses.replace(trial(0, 1000, flat(3.0, RUNG - 1)), replicate_of="0007-flow")
+    scheduler = FrontScheduler(standings(tmp_path, seed, complete(1, 900, 2.0)), RULE)
+    assert arrive(scheduler, seed, RUNG, 3.0) == TrialScheduler.CONTINUE

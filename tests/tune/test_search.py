@@ -306,6 +306,10 @@ def write_images(folder: Path, height: int, width: int) -> None:
         (["--trials", "many"], "--trials"),
         (["--trails", "3"], "--trails"),
         (["--epochs", "-1"], "--epochs"),
+        (["--time-budget", "soon"], "--time-budget='soon': give a time such as 2h"),
+        (["--gpu-hours", "-2"], "--gpu-hours=-2.0: must be a finite number above 0"),
+        (["--max-memory", "2"], "--max-memory='2': give a size such as 2GiB"),
+        (["--sampler", "grid"], "--sampler"),
         (["--cpus-per-trial", "0"], "--cpus-per-trial=0"),
         (["--gpus-per-trial", "nan"], "--gpus-per-trial"),
         (["--name", "../up"], "--name='../up'"),
@@ -379,4 +383,14 @@ def test_help_shows_every_option_with_its_default() -> None:
     )
     for option in ("--dataset", "--streaming", "--trials", "--epochs", "--storage", "--families", "--gpus-per-trial"):
         assert option in shown.stdout
-    assert "default: 48" in shown.stdout
+    for option in (
+        "--time-budget",
+        "--gpu-hours",
+        "--patience",
+        "--sampler",
+        "--max-memory",
+        "--seeds",
+        "--warm-start",
+    ):
+        assert option in shown.stdout
+    assert "Default: 48" in shown.stdout and "None" not in shown.stdout

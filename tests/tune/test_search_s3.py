@@ -66,10 +66,10 @@ def records(run_storage: Storage) -> dict[str, dict[str, Any]]:
 
 
 def figures(record: dict[str, Any]) -> dict[str, Any]:
-    """What a record says of its model: no times."""
+    """What a record says of its model: no times, nor what it cost."""
     timed = ("seconds", "time_ms", "images_per_second")
     history = [{name: value for name, value in epoch.items() if name not in timed} for epoch in record["history"]]
-    return record | {"history": history}
+    return record | {"history": history, "attempts": None}
 
 
 def unfinished_uploads(location: str) -> list[Any]:

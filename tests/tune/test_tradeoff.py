@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,8 +16,10 @@ import pytest
 from pipelines.storage import open_storage
 from tests.tune.synthetic import SEARCH, failed, read_test, record, stopped, world
 from tune.compute import best_so_far, training_flops
+from tune.figures import size_figure
 from tune.importance import parameter_importance
 from tune.ledger import TrialRecord
+from tune.plots import write_plot
 from tune.tradeoff import build_tradeoff, write_tradeoff
 
 EDGE_CASES: dict[str, list[TrialRecord]] = {
@@ -79,6 +82,37 @@ def test_part_trained_trials_keep_their_figure_and_enter_nothing(
     alone = build_tradeoff(complete, SEARCH)
     for key in ("fronts", "hypervolume", "fits", "claim", "importance"):
         assert tradeoff[key] == alone[key]
+
+
+def test_further_seeds_are_error_bars_and_nothing_else(records: list[TrialRecord], tmp_path: Path) -> None:
+    alone = build_tradeoff(records, SEARCH)
+    first = next(trial for trial in records if trial.id == alone["fronts"]["flow"][0])
+    seeds = [
+        dataclasses.replace(first, id=f"{90 + number:04d}-flow", replicate_of=first.id, val_bpd=bpd, test=None)
+        for number, bpd in enumerate((0.1, 0.3))
+    ]
+    with_seeds = build_tradeoff([*records, *seeds], SEARCH)
+    for key in ("fronts", "hypervolume", "fits", "claim", "importance"):
+        assert with_seeds[key] == alone[key]
+    bpds = [first.val_bpd or 0, 0.1, 0.3]
+    assert alone["seeds"] == {}
+    assert with_seeds["seeds"] == {
+        first.id: {
+            "seeds": 3,
+            "val_bpd_mean": pytest.approx(np.mean(bpds)),
+            "val_bpd_std": pytest.approx(np.std(bpds, ddof=1)),
+        }
+    }
+    assert [trial["replicate_of"] for trial in with_seeds["trials"][-2:]] == [first.id] * 2
+    (bar,) = [each for each in size_figure(with_seeds).data if each.error_y.array is not None]
+    assert list(bar.x) == [first.params] and list(bar.error_y.array) == [with_seeds["seeds"][first.id]["val_bpd_std"]]
+    points = [value for each in size_figure(with_seeds).data if each.hovertext for value in each.y]
+    assert 0.1 not in points and 0.3 not in points
+    pictures = []
+    for tradeoff, trials in ((alone, records), (with_seeds, [*records, *seeds])):
+        write_plot(open_storage(tmp_path), tradeoff, trials)
+        pictures.append((tmp_path / "tradeoff.png").read_bytes())
+    assert pictures[0] != pictures[1]
 
 
 def test_a_trial_shows_the_epoch_that_it_kept() -> None:

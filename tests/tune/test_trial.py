@@ -120,6 +120,58 @@ def test_killed_after_any_epoch_the_history_is_whole(
     load_model(ledger.trial_storage(record.id), "cpu")
 
 
+@pytest.mark.parametrize(
+    ("status", "heard", "kept"),
+    [("stopped", True, True), ("running", True, True), ("running", False, False), ("failed", True, False)],
+)
+def test_a_trial_that_may_go_on_is_kept_when_its_process_leaves_it(
+    place: str, monkeypatch: pytest.MonkeyPatch, status: str, heard: bool, kept: bool
+) -> None:
+    """Up to the epoch that the ledger holds, or not at all: a checkpoint is never ahead."""
+    monkeypatch.setattr(trial_files, "CHECKPOINT_SECONDS", 1e9)
+    ledger = open_ledger(place)
+    process, _ = start(ledger)
+    recorded(ledger, process.step())
+    result = process.step()
+    if heard:
+        recorded(ledger, result)
+    ledger.update("0000-fvae", status=status)
+    assert not ledger.trial_storage("0000-fvae").exists(CHECKPOINT)
+    process.cleanup()
+    assert ledger.trial_storage("0000-fvae").exists(CHECKPOINT) == kept
+    if kept:
+        ledger.update("0000-fvae", status="running")
+        process, _ = start(ledger)
+        assert process.step()["epoch"] == 3
+
+
+def test_a_reused_process_leaves_its_trial_likewise(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = open_ledger(place)
+    process, record = start(ledger)
+    monkeypatch.setattr(trial_files, "CHECKPOINT_SECONDS", 1e9)
+    monkeypatch.setattr(process, "setup", lambda config: None)
+    recorded(ledger, process.step())
+    ledger.update(record.id, status="stopped", reason="because")
+    process.reset_config({})
+    assert ledger.trial_storage(record.id).exists(CHECKPOINT)
+
+
+def test_a_process_says_what_its_attempt_has_done(place: str) -> None:
+    ledger = open_ledger(place)
+    process, _ = start(ledger)
+    first, second = process.step(), process.step()
+    assert (first["attempt_first_epoch"], first["attempt_epochs"], second["attempt_epochs"]) == (1, 1, 2)
+    assert second["attempt_images"] == second["images"] == 2 * first["images"]
+    assert second["attempt_seconds"] == second["seconds"] > first["seconds"] > 0
+    for result in (first, second):
+        recorded(ledger, result)
+    process, _ = start(ledger)  # from the checkpoint before the second epoch
+    again = process.step()
+    assert (again["epoch"], again["attempt_first_epoch"], again["attempt_epochs"]) == (2, 2, 1)
+    assert again["attempt_images"] == first["images"]
+    assert again["attempt_seconds"] == pytest.approx(again["seconds"] - first["seconds"])
+
+
 def test_what_a_complete_trial_leaves(place: str) -> None:
     ledger = open_ledger(place)
     process, record = start(ledger)

@@ -19,13 +19,17 @@ import pipelines.ray_environment  # noqa: F401
 from fvae import ConfigError, ModelConfig, TrainConfig, Trainer
 from fvae.data import ImageDataset
 from pipelines.storage import open_storage
+from tests.tune.small_space import proposer
 from tests.tune.travelling import HastyCoordinator, MeetingProcess, wait_until
 from tune import engine, gpu_shares
-from tune.callbacks import LedgerCallback
+from tune.budget import Budget
+from tune.callbacks import BudgetStopper, LedgerCallback
+from tune.clock import SearchClock
+from tune.forecasts import Forecasts
 from tune.ledger import Ledger, TrialRecord
 from tune.searcher import FrontSearcher
 from tune.settings import SearchSettings
-from tune.space import SearchSpace
+from tune.standings import Standings
 from tune.trial_files import CHECKPOINT
 
 EPOCHS = 5
@@ -55,12 +59,14 @@ def open_ledger(folder: Path, trials: int) -> Ledger:
 
 
 def search(room: engine.Room, ledger: Ledger, *callbacks: tune.Callback) -> bool:
-    searcher = FrontSearcher(
-        ledger=ledger, space=SearchSpace.for_images((1, 8, 8)), images={}, train=TrainConfig(), families=("fvae",),
-        trials=len(ledger.records), seed=0,
-    )  # fmt: skip
+    """Train the ledger's trials, and stop none of them."""
+    budget = Budget(SearchSettings(trials=len(ledger.records)), SearchClock(ledger.root), DATASET.bins)
+    standings = Standings(ledger, Forecasts([], DATASET.bins), bins=DATASET.bins)
+    families = ("fvae",)
+    searcher = FrontSearcher(ledger=ledger, proposer=proposer(families=families), families=families, budget=budget)
     warned: list[str] = []
-    done = engine.run_trials(room, DATASET, ledger, searcher, [LedgerCallback(ledger, (), warned.append), *callbacks])
+    watching = [LedgerCallback(ledger, (), warned.append), *callbacks]
+    done = engine.run_trials(room, DATASET, standings, searcher, watching, BudgetStopper(budget, ledger))
     assert warned == []
     return done
 

@@ -1,0 +1,211 @@
+"""Models that could be trained: what a proposer chooses from, with what is known of each before it is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+
+from fvae.config import ConfigError, ModelConfig, is_number
+from fvae.flops import parameters_and_flops
+from fvae.memory import training_memory
+from fvae.train_config import TrainConfig
+from tune.ledger import TrialRecord
+from tune.space import SearchSpace, initial_designs, suggest
+
+TAKEN = 0.25
+"""Probability of each value of a model near another one to be new."""
+DRAWS = 100
+"""How many points in a row may be no possible model before a space is said to hold none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One model that could be trained, and how."""
+
+    family: str
+    suggestion: dict[str, Any]
+    """Its point in the search space, as Optuna knows it."""
+    model: ModelConfig
+    train: dict[str, Any]
+    """``TrainConfig.to_dict()``, with what is searched of it."""
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> Candidate:
+        """What a trial trains. Raises ``ConfigError`` where its config is none of this version's."""
+        model = ModelConfig.from_dict(record.config)
+        return cls(family=record.family, suggestion=record.suggestion, model=model, train=record.train)
+
+    @cached_property
+    def key(self) -> str:
+        """Its identity: two candidates of the same key are the same training."""
+        return key(self.model.to_dict(), self.train)
+
+    @property
+    def params(self) -> int:
+        """Trained parameters."""
+        return self._counts[0]
+
+    @property
+    def flops_per_image(self) -> int:
+        """Multiply-adds ×2 of one ELBO evaluation of one image (forward)."""
+        return self._counts[1]
+
+    @cached_property
+    def memory_bytes(self) -> int:
+        """Bytes of the tensors of its training. Counting them takes up to seconds, unlike the other two."""
+        return training_memory(self.model, self.train["batch_size"], precision=self.train["precision"]).total
+
+    @cached_property
+    def _counts(self) -> tuple[int, int]:
+        return parameters_and_flops(self.model)
+
+
+def key(model: dict[str, Any], train: dict[str, Any]) -> str:
+    """:attr:`Candidate.key` of a trial's ``config`` and ``train``."""
+    return json.dumps((model, train), sort_keys=True)
+
+
+class CandidateSource(Protocol):
+    """Where candidates come from: a search space, or a table of models that are trained already."""
+
+    def draw(self, family: str, count: int, rng: np.random.Generator) -> list[Candidate]:
+        """``count`` possible models of a family, each drawn uniformly; fewer where there are none."""
+
+    def between(self, parent: dict[str, Any], other: Candidate, rng: np.random.Generator) -> Candidate | None:
+        """A model near the suggestion ``parent``: some of its values are those of ``other``, of the same family.
+
+        None where that is no possible model.
+        """
+
+
+class SpaceCandidates:
+    """The candidates of a search space, for images of one shape and one training budget.
+
+    >>> source = SpaceCandidates(SearchSpace.for_images((1, 8, 8)), images, TrainConfig(epochs=20))
+    >>> small, *_ = sorted(source.draw("fvae", 100, np.random.default_rng(0)), key=lambda c: c.params)
+    """
+
+    def __init__(self, space: SearchSpace, images: dict[str, int], train: TrainConfig) -> None:
+        """``images`` holds ``channels``, ``height``, ``width`` and ``bins``; ``train`` what all candidates share."""
+        self.space, self.images, self.train = space, images, train.to_dict()
+
+    def draw(self, family: str, count: int, rng: np.random.Generator) -> list[Candidate]:
+        """``count`` possible models, uniform in the space's own scales; duplicates are possible in a small space."""
+        drawn: list[Candidate] = []
+        in_vain = 0
+        while len(drawn) < count and in_vain < DRAWS:
+            try:
+                drawn.append(self.ask(_UniformTrial(rng), family))
+                in_vain = 0
+            except ConfigError:
+                in_vain += 1
+        return drawn
+
+    def ask(self, trial: optuna.trial.BaseTrial, family: str) -> Candidate:
+        """The candidate that ``trial`` suggests. Raises ``ConfigError`` where it is no possible model."""
+        model, searched = suggest(trial, family, self.space, self.images)
+        return Candidate(family=family, suggestion=dict(trial.params), model=model, train=self.train | searched)
+
+    def at(self, family: str, suggestion: dict[str, Any]) -> Candidate:
+        """The candidate at a point of the space. Raises ``ConfigError`` for a point that is not of this space."""
+        fixed = optuna.trial.FixedTrial(suggestion)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # so Optuna says of a value that it is out of range
+                return self.ask(fixed, family)
+        except (ValueError, UserWarning) as error:  # ConfigError is a ValueError
+            raise ConfigError(f"{family} {suggestion}: not in the search space ({error})") from error
+
+    def near(self, family: str, suggestion: dict[str, Any]) -> Candidate:
+        """The candidate nearest to a point of another space. Raises ``ConfigError`` where there is none."""
+        try:
+            return self.ask(_NearestTrial(suggestion), family)
+        except KeyError as error:
+            raise ConfigError(f"{family} {suggestion}: has no {error}") from error
+
+    def between(self, parent: dict[str, Any], other: Candidate, rng: np.random.Generator) -> Candidate | None:
+        """See :meth:`CandidateSource.between`."""
+        taken = {name: value for name, value in other.suggestion.items() if rng.random() < TAKEN}
+        try:
+            return self.at(other.family, parent | taken)
+        except ConfigError:
+            return None
+
+    def designs(self, family: str, count: int) -> list[Candidate]:
+        """:func:`tune.space.initial_designs`: from small to large, with sound settings."""
+        return [self.at(family, design) for design in initial_designs(family, self.space, count)]
+
+
+class _Trial(optuna.trial.FixedTrial):
+    """Suggests what :meth:`choose_number` and :meth:`choose` say, and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self._chosen: dict[str, Any] = {}
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self._chosen
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        self._chosen[name] = min(max(float(self.choose_number(name, low, high, log)), low), high)
+        return self._chosen[name]
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        # Half a step beyond both ends, so that the ends are as likely as what lies between.
+        self._chosen[name] = min(max(round(self.choose_number(name, low - 0.5, high + 0.5, log)), low), high)
+        return self._chosen[name]
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        self._chosen[name] = self.choose(name, choices)
+        return self._chosen[name]
+
+    def choose_number(self, name: str, low: float, high: float, log: bool) -> float:
+        raise NotImplementedError
+
+    def choose(self, name: str, choices: Sequence[Any]) -> Any:
+        raise NotImplementedError
+
+
+class _UniformTrial(_Trial):
+    """Draws uniformly, on a log scale where that is asked for."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        super().__init__()
+        self._rng = rng
+
+    def choose_number(self, name: str, low: float, high: float, log: bool) -> float:
+        if log:
+            return float(np.exp(self._rng.uniform(np.log(low), np.log(high))))
+        return float(self._rng.uniform(low, high))
+
+    def choose(self, name: str, choices: Sequence[Any]) -> Any:
+        return choices[int(self._rng.integers(len(choices)))]
+
+
+class _NearestTrial(_Trial):
+    """Suggests the values of another space; the caller brings them into the range."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__()
+        self._values = values
+
+    def choose_number(self, name: str, low: float, high: float, log: bool) -> float:
+        return self._values[name]
+
+    def choose(self, name: str, choices: Sequence[Any]) -> Any:
+        value = self._values[name]
+        if value not in choices and all(is_number(each) for each in (value, *choices)):
+            return min(choices, key=lambda choice: abs(choice - value))
+        if value not in choices:
+            raise ConfigError(f"{name}={value!r}: must be one of {', '.join(map(str, choices))}")
+        return value

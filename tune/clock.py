@@ -1,0 +1,68 @@
+"""How long a search has trained, over all its sessions: ``time.json`` in its run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+from pipelines.storage import Storage
+from pipelines.stored import read_json
+
+TIME = "time.json"
+KEEP_SECONDS = 30.0
+"""Between two writes: what a killed driver's session loses at most."""
+
+
+class SearchClock:
+    """Wall time from the start to the end of the training, summed over sessions; the time between them is not in it.
+
+    Reading the test split and drawing the map are not counted. Raises ``OSError`` or ``ConfigError`` where the storage
+    does.
+    """
+
+    def __init__(self, run: Storage, guard: Callable[[], None] = lambda: None) -> None:
+        """``guard`` is called before each write; it raises where this process may no longer write there."""
+        self.run, self.guard = run, guard
+        try:
+            kept = read_json(run, TIME)
+        except FileNotFoundError:
+            kept = {"seconds": 0.0, "sessions": 0}
+        self.before: float = kept["seconds"]
+        """Seconds of earlier sessions."""
+        self.sessions: int = kept["sessions"]
+        """Sessions that trained, this one too."""
+        self._started: float | None = None
+        self._kept_at = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of all sessions, until now."""
+        return self.before + self.session_seconds
+
+    @property
+    def session_seconds(self) -> float:
+        """Of this session; 0 before it starts."""
+        return 0.0 if self._started is None else time.monotonic() - self._started
+
+    def start(self) -> None:
+        """The session's training begins."""
+        self._started = time.monotonic()
+        self.sessions += 1
+        self._keep()
+
+    def tick(self) -> None:
+        """Write the time now and then; to be called often."""
+        if self._started is not None and time.monotonic() - self._kept_at >= KEEP_SECONDS:
+            self._keep()
+
+    def stop(self) -> None:
+        """The session's training is over."""
+        if self._started is not None:
+            self._keep()
+            self.before, self._started = self.seconds, None
+
+    def _keep(self) -> None:
+        self.guard()
+        self.run.write(TIME, (json.dumps({"seconds": self.seconds, "sessions": self.sessions}) + "\n").encode())
+        self._kept_at = time.monotonic()

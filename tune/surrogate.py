@@ -1,0 +1,91 @@
+"""What a model that nobody has trained will reach: a Gaussian process over the search space.
+
+Its mean is a line in log10 parameters, the scaling law where nothing else is known; what the other hyperparameters do
+beyond that is a process with a Matérn kernel over the unit cube. It learns from every trial that has a forecast, each
+with that forecast's own spread, so that part-trained trials count for as much as they tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+
+from tune.bootstrap import Floats
+from tune.space import SearchSpace, suggest
+
+LENGTH, VARIANCE = 3.0, 1.0
+"""The kernel's, in the unit cube and (bits/dim)²: smooth, and far from sure of itself. Of the values tried these
+forecast best from 8 and from 20 trials of each family (``benchmarks/search``)."""
+NOISE = 0.1
+"""Bits/dim that no hyperparameter explains: the seed's luck, and what the kernel smooths over."""
+MOST_TRIALS = 256
+"""The newest so many are learned from, so that a proposal costs the same however long a search is."""
+
+
+def unit_point(family: str, suggestion: Mapping[str, Any], space: SearchSpace, images: dict[str, int]) -> Floats:
+    """A suggestion's place in the unit cube: a number's on its range, on a log scale where it is searched on one; a
+    choice's as one coordinate for each of its values. Of one family all points have the same coordinates.
+
+    Raises ``ValueError`` where the space asks for something that the suggestion does not hold.
+    """
+    trial = _Coordinates(dict(suggestion))
+    suggest(trial, family, space, images)
+    return np.array(trial.coordinates)
+
+
+class Surrogate:
+    """Bits/dim at the end against size and hyperparameters, for one family."""
+
+    def __init__(self, points: Floats, log_sizes: Floats, bits: Floats, spreads: Floats) -> None:
+        """Learn from trials: ``points [N, d]`` of :func:`unit_point`; log10 parameters and forecasts ``[N]``."""
+        points, log_sizes, bits, spreads = (each[-MOST_TRIALS:] for each in (points, log_sizes, bits, spreads))
+        weights = 1 / (spreads + NOISE) ** 2
+        line = _design(log_sizes)
+        # A little ridge on the slope: trials of one size determine none.
+        gram = (line * weights[:, None]).T @ line + np.diag([1e-6, 0.5])
+        self._line = np.linalg.solve(gram, (line * weights[:, None]).T @ bits)
+        beyond = bits - line @ self._line
+        kernel = ConstantKernel(VARIANCE, "fixed") * Matern(LENGTH, "fixed", nu=2.5)
+        self._process = GaussianProcessRegressor(kernel, alpha=spreads**2 + NOISE**2, optimizer=None)
+        self._process.fit(points, beyond)
+
+    def predict(self, points: Floats, log_sizes: Floats) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of the bits/dim at the end, each ``[K]``."""
+        mean, spread = self._process.predict(points, return_std=True)
+        return mean + _design(log_sizes) @ self._line, spread
+
+
+def _design(log_sizes: Floats) -> Floats:
+    return np.stack([np.ones_like(log_sizes), log_sizes], axis=1)
+
+
+class _Coordinates(optuna.trial.FixedTrial):
+    """Answers with a given point, and notes where on each range it lies."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        super().__init__(params)
+        self.coordinates: list[float] = []
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        return self._note(super().suggest_float(name, low, high, step=step, log=log), low, high, log)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        return self._note(super().suggest_int(name, low, high, step=step, log=log), low, high, log)
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        value = super().suggest_categorical(name, choices)
+        self.coordinates += [float(value == choice) for choice in choices]
+        return value
+
+    def _note(self, value: Any, low: float, high: float, log: bool) -> Any:
+        if high > low:
+            ends = np.log([low, value, high]) if log else np.array([low, value, high], dtype=float)
+            self.coordinates.append(float((ends[1] - ends[0]) / (ends[2] - ends[0])))
+        return value
