@@ -18,8 +18,9 @@ test: .venv/installed-dev lint  ## Lint, check types, run every test.
 test-gpu: .venv/installed-dev  ## The tests that need a CUDA GPU.
 	@$(BIN)/python -m pytest tests/gpu $(ARGS)
 
-test-faults: .venv/installed-dev  ## Training jobs that lose each kind of thing at every moment (10 minutes).
-	@$(BIN)/python -m pytest tests/pipelines/test_train_faults.py --every-moment --durations 0 $(ARGS)
+test-faults: .venv/installed-dev  ## Training jobs and searches that lose each kind of thing at every moment (20 minutes).
+	@$(BIN)/python -m pytest tests/pipelines/test_train_faults.py tests/tune/test_search_kills.py \
+		--every-moment --durations 0 $(ARGS)
 
 lint: .venv/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
@@ -49,6 +50,7 @@ clean:  ## Remove .venv; runs/ stays.
 	@$(INSTALL) --no-deps --editable .
 	@touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.lock
+.venv/installed-dev: .venv/installed requirements-dev.lock benchmarks/search/requirements.txt
 	@$(INSTALL) --requirement requirements-dev.lock
+	@$(INSTALL) --no-deps --requirement benchmarks/search/requirements.txt
 	@touch $@
