@@ -8,7 +8,7 @@ The rule, at each rung, for a trial with N parameters (:class:`Rule` has its par
    family have reached and running ones are forecast to reach. Where rivals of N parameters or less do better than
    it may hope for, that is nothing: size is known, so the expectation is exact given the forecast
    (:mod:`tune.improvement`).
-3. It goes on if that is at least a thousandth or two of the front's area (``least_gain``).
+3. It goes on if that is at least a small share of the front's area (``least_gain``).
 4. Otherwise it is stopped, unless its size would starve: of the trials of its family in a band of sizes (half a
    decade) that reached the rung, one in ``kept`` goes on whatever the rule says.
 
@@ -38,9 +38,9 @@ from tune.standings import Standings
 class Rule:
     """The rule, and its parameters."""
 
-    rung_shares: tuple[float, ...] = (1 / 30, 1 / 15, 1 / 8, 1 / 4, 1 / 2)
+    rung_shares: tuple[float, ...] = (1 / 15, 1 / 8, 1 / 4, 1 / 2)
     """Shares of the epochs at which a trial may be stopped."""
-    least_gain: float = 0.002
+    least_gain: float = 0.005
     """Share of the front's area by which a trial must be expected to enlarge it."""
     bands: int = 2
     """Bands of sizes to a decade."""

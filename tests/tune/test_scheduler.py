@@ -119,7 +119,7 @@ def test_one_in_so_many_of_a_size_goes_on_whatever_the_rule_says(tmp_path: Path)
 
 
 def test_rungs() -> None:
-    assert Rule().rungs(60) == {2, 4, 8, 15, 30}
+    assert Rule().rungs(60) == {4, 8, 15, 30}
     assert Rule().rungs(1) == set()
     assert max(Rule().rungs(4)) < 4
 
