@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 from pipelines.storage import Storage
 from pipelines.stored import read_json
@@ -34,6 +35,10 @@ class SearchClock:
         """Sessions that trained, this one too."""
         self._started: float | None = None
         self._kept_at = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles whoever holds the clock for a restore of its own, which the ledger makes needless."""
+        return {}
 
     @property
     def seconds(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import least_squares
 
 from tune.ledger import TrialRecord
 
@@ -14,10 +14,10 @@ LEAST_TRIALS = 3
 
 
 class Speed:
-    """Seconds an image = constant + slope · FLOPs an image, both at least 0.
+    """Seconds an image = constant + slope · FLOPs an image, both above 0.
 
-    Fitted to the trials' relative errors, so that small models count as much as large ones: their time is overhead,
-    not FLOPs.
+    Fitted to the trials' logarithms, so that small models count as much as large ones (their time is overhead, not
+    FLOPs), and then scaled so that on average over the trials it is their seconds.
     """
 
     def __init__(self, records: Iterable[TrialRecord]) -> None:
@@ -27,8 +27,13 @@ class Speed:
         if self.known:
             seconds = np.array([record.seconds / _images(record) for record in trained])
             flops = np.array([record.flops_per_image for record in trained], dtype=float)
-            columns = np.column_stack([1 / seconds, flops / seconds])
-            (self.constant, self.slope), _ = nnls(columns, np.ones(len(trained)))
+
+            def excess(logs: np.ndarray) -> np.ndarray:
+                return np.logaddexp(logs[0], logs[1] + np.log(flops)) - np.log(seconds)
+
+            start = np.log([seconds.min() / 2, np.median(seconds / flops) / 2])
+            logs = least_squares(excess, start).x
+            self.constant, self.slope = np.exp(logs) * np.mean(np.exp(-excess(logs)))
             self.images_per_epoch = trained[0].history[0].images
 
     def seconds(self, flops_per_image: float, images: float) -> float:

@@ -86,7 +86,7 @@ def test_earlier_trials_say_what_the_rest_costs(tmp_path: Path) -> None:
     drawn = [each for family in ("fvae", "flow", "vae") for each in SOURCE.draw(family, 300, np.random.default_rng(7))]
     each = 1e-9 * float(np.mean([candidate.flops_per_image for candidate in drawn])) * images
     found = expected_seconds(drawn, records, images)
-    assert found == pytest.approx(each, rel=1e-6)
+    assert found == pytest.approx(each, rel=0.02)
     assert "3 done before, 0 to resume" in lines[1]
     minutes = float(lines[-1].removeprefix("Roughly ").split("m")[0])
     assert minutes == pytest.approx(30 * each / 2 / 60, rel=0.35)  # of other models that are drawn
@@ -105,8 +105,23 @@ def test_speed_is_overhead_for_small_models_and_flops_for_large_ones() -> None:
     truth = {flops: 1257 * 20 * (2e-5 + 1e-10 * flops) for flops in (10**3, 10**5, 10**6, 10**8)}
     speed = Speed(trained(number, flops, seconds) for number, (flops, seconds) in enumerate(truth.items()))
     for flops, seconds in truth.items():
-        assert speed.seconds(flops, 1257 * 20) == pytest.approx(seconds)
+        assert speed.seconds(flops, 1257 * 20) == pytest.approx(seconds, rel=1e-3)
     assert not Speed([trained(number, 1000, 5.0) for number in range(9)]).known  # of one size: nobody knows of others
+
+
+def test_speed_is_right_on_average_on_a_machine_that_does_other_things_too() -> None:
+    """Each trial takes between once and five times as long as it would alone."""
+    rng = np.random.default_rng(0)
+    ratios = []
+    for _ in range(30):
+        flops = (10 ** rng.uniform(3, 8, 8)).astype(int)
+        alone = 1257 * 20 * (2e-5 + 1e-10 * flops)
+        slower = np.exp(rng.uniform(0, np.log(5), 8))
+        speed = Speed(trained(n, int(flops[n]), float(alone[n] * slower[n])) for n in range(8))
+        expected = 4 / np.log(5) * 1257 * 20 * (2e-5 + 1e-10 * 10**6)
+        ratios.append(speed.seconds(10**6, 1257 * 20) / expected)
+    assert 0.8 < np.median(ratios) < 1.25
+    assert np.mean([1 / 2.5 < ratio < 2.5 for ratio in ratios]) > 0.9
 
 
 def test_a_forecast_is_said_first_and_then_only_when_it_changes_much(

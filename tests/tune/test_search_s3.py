@@ -108,7 +108,7 @@ def test_the_bucket_holds_the_search_and_no_litter(finished: tuple[str, Path, st
     trials = records(run_storage)
     left = (*PICTURES, "model/config.json", "model/model.safetensors", "trial.json")
     expected = {f"trials/{name}/{file}" for name in trials for file in left}
-    expected |= {"search.json", "tracking.json", *MAP}
+    expected |= {"search.json", "time.json", "tracking.json", *MAP}
     assert {info.key for info in run_storage.list()} == expected
     assert unfinished_uploads(runs) == []
     # Nothing of the search on this machine but MLflow's working copy.
