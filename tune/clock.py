@@ -64,8 +64,8 @@ class SearchClock:
     def stop(self) -> None:
         """The session's training is over."""
         if self._started is not None:
+            self.before, self._started = self.seconds, None  # what is written is what is told from now on
             self._keep()
-            self.before, self._started = self.seconds, None
 
     def _keep(self) -> None:
         self.guard()

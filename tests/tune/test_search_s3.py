@@ -186,7 +186,7 @@ def test_killed_then_without_a_store_then_whole(s3: str, bucket: str, dataset: s
     checkpoints = [info.key for info in run_storage.list("trials") if info.key.endswith(CHECKPOINT)]
     assert checkpoints == [f"trials/0000-fvae/{CHECKPOINT}"]
 
-    with dying(s3, only("PUT", path="/trial.json"), at=2) as proxy:
+    with dying(s3, only("PUT", path="/trial.json"), at=4) as proxy:
         environment = {"AWS_ENDPOINT_URL": proxy.url}
         broken = run(tmp_path / "two", dataset, bucket, *hasty(), options=few, environment=environment)
     restored = [key for key in checkpoints if any(key in each.path and each.method == "GET" for each in proxy.requests)]
