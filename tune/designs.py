@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from tune.candidates import Candidate, SpaceCandidates
@@ -30,16 +29,15 @@ def first_models(
         trials: of all families together.
         fronts: of an earlier search, by family, by ascending size: they take the place of the sound models.
     """
-    of_size = dataclasses.replace(limits, max_memory=None)
     first = {}
     for index, family in enumerate(families):
         share = None if trials is None else max(1, 2 * len(range(index, trials, len(families))) // 3)
-        models = [each for each in (fronts or {}).get(family, ()) if of_size.allows(each)]
+        models = [each for each in (fronts or {}).get(family, ()) if limits.allows_size(each)]
         if not models:
             share = min(MOST, share or MOST)
             for finer in (1, 4, 16):  # more of the small ones where only these are within the limits
                 designs = {each.key: each for each in source.designs(family, finer * share)}
-                models = [each for each in designs.values() if of_size.allows(each)]
+                models = [each for each in designs.values() if limits.allows_size(each)]
                 if len(models) >= share:
                     break
         first[family] = models if share is None else _evenly(models, share)

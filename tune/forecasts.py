@@ -58,7 +58,7 @@ class Forecast(NamedTuple):
     """Standard deviation; 0 where the trial is complete."""
 
 
-class Standing(NamedTuple):
+class AtRung(NamedTuple):
     """Where a trial stood at the last rung that it passed."""
 
     rung: int
@@ -77,7 +77,7 @@ class Forecasts:
         self._learned: set[str] = set()
         self._gains: dict[tuple[str, int], _Gains] = {}
         self._sizes: dict[str, _Sizes] = defaultdict(lambda: _Sizes(math.log(SHARE_OF_UNIFORM * math.log2(bins))))
-        self._standings: dict[str, tuple[int, Standing | None]] = {}
+        self._at_rung: dict[str, tuple[int, AtRung | None]] = {}
 
     def of(self, record: TrialRecord) -> Forecast | None:
         """What it will reach; None before its first rung, and for a failed trial, whose past is no evidence."""
@@ -85,7 +85,7 @@ class Forecasts:
             return None
         if record.status == "complete" and record.val_bpd is not None:
             return Forecast(record.val_bpd, 0.0)
-        standing = self.standing(record)
+        standing = self._last_rung(record)
         if standing is None:
             return None
         later = self._gains_after(record.family, standing.rung)
@@ -96,13 +96,13 @@ class Forecasts:
         mean = math.exp((curve_weight * by_curve + size_weight * by_size) / (curve_weight + size_weight))
         return Forecast(mean, max(LEAST_SPREAD, mean / math.sqrt(curve_weight + size_weight)))
 
-    def standing(self, record: TrialRecord) -> Standing | None:
+    def _last_rung(self, record: TrialRecord) -> AtRung | None:
         """Where the trial stood at its last rung; None before the first."""
-        known = self._standings.get(record.id)
+        known = self._at_rung.get(record.id)
         if known is None or known[0] != record.epochs:
             passed = [rung for rung in self.rungs if rung <= record.epochs]
-            known = record.epochs, _standing(record, passed[-1]) if passed else None
-            self._standings[record.id] = known
+            known = record.epochs, _at(record, passed[-1]) if passed else None
+            self._at_rung[record.id] = known
         return known[1]
 
     def learn(self, records: Iterable[TrialRecord]) -> None:
@@ -113,7 +113,7 @@ class Forecasts:
             self._learned.add(record.id)
             self._sizes[record.family].add(record.params, record.val_bpd)
             for rung in (rung for rung in self.rungs if rung <= record.epochs):
-                standing = _standing(record, rung)
+                standing = _at(record, rung)
                 later = math.log(standing.lowest / record.val_bpd)
                 self._gains_after(record.family, rung).add(standing.gain, later)
 
@@ -173,9 +173,9 @@ def _spread(prior: float, squared_misses: Sequence[float]) -> float:
     return math.sqrt(total / (PRIOR_TRIALS + len(squared_misses)))
 
 
-def _standing(record: TrialRecord, rung: int) -> Standing:
+def _at(record: TrialRecord, rung: int) -> AtRung:
     lowest = _lowest(record, rung)
-    return Standing(rung, lowest, math.log(_lowest(record, max(1, rung // 2)) / lowest))
+    return AtRung(rung, lowest, math.log(_lowest(record, max(1, rung // 2)) / lowest))
 
 
 def _lowest(record: TrialRecord, epoch: int) -> float:

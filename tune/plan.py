@@ -72,8 +72,9 @@ def what_it_costs(
     Roughly: models are drawn uniformly from the space, while the sampler has preferences of its own.
     """
     rng = np.random.default_rng(settings.seed)
-    cheap = Limits(max_params=limits.max_params, max_flops=limits.max_flops)  # memory takes seconds to count
-    drawn = [each for family in settings.families for each in source.draw(family, SAMPLE, rng) if cheap.allows(each)]
+    drawn = [
+        each for family in settings.families for each in source.draw(family, SAMPLE, rng) if limits.allows_size(each)
+    ]
     cores = f"{settings.cpus_per_trial} {'core' if settings.cpus_per_trial == 1 else 'cores'}"
     shared = "as much of a GPU as it needs" if settings.gpus_per_trial == "auto" else f"{settings.gpus_per_trial:g} GPU"
     workers = f" for each of its {settings.workers_per_trial} workers" if settings.workers_per_trial > 1 else ""

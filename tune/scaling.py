@@ -20,10 +20,6 @@ ROBUST_SCALE = 0.02
 """Bits/dim. Residuals beyond it weigh in linearly, so that one unlucky trial cannot bend the curve."""
 REPLICATES = 400
 BAND_POINTS = 64
-BEYOND = 8.0
-"""How many times larger than the largest model tried a front is still forecast."""
-FORECAST_SHARE = 0.9
-"""Share of the probability that a forecast's band holds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,35 +126,6 @@ def fit_family(records: Sequence[TrialRecord], family: str, seed: int) -> dict[s
         for name in ("a", "b", "alpha")
     }
     return result | {"ci95": ci95, "band": band, "why": None}
-
-
-def forecast_front(points: Floats, sizes: Floats, seed: int) -> dict[str, list[float]] | None:
-    """What the front of a family reaches at ``sizes`` ``[K]``, in parameters, of which some are larger than any tried.
-
-    ``points`` ``[N, 2]`` are its complete trials' parameters and bits/dim. Returns ``params``, ``bpd`` and the band
-    ``low``, ``high``, which should hold the front's true bits/dim with probability ``FORECAST_SHARE``; None where too
-    few points determine no curve. Two things make the band: which trials happened to be run (resampled, as for the
-    intervals of the fit), and how far front points lie from their curve (drawn from the residuals). Whatever the curves
-    say, a larger budget can hold the best smaller model: so no forecast is above what the front has within that size.
-    """
-    front = front_of(points[:, 0], points[:, 1])
-    if len(front.params) < MIN_FRONT_POINTS:
-        return None
-    rng = np.random.default_rng(seed)
-    law = fit_power_law(front)
-    laws = [law, *_resampled_laws(points, law, rng)]
-    residuals = front.bpd - law(front.params)
-    residuals = residuals * np.sqrt(len(residuals) / max(1, len(residuals) - 2))  # a curve bends towards its points
-    curves = np.array([each(sizes) for each in laws]) + rng.choice(residuals, size=(len(laws), len(sizes)))
-    reached = np.interp(np.log(sizes), np.log(front.params), front.bpd)
-    curves = np.minimum(curves, reached)
-    tail = (1 - FORECAST_SHARE) / 2
-    return {
-        "params": sizes.tolist(),
-        "bpd": np.minimum(law(sizes), reached).tolist(),
-        "low": np.quantile(curves, tail, axis=0).tolist(),
-        "high": np.quantile(curves, 1 - tail, axis=0).tolist(),
-    }
 
 
 def _resampled_laws(points: Floats, start: PowerLaw, rng: np.random.Generator) -> list[PowerLaw]:

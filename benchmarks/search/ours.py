@@ -96,7 +96,6 @@ class Ours:
         *,
         compete: bool = False,
         designs: int = MOST,
-        by_value: bool = False,
         by_size: bool = True,
         extrapolate: bool = True,
         rule: Rule | None = None,
@@ -133,7 +132,7 @@ class Ours:
             proposer=proposer,
             families=[family for family in FAMILIES if any(row.family == family for row in curves.rows)],
             budget=Unlimited(),
-            most_worth=proposer.most_worth if compete or by_value else None,
+            most_worth=proposer.most_worth if compete else None,
         )
         self._tune_ids = (f"tune-{number}" for number in itertools.count())
         self._trials: dict[int, tuple[str, str]] = {}  # row → Tune's id, ours

@@ -7,13 +7,11 @@ python -m benchmarks.search.pictures --methods front tpe asha
 from __future__ import annotations
 
 import dataclasses
-import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -25,6 +23,7 @@ from benchmarks.search.others import TOOLS, VARIANTS, four_ways
 from benchmarks.search.replay import Trace
 from benchmarks.search.results import Conditions, Traces, quartiles, read_results
 from fvae import ConfigError
+from pipelines import command_line
 from tune.style import GREY, INK, format_count
 
 DPI = 160
@@ -51,7 +50,7 @@ class Settings:
     """By default beside the results, as .png."""
 
 
-def main(settings: Settings) -> None:
+def main(settings: Settings) -> int:
     """Draw."""
     if not settings.results.exists():
         raise ConfigError(f"no results at {settings.results}: python -m benchmarks.search.quality writes them")
@@ -59,6 +58,7 @@ def main(settings: Settings) -> None:
     output = settings.output or settings.results.with_suffix(".png")
     draw(conditions, traces, settings.methods).savefig(output, format="png")
     print(output)
+    return 0
 
 
 def draw(conditions: Conditions, traces: Traces, methods: Sequence[str] = ()) -> Figure:
@@ -152,8 +152,4 @@ def _style(axes: Axes, title: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Settings))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command_line.run(main, Settings)

@@ -11,26 +11,24 @@ whole table's. Beside the text lies a Parquet file of the same name: what tables
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import math
 import multiprocessing
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.progress import track
 
 from benchmarks.search.curves import CURVES, TARGETS, Curves
 from benchmarks.search.others import METHODS as OTHERS
 from benchmarks.search.others import TOOLS, VARIANTS
+from benchmarks.search.ours import METHODS as OURS
 from benchmarks.search.replay import MakeMethod, Trace, replay
 from benchmarks.search.results import SHARES, Conditions, Traces, goal, quartiles, read_results, write_results
 from fvae import ConfigError
 from fvae.files import write_text
+from pipelines import command_line
 
 ENOUGH = 0.995
 """Share of every target's hypervolume at which a search is ended: nothing that is asked comes after it."""
@@ -58,38 +56,32 @@ class Settings:
     """Where to write the text; the raw results go beside it."""
 
 
-def main(settings: Settings) -> None:
-    """Replay, write, print."""
-    ours, methods = our_methods(), _chosen(settings.methods)
+def main(settings: Settings) -> int:
+    """Replay, write, print. Returns the exit status."""
+    methods = _chosen(settings.methods)
     curves = Curves.load(settings.curves)
     conditions = Conditions.of(curves, workers=settings.workers, seeds=settings.seeds)
     for make in methods.values():
         make(curves.blind(), 0)  # what is missing is said now, not after minutes
     traces: Traces = _kept(settings, conditions) | _replay_all(settings, list(methods))
-    known = list(ours | OTHERS | VARIANTS)
+    known = list(OURS | OTHERS | VARIANTS)
     traces = dict(sorted(traces.items(), key=lambda item: known.index(item[0]) if item[0] in known else len(known)))
-    text = report(conditions, traces, list(ours))
+    text = report(conditions, traces, list(OURS))
     if settings.output:
         write_results(_raw(settings.output), conditions, traces)
         write_text(settings.output, text)
     print(text, end="")
-
-
-def our_methods() -> dict[str, MakeMethod]:
-    """Those of ``benchmarks.search.ours``."""
-    if importlib.util.find_spec("benchmarks.search.ours") is None:
-        return {}
-    return importlib.import_module("benchmarks.search.ours").METHODS
+    return 0
 
 
 def _chosen(names: Sequence[str]) -> dict[str, MakeMethod]:
-    known = our_methods() | OTHERS | VARIANTS
+    known = OURS | OTHERS | VARIANTS
     if not names:
-        return our_methods() | OTHERS
+        return OURS | OTHERS
     names = [each for name in names for each in (VARIANTS if name == "variants" else (name,))]
     unknown = [name for name in names if name not in known]
     if unknown:
-        shown = ", ".join(repr(name) for name in our_methods() | TOOLS)
+        shown = ", ".join(repr(name) for name in OURS | TOOLS)
         raise ConfigError(
             f"--methods: no method is called {unknown[0]!r}; there are {shown}, the others also with 'designs', "
             "'stratified' and 'designs stratified' after their names"
@@ -132,7 +124,7 @@ def _open_table(path: Path) -> None:
     global _curves, _blind, _methods
     _curves = Curves.load(path)
     _blind = _curves.blind()
-    _methods = our_methods() | OTHERS | VARIANTS
+    _methods = OURS | OTHERS | VARIANTS
 
 
 def _replay_one(method: str, seed: int, workers: int) -> Trace:
@@ -218,8 +210,4 @@ def _number(value: float, pattern: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Settings))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command_line.run(main, Settings)

@@ -27,7 +27,6 @@ import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import tyro
 from rich.progress import track
 
 from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
@@ -35,6 +34,7 @@ from fvae.config import FAMILIES
 from fvae.files import write_text
 from fvae.flops import parameters_and_flops
 from fvae.memory import training_memory
+from pipelines import command_line
 from pipelines.datasets import load_dataset
 from tune.space import SearchSpace, initial_designs, suggest
 
@@ -73,8 +73,8 @@ class Configuration:
     train: TrainConfig
 
 
-def main(settings: Settings) -> None:
-    """Train what is missing, then write the table."""
+def main(settings: Settings) -> int:
+    """Train what is missing, then write the table. Returns the exit status."""
     dataset = load_dataset("digits")
     channels, height, width = dataset.shape
     images = {"channels": channels, "height": height, "width": width, "bins": dataset.bins}
@@ -104,6 +104,7 @@ def main(settings: Settings) -> None:
     table = pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata({"curves": json.dumps(metadata)})
     pq.write_table(table, settings.output, compression="zstd", compression_level=19)
     print(f"{settings.output}: {len(rows)} configurations, {settings.output.stat().st_size:,} bytes")
+    return 0
 
 
 FLOATS = pa.list_(pa.float32())
@@ -135,7 +136,7 @@ def kept_rows(settings: Settings, dataset_hash: str) -> dict[str, dict[str, Any]
     table = pq.read_table(settings.output)
     told = json.loads(table.schema.metadata[b"curves"])
     if (told["hash"], told["epochs"], told["seed"]) != (dataset_hash, settings.epochs, settings.seed):
-        raise SystemExit(f"{settings.output}: a table of other trainings; give another --output and --work")
+        raise ConfigError(f"{settings.output}: a table of other trainings; give another --output and --work")
     return {row["id"]: row for row in table.to_pylist()}
 
 
@@ -205,4 +206,4 @@ def train_one(configuration: Configuration, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    command_line.run(main, Settings)
