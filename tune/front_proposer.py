@@ -88,7 +88,6 @@ class FrontProposer:
         self.untried = Untried(source, dataclasses.replace(limits, max_memory=None), seed)
         self._points: dict[str, Floats] = {}  # of trials, by id
         self.earlier = self._observations(earlier)
-        self._largest = 2
         self._chosen: dict[str, Choice] = {}
 
     def tell(self, record: TrialRecord) -> None:
@@ -129,13 +128,13 @@ class FrontProposer:
             if not stopped:
                 raise
             pool = []
-        self._largest = max([self._largest, *(c.params for c in pool), *(s.record.params for s in standings)])
+        largest = max(each.params for each in (*pool, *(record for record, _ in standings)))
         if len(known) < LEAST_TRIALS:
             choices = [Choice(what=each, value=math.inf) for each in pool if self.limits.allows(each)][:1]
-            front = self.standings.front(standings, self._largest)
+            front = self.standings.front(standings, largest)
         else:
             surrogate = self._surrogate(known)
-            front = self.standings.front([*standings, *self._begun(family, surrogate)], self._largest)
+            front = self.standings.front([*standings, *self._begun(family, surrogate)], largest)
             choices = self._new(family, pool, surrogate, front)
         choices += self._again(stopped, front)
         if not choices:
