@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 import signal
 import tempfile
@@ -18,6 +19,7 @@ from ray.tune.experiment import Trial
 
 from fvae.config import ConfigError
 from fvae.data import Dataset
+from pipelines.machines_to_come import await_machines
 from pipelines.ray_session import ray_session
 from pipelines.storage import Storage
 from pipelines.troubles import raise_trouble
@@ -71,7 +73,9 @@ def search_session(settings: SearchSettings, dataset: Dataset) -> Iterator[Room]
     if settings.gpus_per_trial != "auto":
         needed["GPU"] = ("--gpus-per-trial", settings.gpus_per_trial)
     with ray_session(dataset.held_bytes(), needed):
-        nodes = [node for node in ray.nodes() if node["Alive"]]
+        if "RAY_ADDRESS" in os.environ:
+            await_room(settings)
+        nodes = alive_nodes()
         resources = [node["Resources"] for node in nodes]
         at_once, shares = settings.concurrent, None
         if settings.workers_per_trial > 1:
@@ -80,6 +84,23 @@ def search_session(settings: SearchSettings, dataset: Dataset) -> Iterator[Room]
         if settings.gpus_per_trial == "auto":
             shares = GpuShares(smallest_card_bytes(nodes), dataset.held_bytes())
         yield Room(settings, at_once, resources, shares)
+
+
+def await_room(settings: SearchSettings) -> None:
+    """Wait for the machines that a cluster's autoscaler brings for one trial, or for ``--concurrent`` of them."""
+    gpus = 1.0 if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
+    bundle = {"CPU": float(settings.cpus_per_trial)} | ({"GPU": gpus} if gpus else {})
+    workers = settings.workers_per_trial * (settings.concurrent or 1)
+
+    def enough() -> bool:
+        return sum(workers_on(node["Resources"], settings.cpus_per_trial, gpus) for node in alive_nodes()) >= workers
+
+    await_machines([bundle] * workers, enough)
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """The cluster's nodes, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def run_trials(

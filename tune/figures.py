@@ -34,7 +34,8 @@ def size_figure(tradeoff: Mapping[str, Any]) -> go.Figure:
     for family in FAMILIES:
         mine = [trial for trial in complete if trial["family"] == family]
         if mine:
-            _add_fit(figure, family, tradeoff["fits"][family]["band"])
+            _add_curve(figure, family, tradeoff["fits"][family]["band"], what="fit", dash="dash", opacity=0.13)
+            _add_curve(figure, family, tradeoff["fits"][family]["beyond"], what="forecast", dash="dot", opacity=0.06)
             _add_family(figure, family, mine, tradeoff["fronts"][family])
             _add_seeds(figure, family, mine, tradeoff["seeds"])
     _add_part_trained(figure, [trial for trial in trials if trial["status"] == "stopped"])
@@ -119,21 +120,23 @@ def _figure(height: int, figure: go.Figure | None = None) -> go.Figure:
     return figure
 
 
-def _add_fit(figure: go.Figure, family: str, band: Mapping[str, Any] | None) -> None:
-    """The family's curve, and its 95% band where there is one."""
+def _add_curve(
+    figure: go.Figure, family: str, band: Mapping[str, Any] | None, *, what: str, dash: str, opacity: float
+) -> None:
+    """A curve of the family, and its band where there is one."""
     if not band:
         return
-    group = f"{family} fit"
+    group = f"{family} {what}"
     if band["low"]:
         figure.add_scatter(
             x=[*band["params"], *reversed(band["params"])], y=[*band["high"], *reversed(band["low"])], fill="toself",
-            fillcolor=rgba(COLORS[family], 0.13), line={"width": 0}, mode="lines", hoverinfo="skip",
+            fillcolor=rgba(COLORS[family], opacity), line={"width": 0}, mode="lines", hoverinfo="skip",
             legendgroup=group, showlegend=False,
         )  # fmt: skip
     figure.add_scatter(
-        x=band["params"], y=band["bpd"], mode="lines", line={"color": COLORS[family], "width": 1.6, "dash": "dash"},
-        name=f"{LABELS[family]} fit", legendgroup=group,
-        hovertemplate=f"{LABELS[family]} fit: %{{y:.3f}} bits/dim at %{{x:.3s}}<extra></extra>",
+        x=band["params"], y=band["bpd"], mode="lines", line={"color": COLORS[family], "width": 1.6, "dash": dash},
+        name=f"{LABELS[family]} {what}", legendgroup=group,
+        hovertemplate=f"{LABELS[family]} {what}: %{{y:.3f}} bits/dim at %{{x:.3s}}<extra></extra>",
     )  # fmt: skip
 
 

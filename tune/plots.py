@@ -74,6 +74,10 @@ def _draw_sizes(axes: Axes, tradeoff: Mapping[str, Any]) -> None:
             if band["low"]:
                 axes.fill_between(band["params"], band["low"], band["high"], color=color, alpha=0.13, linewidth=0)
             axes.plot(band["params"], band["bpd"], color=color, linewidth=1.3, linestyle=(0, (4, 2)))
+        beyond = tradeoff["fits"][family]["beyond"]
+        if beyond:
+            axes.fill_between(beyond["params"], beyond["low"], beyond["high"], color=color, alpha=0.06, linewidth=0)
+            axes.plot(beyond["params"], beyond["bpd"], color=color, linewidth=1.3, linestyle=(0, (1, 2)))
         on_front.sort(key=lambda trial: trial["params"])
         axes.step(*_columns(on_front), where="post", color=color, linewidth=1.4, alpha=0.85)
         axes.scatter(*_columns(mine), s=26, marker=MARKERS[family], color=color, alpha=0.45, linewidth=0)
@@ -145,6 +149,7 @@ def _draw_legend(figure: Figure, tradeoff: Mapping[str, Any]) -> None:
     ]  # fmt: skip
     handles += [
         Line2D([], [], color=INK, linewidth=1.3, linestyle=(0, (4, 2)), label="a + b·N$^{-α}$ (95% band)"),
+        Line2D([], [], color=INK, linewidth=1.3, linestyle=(0, (1, 2)), label="forecast (90% band)"),
         Line2D([], [], color=GREY, marker="o", markerfacecolor="none", linestyle="none", label="part-trained"),
     ]
     if tradeoff["seeds"]:

@@ -1,4 +1,4 @@
-"""The curve bpd(N) = a + b·N^−α through each family's front, and how sure it is."""
+"""The curve bpd(N) = a + b·N^−α through each family's front, how sure it is, and where it leads beyond."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ ROBUST_SCALE = 0.02
 """Bits/dim. Residuals beyond it weigh in linearly, so that one unlucky trial cannot bend the curve."""
 REPLICATES = 400
 BAND_POINTS = 64
+BEYOND = 8.0
+"""How many times larger than the largest model tried a front is still forecast."""
+BEYOND_POINTS = 16
+FORECAST_SHARE = 0.9
+"""Share of the probability that a forecast's band holds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +100,14 @@ def fit_family(records: Sequence[TrialRecord], family: str, seed: int) -> dict[s
     """The family's curve, its 95% intervals and its band, JSON-ready.
 
     ``a``, ``b``, ``alpha``; ``ci95`` of each; ``band``: sizes ``params`` on a log grid over the tried
-    sizes with ``bpd``, ``low``, ``high``. Where too few points determine no curve all of these are
+    sizes with ``bpd``, ``low``, ``high``; ``beyond``: the same for sizes up to ``BEYOND`` times the largest
+    tried, as :func:`forecast_front` has it. Where too few points determine no curve all of these are
     null, and ``why`` says so. The intervals come from resampling the family's complete trials;
     ``replicates_fitted`` of ``replicates`` resamples had enough front points for a curve.
     """
     points = np.array(size_and_bits(complete_trials(records, family))).reshape(-1, 2)
     front = front_of(points[:, 0], points[:, 1])
-    empty = {"a": None, "b": None, "alpha": None, "ci95": None, "band": None}
+    empty = {"a": None, "b": None, "alpha": None, "ci95": None, "band": None, "beyond": None}
     counts = {"trials": len(points), "front_points": len(front.params)}
     if len(front.params) < MIN_FRONT_POINTS:
         why = (
@@ -111,10 +117,12 @@ def fit_family(records: Sequence[TrialRecord], family: str, seed: int) -> dict[s
         return empty | counts | {"why": why}
 
     law = fit_power_law(front)
-    replicates = _resampled_laws(points, law, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    replicates = _resampled_laws(points, law, rng)
     grid = np.geomspace(points[:, 0].min(), points[:, 0].max(), BAND_POINTS)
     curves = np.array([replicate(grid) for replicate in replicates]).reshape(-1, BAND_POINTS)
     result = dataclasses.asdict(law) | counts
+    result["beyond"] = _forecast(front, law, replicates, grid[-1] * np.geomspace(1.0, BEYOND, BEYOND_POINTS), rng)
     result |= {"at_bounds": law.at_bounds, "replicates": REPLICATES, "replicates_fitted": len(replicates)}
     band: dict[str, Any] = {"params": grid.tolist(), "bpd": law(grid).tolist(), "low": None, "high": None}
     if 2 * len(replicates) < REPLICATES:
@@ -140,3 +148,42 @@ def _resampled_laws(points: Floats, start: PowerLaw, rng: np.random.Generator) -
             fitted[key] = fit_power_law(front, start)
         laws.append(fitted[key])
     return laws
+
+
+def forecast_front(points: Floats, sizes: Floats, seed: int) -> dict[str, list[float]] | None:
+    """What the front of a family reaches at ``sizes`` ``[K]``, in parameters, of which some are larger than any tried.
+
+    ``points`` ``[N, 2]`` are its complete trials' parameters and bits/dim. Returns ``params``, ``bpd`` and the band
+    ``low``, ``high``, which should hold the front's true bits/dim with probability ``FORECAST_SHARE``; None where too
+    few points determine no curve.
+    """
+    front = front_of(points[:, 0], points[:, 1])
+    if len(front.params) < MIN_FRONT_POINTS:
+        return None
+    rng = np.random.default_rng(seed)
+    law = fit_power_law(front)
+    return _forecast(front, law, _resampled_laws(points, law, rng), sizes, rng)
+
+
+def _forecast(
+    front: Front, law: PowerLaw, resampled: Sequence[PowerLaw], sizes: Floats, rng: np.random.Generator
+) -> dict[str, list[float]]:
+    """The mean of two opinions that are given the same weight, for a family may be at its floor and a curve through a
+    few points cannot know it: the front goes on along its curve, or it stays where it is.
+
+    Three things make the band: which of the two holds, which trials happened to be run (resampled, as for the
+    intervals of the fit), and how far front points lie from their curve (drawn from the residuals). Whatever they
+    say, a larger budget can hold the best smaller model: so no forecast is above what the front has within that size.
+    """
+    reached = np.interp(np.log(sizes), np.log(front.params), front.bpd)
+    residuals = front.bpd - law(front.params)
+    residuals = residuals * np.sqrt(len(residuals) / max(1, len(residuals) - 2))  # a curve bends towards its points
+    ways = np.array([way for each in (law, *resampled) for way in (each(sizes), reached)])  # [2 (R + 1), K]
+    ways = np.minimum(ways + rng.choice(residuals, size=(len(ways), len(sizes))), reached)
+    tail = (1 - FORECAST_SHARE) / 2
+    return {
+        "params": sizes.tolist(),
+        "bpd": ((np.minimum(law(sizes), reached) + reached) / 2).tolist(),
+        "low": np.quantile(ways, tail, axis=0).tolist(),
+        "high": np.quantile(ways, 1 - tail, axis=0).tolist(),
+    }

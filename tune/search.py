@@ -21,6 +21,7 @@ from pipelines.datasets import load_dataset
 from pipelines.run_place import explained_disk, locked
 from pipelines.storage import StorageError
 from pipelines.stored import address
+from pipelines.submit import here_or_there
 from pipelines.tracking import Artifact, SearchTracker
 from pipelines.troubles import Notices
 from tune.budget import Budget
@@ -253,4 +254,4 @@ def draw(ledger: Ledger, search: dict[str, Any], console: Console) -> list[Artif
 
 
 if __name__ == "__main__":
-    command_line.run(main, SearchSettings)
+    command_line.run(here_or_there(main), SearchSettings)

@@ -1,8 +1,8 @@
 """What a model that nobody has trained will reach: a Gaussian process over the search space.
 
-Its mean is a line in log10 parameters, the scaling law where nothing else is known; what the other hyperparameters do
-beyond that is a process with a Matérn kernel over the unit cube. It learns from every trial that has a forecast, each
-with that forecast's own spread, so that part-trained trials count for as much as they tell.
+Its mean is a line in log10 parameters, the scaling law where nothing else is known; what size and hyperparameters do
+beyond that is a process with a Matérn kernel over both. It learns from every trial that has a forecast, each with that
+forecast's own spread, so that part-trained trials count for as much as they tell.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 from tune.bootstrap import Floats
 from tune.space import SearchSpace, suggest
 
-LENGTH, VARIANCE = 3.0, 1.0
+LENGTH, VARIANCE = 3.0, 0.3
 """The kernel's, in the unit cube and (bits/dim)²: smooth, and far from sure of itself. Of the values tried these
-forecast best from 8 and from 20 trials of each family (``benchmarks/search``)."""
+were among the likeliest, from 8, 16 and 32 trials of each family, for the others (``benchmarks/search``)."""
+DECADES = 4.0
+"""Of sizes that are as far apart as the two ends of a hyperparameter's range."""
 NOISE = 0.1
 """Bits/dim that no hyperparameter explains: the seed's luck, and what the kernel smooths over."""
 MOST_TRIALS = 256
@@ -52,12 +54,16 @@ class Surrogate:
         beyond = bits - line @ self._line
         kernel = ConstantKernel(VARIANCE, "fixed") * Matern(LENGTH, "fixed", nu=2.5)
         self._process = GaussianProcessRegressor(kernel, alpha=spreads**2 + NOISE**2, optimizer=None)
-        self._process.fit(points, beyond)
+        self._process.fit(_inputs(points, log_sizes), beyond)
 
     def predict(self, points: Floats, log_sizes: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the bits/dim at the end, each ``[K]``."""
-        mean, spread = self._process.predict(points, return_std=True)
+        mean, spread = self._process.predict(_inputs(points, log_sizes), return_std=True)
         return mean + _design(log_sizes) @ self._line, spread
+
+
+def _inputs(points: Floats, log_sizes: Floats) -> Floats:
+    return np.column_stack([points, log_sizes / DECADES])
 
 
 def _design(log_sizes: Floats) -> Floats:

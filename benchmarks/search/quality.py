@@ -174,11 +174,18 @@ def _table(traces: Traces, target: str, ours: Sequence[str]) -> list[str]:
 def _verdicts(conditions: Conditions, traces: Traces, target: str, ours: Sequence[str]) -> list[str]:
     """Of each of our methods: the share of the best other's epochs at 95%, and the quartiles at 99%.
 
-    Once against the others as they begin by themselves, and once where they may begin with this project's designs.
+    Once against the others as they are released, once with a repair of ours too, and once where they may also begin
+    with this project's designs.
     """
-    bare = {name: seeds for name, seeds in traces.items() if name in ours or "designs" not in name.split()}
     lines = []
-    for what, rivals in (("by themselves", bare), ("also from designs", traces)):
+    for what, ours_in_them in (
+        ("as released", {"designs", "repaired"}),
+        ("also repaired", {"designs"}),
+        ("also repaired and from designs", set()),
+    ):
+        rivals = {
+            name: seeds for name, seeds in traces.items() if name in ours or ours_in_them.isdisjoint(name.split())
+        }
         first, last = (best_other(rivals, target, share, ours) for share in SHARES)
         if not first or not last:
             continue

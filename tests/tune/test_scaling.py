@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.tune.synthetic import ALPHA, A, B, record, stopped, true_bpd, world
 from tune.bootstrap import Front
-from tune.scaling import REPLICATES, PowerLaw, fit_family, fit_power_law
+from tune.pareto import size_and_bits
+from tune.scaling import BEYOND, REPLICATES, PowerLaw, fit_family, fit_power_law, forecast_front
 
 
 @settings(max_examples=25, deadline=None)
@@ -82,6 +83,7 @@ def test_too_few_front_points_give_a_reason_in_place_of_a_curve() -> None:
     # Part-trained: would be a third front point.
     fit = fit_family([*trials, stopped(record(3, "flow", 4000, 1.0), 2)], "flow", seed=0)
     assert (fit["a"], fit["b"], fit["alpha"], fit["ci95"], fit["band"]) == (None,) * 5
+    assert fit["beyond"] is None
     assert "2 front points from 3 complete trials" in fit["why"]
     assert fit_family([], "vae", seed=0)["why"]
 
@@ -89,3 +91,24 @@ def test_too_few_front_points_give_a_reason_in_place_of_a_curve() -> None:
 def test_same_seed_same_fit() -> None:
     records = world(1, 10)
     assert fit_family(records, "flow", seed=3) == fit_family(records, "flow", seed=3)
+
+
+def test_forecast_holds_the_truth_beyond_the_largest_model() -> None:
+    inside = []
+    for seed in range(6):
+        fit = fit_family(world(1, 16, scatter=0.01, seed=seed), "flow", seed)
+        beyond = {name: np.array(values) for name, values in fit["beyond"].items()}
+        assert beyond["params"][-1] == pytest.approx(BEYOND * fit["band"]["params"][-1])
+        assert (beyond["low"] <= beyond["bpd"]).all() and (beyond["bpd"] <= beyond["high"] + 1e-9).all()
+        truth = np.array([true_bpd(size) for size in beyond["params"]])
+        inside.append(((beyond["low"] - 0.01 <= truth) & (truth <= beyond["high"])).mean())
+    assert np.mean(inside) >= 0.8
+
+
+def test_no_forecast_is_above_what_a_smaller_model_has_reached() -> None:
+    for seed in range(3):
+        points = np.array(size_and_bits(world(1, 12, scatter=0.3, seed=seed)))
+        sizes = points[:, 0].max() * np.array([1.0, 2.0, 8.0])
+        forecast = forecast_front(points, sizes, seed)
+        assert forecast is not None
+        assert np.array([forecast["bpd"], forecast["high"]]).max() <= points[:, 1].min() + 1e-9
