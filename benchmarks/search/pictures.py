@@ -65,7 +65,7 @@ def draw(conditions: Conditions, traces: Traces, methods: Sequence[str] = ()) ->
     """Both targets side by side."""
     figure = Figure(figsize=(10, 5.4), dpi=DPI, facecolor="white")
     panels = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.075, right=0.985, top=0.8, bottom=0.205, wspace=0.2)
+    figure.subplots_adjust(left=0.075, right=0.985, top=0.775, bottom=0.205, wspace=0.22)
     figure.suptitle(
         f"What a search needs for the front: {conditions.rows} real learning curves, {conditions.workers} workers",
         x=0.075, y=0.975, ha="left", fontsize=14, fontweight="bold", color=INK,
@@ -77,7 +77,7 @@ def draw(conditions: Conditions, traces: Traces, methods: Sequence[str] = ()) ->
             lines.setdefault(name, _draw(axes, traces[method], target, color, ours=name not in TOOLS))
         axes.set_xlim(_first_seen(lines.values()), conditions.table_epochs)
     figure.legend(
-        lines.values(), lines.keys(), loc="upper left", bbox_to_anchor=(0.067, 0.935), ncols=8, frameon=False,
+        lines.values(), lines.keys(), loc="upper left", bbox_to_anchor=(0.067, 0.935), ncols=4, frameon=False,
         fontsize=10, handlelength=1.8, columnspacing=1.4, labelcolor=INK,
     )  # fmt: skip
     caption = (
