@@ -1,0 +1,1 @@
+"""Clusters of several hosts on one machine: what was measured of them."""
