@@ -1,0 +1,151 @@
+"""Where decisions are carried out: one at a time, each wholly, and the alias last.
+
+    STORAGE/retrain-fvae-NAME/decision/.lock            held for the seconds that it takes
+    STORAGE/retrain-fvae-NAME/decision/pending.json     the decision that is being carried out; gone when that is done
+
+A process that dies on the way leaves ``pending.json``, and the next one completes it: the run in MLflow is found again
+by the decision's id, so there is one. A rollback waits for no training, only for this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from fvae.config import ConfigError
+from pipelines.lease import Lease
+from pipelines.retraining.decision import Decision
+from pipelines.retraining.registered import CHAMPION, PREVIOUS, ROLLED_BACK, RegisteredModel, Version, put
+from pipelines.retraining.waiting import waited_for
+from pipelines.storage import Storage
+from pipelines.tracking_database import WorkingCopy
+
+PENDING = "pending.json"
+
+
+class Desk:
+    """Every method raises ``StorageError`` where the store or MLflow fails: what was begun is completed by the next."""
+
+    def __init__(
+        self,
+        place: Storage,
+        registered: RegisteredModel,
+        database: WorkingCopy | None,
+        *,
+        wait_seconds: float,
+        say: Callable[[str], None],
+        told: Callable[[Decision], None],
+    ) -> None:
+        """``told`` is called with each decision once it is carried out, before it is forgotten here: at least once."""
+        self._place = place.child("decision")
+        self._registered, self._database = registered, database
+        self._wait_seconds, self._say, self._told = wait_seconds, say, told
+
+    def carry_out(self, decision: Decision, check: Callable[[], None] = lambda: None) -> str | None:
+        """Do it, and return its run's id; None, with nothing done, where the champion is no longer ``decision.before``.
+
+        ``check`` is called when nothing has been done yet, and may raise.
+        """
+        with self._held() as lease:
+            check()
+            if _number(self._registered.champion()) != decision.before:
+                return None
+            self._place.write(PENDING, decision.to_json())
+            return self._do(decision, lease)
+
+    def complete(self, *, promote: bool = True) -> Decision | None:
+        """Complete what a process that died had begun; returns the decision, None where there was none.
+
+        None too where it can no longer be: its run says ``kept`` then. That is so where somebody has set the champion
+        by hand meanwhile, and, where the alias has not moved yet, without ``promote``.
+        """
+        with self._held() as lease:
+            self._place.clean_up()
+            try:
+                content = self._place.read(PENDING)
+            except FileNotFoundError:
+                return None
+            decision = Decision.from_json(content, f"{self._place.uri}/{PENDING}")
+            now = self._as_it_is_now(decision, promote)
+            if now is None:
+                self._place.delete(PENDING)
+                return None
+            self._say(f"Completing a decision that was interrupted: {now.text()}")
+            self._do(now, lease)
+            return decision if now is decision else None
+
+    def pending(self) -> Decision | None:
+        """What a process that died has left to do, or one that lives is just doing. Nothing is changed."""
+        try:
+            return Decision.from_json(self._place.read(PENDING), f"{self._place.uri}/{PENDING}")
+        except FileNotFoundError:
+            return None
+
+    def _as_it_is_now(self, decision: Decision, promote: bool) -> Decision | None:
+        """The decision, or what has become of it; None where the version that it is about is no longer there."""
+        now = _number(self._registered.champion())
+        if not decision.moves or now == decision.after:
+            return decision
+        assert decision.after is not None
+        if self._registered.version(decision.after) is None:
+            return None
+        if now == decision.before and promote:
+            return decision
+        why = "a rollback came first" if now == decision.before else f"the champion was set to {_words(now)} by hand"
+        return dataclasses.replace(
+            decision,
+            outcome="kept",
+            before=now,
+            after=now,
+            settled=now == decision.before,
+            reasons=(f"{why}, before {decision.headline()} could be carried out",),
+        )
+
+    def _do(self, decision: Decision, lease: Lease) -> str:
+        registered = self._registered
+        run_id = registered.write(decision)
+        if decision.moves:
+            assert decision.after is not None
+            if decision.outcome == "rolled-back":
+                assert decision.before is not None
+                registered.set_tag(decision.before, ROLLED_BACK, f"{'; '.join(decision.reasons)} (run {run_id})")
+            elif decision.before is not None:
+                registered.set_tag(decision.after, PREVIOUS, str(decision.before))
+            lease.check()  # by now another may be at it, where the store took no renewal
+            registered.set_alias(CHAMPION, decision.after)
+        registered.finish(run_id)
+        put(self._database)
+        self._told(decision)
+        self._place.delete(PENDING)
+        return run_id
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[Lease]:
+        what = f"another decision about {self._registered.name}"
+        with waited_for(self._place, what, self._wait_seconds, self._say) as lease:
+            yield lease
+
+
+def previous_of(champion: Version | None, registered: RegisteredModel) -> int:
+    """The version that a rollback puts back. Raises ``ConfigError``, one line, where there is none."""
+    name = registered.name
+    if champion is None:
+        raise ConfigError(f"--rollback: {name} has no champion; set the alias 'champion' in MLflow, or train a model")
+    tag = champion.tags.get(PREVIOUS, "")
+    if not tag.isdecimal():
+        raise ConfigError(
+            f"--rollback: version {champion.number} of {name} took no other's place; set the alias 'champion' "
+            "in MLflow to the version that you want"
+        )
+    if registered.version(int(tag)) is None:
+        raise ConfigError(f"--rollback: version {tag} of {name}, the champion before, was deleted in MLflow")
+    return int(tag)
+
+
+def _number(version: Version | None) -> int | None:
+    return None if version is None else version.number
+
+
+def _words(number: int | None) -> str:
+    return "none" if number is None else f"version {number}"

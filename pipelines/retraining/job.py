@@ -1,0 +1,248 @@
+"""One retraining: is there anything new, what is trained, is it better, and what follows from that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from fvae.config import ConfigError
+from fvae.data import Dataset, image_source
+from fvae.evaluation import NonFiniteError
+from fvae.flops import parameters_and_flops
+from fvae.model import Model
+from pipelines.any_model import open_model, weights_digest
+from pipelines.datasets import describe
+from pipelines.lease import Lease
+from pipelines.model_files import MODEL
+from pipelines.retraining.comparison import compare
+from pipelines.retraining.decision import Decision
+from pipelines.retraining.desk import Desk
+from pipelines.retraining.recipe import Champion, recipe, require_fit, too_large
+from pipelines.retraining.registered import CHALLENGER, ROLLED_BACK, RegisteredModel, Version
+from pipelines.retraining.sanity import problems
+from pipelines.retraining.search import NothingFound
+from pipelines.retraining.settings import RetrainSettings
+from pipelines.retraining.training import Trained, train
+from pipelines.retraining.weighing import SPLIT, Bits, Scales
+from pipelines.storage import Storage, StorageError
+from pipelines.stored import address
+from pipelines.troubles import Notices
+
+LOOKED_AT = 64
+"""Images that the checks of soundness use."""
+DECISIONS = 3
+"""How often it is decided anew because somebody has set the champion by hand meanwhile."""
+
+
+def champion_of(registered: RegisteredModel) -> Champion | None:
+    """What is in service."""
+    version = registered.champion()
+    return None if version is None else Champion(version, registered.configs(version))
+
+
+def nothing_new(
+    settings: RetrainSettings, registered: RegisteredModel, dataset: Dataset, champion: Champion | None
+) -> tuple[str, bool] | None:
+    """Why nothing is to be trained, and whether that is because it failed; None where there is something new."""
+    if settings.again:
+        return None
+    content_hash = dataset.content_hash()
+    if champion is not None and champion.content_hash == content_hash:
+        return f"version {champion.version.number} was trained on these very images (hash {content_hash})", False
+    past = registered.settled(content_hash)
+    if past is None or (champion is None and past["decision"] != "failed"):
+        return None
+    what = f"these very images (hash {content_hash}) were decided on: {past['decision']}, {past['reason']}"
+    return f"{what}; --again goes through it again", past["decision"] == "failed"
+
+
+class Job:
+    """Raises ``StorageError`` where a store, the workers or MLflow fail: the next start goes on from there."""
+
+    def __init__(
+        self,
+        settings: RetrainSettings,
+        dataset: Dataset,
+        registered: RegisteredModel,
+        desk: Desk,
+        place: Storage,
+        lease: Lease,
+        console: Console,
+        notices: Notices,
+    ) -> None:
+        self._settings, self._dataset, self._registered, self._desk = settings, dataset, registered, desk
+        self._place, self._lease, self._console, self._notices = place, lease, console, notices
+        self._scales = Scales(settings, dataset, place.child("readings"), console)
+        self._began = time.time()
+        self._trained: Trained | None = None
+        self._source = ""
+
+    def carry_out(self) -> tuple[Decision, str]:
+        """Decide, and do it. Returns the decision and its run's id."""
+        new = True
+        for _ in range(DECISIONS):
+            champion = champion_of(self._registered)
+            decision = self._nothing_new(champion) if new else None
+            new = False
+            decision = decision or self._weighed(champion)
+            run_id = self._desk.carry_out(decision, self._lease.check)
+            if run_id is not None:
+                self._clean_up()
+                return decision, run_id
+            self._notices.say("Somebody else has changed the champion meanwhile: deciding again, against the new one")
+        raise StorageError(
+            f"{self._registered.name}: the champion was changed {DECISIONS} times while this was decided, and is left "
+            "as it is; start the same command again"
+        )
+
+    def _nothing_new(self, champion: Champion | None) -> Decision | None:
+        found = nothing_new(self._settings, self._registered, self._dataset, champion)
+        if found is None:
+            return None
+        why, failed = found
+        return self._decision(champion, "unchanged", [why], about={"failed_before": "True"} if failed else {})
+
+    def _weighed(self, champion: Champion | None) -> Decision:
+        if champion is not None and champion.configs is not None:
+            what = f"version {champion.version.number} of {self._settings.model}"
+            require_fit(self._settings, self._dataset, champion.configs.model, what)
+        if self._trained is None:
+            try:
+                configs, self._source = recipe(self._settings, self._dataset, champion, self._notices.say)
+            except NothingFound as nothing:
+                return self._decision(champion, "kept", [str(nothing)])
+            if problem := too_large(self._settings, configs.model):
+                return self._decision(champion, "kept", [f"{line}: not trained" for line in problem])
+            self._say(f"Training {self._source}")
+            self._trained = train(self._settings, self._dataset, configs, self._console, self._notices)
+            self._lease.check()
+        trained = self._trained
+        if trained.result.status == "failed":
+            return self._decision(champion, "failed", [f"the training failed: {trained.result.reason}"], settled=True)
+        assert trained.version is not None
+        version = self._registered.version(trained.version)
+        if version is None:
+            raise StorageError(f"{self._registered.name}: version {trained.version}, just trained, was deleted")
+        self._registered.set_alias(CHALLENGER, version.number)
+        return self._against(champion, version, trained)
+
+    def _against(self, champion: Champion | None, version: Version, trained: Trained) -> Decision:
+        """The decision between a trained model and the champion."""
+        settings, first = self._settings, self._settings.k[0]
+        model = self._registered.load(version)
+        parameters, flops = parameters_and_flops(model.config)
+        figures: dict[str, float] = {"size/params": parameters, "size/flops_per_image": flops}
+
+        def decided(outcome: Any, *reasons: str) -> Decision:
+            return self._decision(champion, outcome, reasons, version=version, settled=True, figures=figures)
+
+        if wrong := self._unsound(model, trained):
+            return decided("failed", *(f"version {version.number} is unsound: {line}" for line in wrong))
+        try:
+            challenger = self._scales.weigh(model, f"challenger, version {version.number}")
+        except NonFiniteError as error:
+            return decided("failed", f"version {version.number} is unsound: {error}")
+        figures |= {f"challenger/{_figure(k)}": challenger.mean(k) for k in settings.k}
+        against = too_large(settings, model.config)
+        if ROLLED_BACK in version.tags:
+            against.append(f"version {version.number} was rolled back: {version.tags[ROLLED_BACK]}")
+        if champion is None:
+            first_of_all = f"the first model: {challenger.mean(first):.4f} bits/dim, and sound"
+            return decided("kept", *against) if against else decided("promoted", first_of_all)
+        if champion.version.number == version.number:
+            return decided("kept", f"version {version.number} is the champion already")
+        try:
+            theirs = self._scales.weigh(
+                self._registered.load(champion.version), f"champion, version {champion.version.number}"
+            )
+        except NonFiniteError as error:
+            why = f"version {champion.version.number}, the champion, fails on these images: {error}"
+            return decided("kept", *against) if against else decided("promoted", why)
+        better, why = self._compared(challenger, theirs, figures)
+        if not better:
+            against.insert(0, why)
+        return decided("kept", *against) if against else decided("promoted", why)
+
+    def _compared(self, challenger: Bits, champion: Bits, figures: dict[str, float]) -> tuple[bool, str]:
+        """Whether the challenger is better, and the sentence that says so; adds to ``figures``."""
+        settings = self._settings
+        for k in settings.k:
+            found = compare(challenger.by_k[k], champion.by_k[k])
+            suffix = "" if k == 1 else f"_iwae{k}"
+            figures[f"champion/{_figure(k)}"] = found.champion
+            figures[f"difference/bpd{suffix}"] = found.difference
+            figures[f"difference/low{suffix}"], figures[f"difference/high{suffix}"] = found.low, found.high
+            figures[f"difference/standard_error_images{suffix}"] = found.standard_error_images
+            if found.standard_error_noise is not None:
+                figures[f"difference/standard_error_noise{suffix}"] = found.standard_error_noise
+        found = compare(challenger.by_k[settings.k[0]], champion.by_k[settings.k[0]])
+        better = found.high < -settings.least_gain
+        gain = f" by {settings.least_gain:g}" if settings.least_gain else ""
+        return better, (
+            f"{found.challenger:.4f} bits/dim against the champion's {found.champion:.4f} on {found.images:,} test "
+            f"images (k = {settings.k[0]}): {found.difference:+.4f}, 95% from {found.low:+.4f} to {found.high:+.4f}, "
+            f"is {'better' if better else 'not better'}{gain}"
+        )
+
+    def _unsound(self, model: Model, trained: Trained) -> list[str]:
+        kept = open_model(address(trained.run, MODEL), self._settings.storage)
+        if weights_digest(model) != weights_digest(kept.float()):
+            return ["what MLflow has is not what was trained"]
+        images = image_source(self._dataset.images(SPLIT)).first(LOOKED_AT).cpu()
+        return problems(model, images, self._settings.seed)
+
+    def _decision(
+        self,
+        champion: Champion | None,
+        outcome: Any,
+        reasons: Any,
+        *,
+        version: Version | None = None,
+        settled: bool = False,
+        figures: dict[str, float] | None = None,
+        about: dict[str, str] | None = None,
+    ) -> Decision:
+        before = None if champion is None else champion.version.number
+        figures = dict(figures or {}) | {"seconds": time.time() - self._began}
+        tags = {"split": SPLIT, "k": " ".join(map(str, self._settings.k)), "seed": str(self._settings.seed)}
+        tags["noise_seeds"] = str(self._settings.noise_seeds)
+        if "difference/low" in figures:
+            tags["interval"] = f"{figures['difference/low']:+.5f} to {figures['difference/high']:+.5f}"
+        if champion is not None and champion.content_hash is not None:
+            tags["champion.data.hash"] = champion.content_hash
+        if self._trained is not None:
+            tags |= {"config": self._source, "training": self._trained.name, "training.run": self._trained.run_id or ""}
+        return Decision(
+            model=self._settings.model,
+            outcome=outcome,
+            reasons=tuple(reasons),
+            before=before,
+            after=version.number if outcome == "promoted" and version is not None else before,
+            challenger=None if version is None else version.number,
+            dataset=describe(self._dataset),
+            settled=settled,
+            figures=figures,
+            about=tags | (about or {}),
+            began=self._began,
+        )
+
+    def _clean_up(self) -> None:
+        """What only an interrupted job would need. Not worth failing for."""
+        steps: list[Callable[[], None]] = [lambda: self._place.child("readings").delete_prefix("")]
+        if self._trained is not None:
+            steps.append(self._trained.clean_up)
+        for step in steps:
+            try:
+                step()
+            except (StorageError, ConfigError) as error:
+                self._notices.say(f"not removed: {error}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _figure(k: int) -> str:
+    return "test_bpd" if k == 1 else f"test_bpd_iwae{k}"

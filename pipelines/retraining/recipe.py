@@ -1,0 +1,90 @@
+"""What is trained: the champion's own configuration, a file's, or the best that a search finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fvae.config import ConfigError, ModelConfig, require
+from fvae.data import Dataset
+from fvae.flops import parameters_and_flops
+from pipelines.registry import RunConfigs
+from pipelines.retraining.registered import Version
+from pipelines.retraining.search import search_for
+from pipelines.retraining.settings import RetrainSettings
+from pipelines.train_configs import TrainConfigs, train_configs
+from pipelines.train_settings import TrainSettings
+
+
+class Champion(NamedTuple):
+    """What is in service, and what its run says of it."""
+
+    version: Version
+    configs: RunConfigs | None
+    """None where it was registered by other means than a training of ours."""
+
+    @property
+    def content_hash(self) -> str | None:
+        """Of the data set that it was trained on."""
+        return self.configs.data.get("hash") if self.configs else None
+
+
+def recipe(
+    settings: RetrainSettings, dataset: Dataset, champion: Champion | None, say: Callable[[str], None]
+) -> tuple[TrainConfigs, str]:
+    """What to train, and where that comes from in a few words.
+
+    Runs the search where one is asked for. Raises ``ConfigError`` where there is nothing to go by, or where it does not
+    fit the images; ``StorageError`` where the search ends without a result.
+    """
+    if settings.search is not None:
+        start = TrainConfigs(champion.configs.model, champion.configs.train, None) if _known(champion) else None
+        found = search_for(settings, dataset, start, say)
+        return found.configs, found.what
+    return without_search(settings, dataset, champion, say)
+
+
+def without_search(
+    settings: RetrainSettings, dataset: Dataset, champion: Champion | None, say: Callable[[str], None]
+) -> tuple[TrainConfigs, str]:
+    """:func:`recipe` where no search is asked for."""
+    if settings.config is None and champion is not None:
+        if champion.configs is None:
+            raise ConfigError(
+                f"{settings.model} version {champion.version.number}, the champion, has no training's run, so its "
+                "configuration is not known; give --config or --search"
+            )
+        configs = TrainConfigs(champion.configs.model, champion.configs.train, None)
+        return configs, f"the configuration of version {champion.version.number}"
+    options = TrainSettings(dataset=settings.dataset or "", storage=settings.storage, config=settings.config)
+    return train_configs(options, dataset, say), settings.config or "the defaults"
+
+
+def require_fit(settings: RetrainSettings, dataset: Dataset, model: ModelConfig, what: str) -> None:
+    """Raise ``ConfigError`` unless a model is for images such as the data set's."""
+    mine, theirs = (model.image_shape, model.bins), (tuple(dataset.shape), dataset.bins)
+    require(
+        mine == theirs,
+        f"--dataset {settings.dataset}: images of {_images(*theirs)}; {what} is for {_images(*mine)}. A data set of "
+        "other images needs another name, and so another model",
+    )
+
+
+def too_large(settings: RetrainSettings, model: ModelConfig) -> list[str]:
+    """How a model breaks the limits of size, a sentence each."""
+    parameters, flops = parameters_and_flops(model)
+    found = []
+    if settings.max_params is not None and parameters > settings.max_params:
+        found.append(f"{parameters:,} parameters are more than --max-params {settings.max_params:,}")
+    if settings.max_flops is not None and flops > settings.max_flops:
+        found.append(f"{flops:,} FLOPs for an image are more than --max-flops {settings.max_flops:,g}")
+    return found
+
+
+def _known(champion: Champion | None) -> bool:
+    return champion is not None and champion.configs is not None
+
+
+def _images(shape: tuple[int, ...], bins: int) -> str:
+    channels, height, width = shape
+    return f"{width}×{height}×{channels}, {bins} levels"

@@ -1,0 +1,73 @@
+"""The challenger: trained as ``python -m pipelines.train --register`` does it, on images that are already at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import NamedTuple
+
+from rich.console import Console
+
+from fvae.data import Dataset
+from pipelines.checkpoints import CHECKPOINTS
+from pipelines.retraining.settings import RetrainSettings
+from pipelines.retraining.waiting import waited_for
+from pipelines.run_place import explained_disk
+from pipelines.run_settings import as_run_name
+from pipelines.storage import Storage, StorageError
+from pipelines.train import Training
+from pipelines.train_configs import TrainConfigs
+from pipelines.train_job import TrainResult, identity, open_job
+from pipelines.troubles import Notices
+
+
+class Trained(NamedTuple):
+    """A training that has ended."""
+
+    name: str
+    """Its files lie in STORAGE/NAME."""
+    run: Storage
+    """That place."""
+    configs: TrainConfigs
+    result: TrainResult
+    run_id: str | None
+    """MLflow's."""
+    version: int | None
+    """Of the registered model; None where the training failed."""
+
+    def clean_up(self) -> None:
+        """Remove its checkpoints: nobody will go on from them, and a training comes every night."""
+        self.run.delete_prefix(CHECKPOINTS)
+
+
+def training_name(dataset: Dataset, configs: TrainConfigs) -> str:
+    """The same for the same images and configuration: that is how a job that was killed finds its training again."""
+    digest = hashlib.sha256(json.dumps(identity(dataset, configs), sort_keys=True).encode()).hexdigest()[:8]
+    return f"retrain-{as_run_name(dataset.name)}-{configs.model.family}-{dataset.content_hash()[:8]}-{digest}"
+
+
+def train(
+    settings: RetrainSettings, dataset: Dataset, configs: TrainConfigs, console: Console, notices: Notices
+) -> Trained:
+    """Train, or go on, or see that it is done; register what is trained.
+
+    Raises ``StorageError`` where a store, the workers or MLflow fail, ``ConfigError`` as the training does,
+    ``KeyboardInterrupt``: the next start goes on from the last checkpoint.
+    """
+    name = training_name(dataset, configs)
+    run = settings.runs().child(name)
+    with explained_disk(run), waited_for(run, f"the training {name}", settings.wait_seconds, notices.say) as lease:
+        run.clean_up()  # what a killed job was about to write
+        job = identity(dataset, configs)
+        open_job(run, job)
+        training = Training(settings.training(name), dataset, configs, job, name, run, lease, console, notices)
+        training.carry_out()
+        lease.check()
+        run.clean_up()
+    result, tracker = training.result, training.tracker
+    if result is None:
+        raise KeyboardInterrupt
+    if result.status == "complete" and tracker.model_version is None:
+        problem = tracker.problems[0] if tracker.problems else "MLflow: no answer"
+        raise StorageError(f"{name} is trained but not registered ({problem}); the same command goes on")
+    return Trained(name, run, configs, result, tracker.run_id, tracker.model_version)

@@ -1,0 +1,54 @@
+"""A lease that is waited for."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from fvae.config import ConfigError
+from pipelines.durations import duration
+from pipelines.lease import Lease, LeaseTaken, exclusive
+from pipelines.storage import Storage, StorageError
+
+LOOK_SECONDS, LOOK_SECONDS_REMOTE = 0.5, 5.0
+"""How often it is tried again: on a folder, and on a store, where it costs requests."""
+
+
+@contextlib.contextmanager
+def waited_for(storage: Storage, what: str, seconds: float, say: Callable[[str], None]) -> Iterator[Lease]:
+    """Hold ``storage`` alone, as :func:`pipelines.lease.exclusive` does, once whoever holds it has ended.
+
+    Args:
+        storage: the place.
+        what: is going on there ("another retraining of fvae-digits"), for the line that ``say`` gets.
+        seconds: to wait at most. ``StorageError`` then: nobody's mistake, and the same command may be started again.
+        say: gets one line where there is something to wait for.
+    """
+    began, told = time.monotonic(), False
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                lease = stack.enter_context(exclusive(storage))
+            except LeaseTaken as taken:
+                holder = str(taken).removesuffix("; wait until it has ended")
+                if time.monotonic() - began >= seconds:
+                    raise StorageError(f"{what} still runs after {duration(seconds)} of waiting ({holder})") from taken
+                if not told:
+                    say(f"Waiting for {what}: {holder}")
+                    told = True
+            else:
+                if told:
+                    say(f"It has ended, after {duration(time.monotonic() - began)} of waiting")
+                yield lease
+                return
+        time.sleep(LOOK_SECONDS if storage.local_path is not None else LOOK_SECONDS_REMOTE)
+
+
+def writable(storage: Storage) -> None:
+    """Raise ``ConfigError`` where the folder cannot be written; a remote store says as much when it is asked."""
+    if storage.local_path is not None:
+        try:
+            storage.local_path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--storage: {storage.uri} cannot be written ({error.strerror})") from error

@@ -1,0 +1,189 @@
+"""Data sets that grow, and retrainings of tiny models on them: in this process, as a command, or as one that dies.
+
+retrainings.py epoch --model fvae-scans …      the command, which ends by SIGKILL once an epoch is trained;
+retrainings.py reading …                       once the first reading of the test images is kept;
+retrainings.py alias …                         when the alias is about to move
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from mlflow import MlflowClient
+from rich.console import Console
+from sklearn.datasets import load_digits
+
+import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+from pipelines import command_line
+from pipelines import retrain as retrain_command
+from pipelines.ingest import ingest
+from pipelines.ingest_settings import IngestSettings
+from pipelines.mlflow_settings import default_tracking_uri
+from pipelines.progress import Steps
+from pipelines.retraining.settings import RetrainSettings
+from pipelines.storage import open_storage
+
+ROOT = Path(__file__).parents[2]
+NAME, MODEL = "scans", "fvae-scans"
+FLOW = {"family": "flow", "flow_levels": 1, "flow_depth": 2, "coupling_width": 8}
+TRAIN = {"epochs": 2, "batch_size": 64, "warmup_steps": 10, "learning_rate": 4e-3}
+
+
+def pixels(count: int) -> np.ndarray:
+    """The first ``count`` scanned digits as 8-bit images, uint8 ``[count, 8, 8]``."""
+    levels = load_digits().images[:count].astype(np.uint8)
+    return levels * 15 + np.random.default_rng(0).integers(0, 15, (1797, 8, 8), dtype=np.uint8)[:count]
+
+
+def data_set(folder: Path, images: np.ndarray, dest: str | Path | None = None, name: str = NAME) -> str:
+    """A data set of ``images``, made or brought up to date at ``dest`` (default: below ``folder``); its location."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source, place = folder / "source.npy", str(dest or folder / "data")
+    buffer = io.BytesIO()
+    np.save(buffer, images)
+    source.write_bytes(buffer.getvalue())
+    settings = IngestSettings(source=str(source), dest=place, name=name, test=0.25, processes=1)
+    ingest(settings, lambda line: None, Steps(Console(quiet=True)))
+    return place
+
+
+def config_file(path: Path, train: dict[str, Any] | None = None, model: dict[str, Any] | None = None) -> str:
+    """A file for ``--config``: the tiny flow with some fields changed; its path."""
+    path.write_text(json.dumps({"model": FLOW | (model or {}), "train": TRAIN | (train or {})}))
+    return str(path)
+
+
+def command(storage: str | Path, *options: str) -> list[str]:
+    """The command line."""
+    return [sys.executable, "-m", "pipelines.retrain", "--model", MODEL, "--storage", str(storage), *options]
+
+
+def retrain(
+    storage: str | Path, *options: str, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The command, run to its end."""
+    return subprocess.run(
+        command(storage, *options),
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+class Said(NamedTuple):
+    """What the command did in this process."""
+
+    status: int
+    out: str
+    err: str
+
+
+def called(storage: str | Path, *options: str) -> Said:
+    """The command, in this process."""
+    out, err, arguments = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["retrain", "--model", MODEL, "--storage", str(storage), *options]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            command_line.run(retrain_command.main, RetrainSettings)
+    except SystemExit as exit_:
+        return Said(int(exit_.code or 0), out.getvalue(), err.getvalue())
+    finally:
+        sys.argv = arguments
+    raise AssertionError("the command did not exit")
+
+
+class Registry:
+    """What MLflow holds of the model, read with its plain client."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.client = MlflowClient(tracking_uri)
+
+    @classmethod
+    def of(cls, storage: str | Path) -> Registry:
+        """Of runs on a local folder."""
+        return cls(default_tracking_uri(open_storage(str(storage))))
+
+    def alias(self, alias: str = "champion") -> int | None:
+        """The version that it names."""
+        number = self.client.get_registered_model(MODEL).aliases.get(alias)
+        return None if number is None else int(number)
+
+    def versions(self) -> list[int]:
+        """All there are."""
+        return sorted(int(found.version) for found in self.client.search_model_versions(f"name = '{MODEL}'"))
+
+    def tags(self, version: int) -> dict[str, str]:
+        """Of a version."""
+        return dict(self.client.get_model_version(MODEL, str(version)).tags)
+
+    def decisions(self) -> list[Any]:
+        """The runs of decisions, the earliest first."""
+        experiment = self.client.get_experiment_by_name(f"fvae/{NAME}")
+        if experiment is None:
+            return []
+        runs = self.client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+        return [run for run in runs if "fvae.decision" in run.data.tags]
+
+    def outcomes(self) -> list[str]:
+        """Of all decisions, the earliest first; every one must be finished."""
+        decisions = self.decisions()
+        assert all(run.info.status == "FINISHED" for run in decisions)
+        return [run.data.tags["decision"] for run in decisions]
+
+    def trainings(self) -> list[Any]:
+        """The runs of trainings."""
+        experiment = self.client.get_experiment_by_name(f"fvae/{NAME}")
+        runs = self.client.search_runs([experiment.experiment_id]) if experiment else []
+        return [run for run in runs if "model.family" in run.data.params]
+
+
+def _die(*arguments: Any, **options: Any) -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("alive")
+
+
+def _die_at(moment: str) -> None:
+    from pipelines.readings import KeptReadings
+    from pipelines.retraining.registered import CHAMPION, RegisteredModel
+    from pipelines.train import Training
+
+    hear, add, set_alias = Training._on_event, KeptReadings.add, RegisteredModel.set_alias
+
+    def hearing(self: Training, event: dict[str, Any]) -> None:
+        hear(self, event)
+        if "epoch" in event:
+            _die()
+
+    def adding(self: KeptReadings, measured: Any) -> None:
+        add(self, measured)
+        _die()
+
+    def setting(self: RegisteredModel, alias: str, number: int) -> None:
+        if alias == CHAMPION:
+            _die()
+        set_alias(self, alias, number)
+
+    if moment == "epoch":
+        Training._on_event = hearing  # type: ignore[method-assign]
+    if moment == "reading":
+        KeptReadings.add = adding  # type: ignore[method-assign]
+    if moment == "alias":
+        RegisteredModel.set_alias = setting  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    _die_at(sys.argv[1])
+    sys.argv = ["retrain.py", *sys.argv[2:]]
+    command_line.run(retrain_command.main, RetrainSettings)
