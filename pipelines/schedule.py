@@ -1,0 +1,301 @@
+"""Retraining at set times: cron expressions with a time zone, each run a Ray job.
+
+    python -m pipelines.schedule add nightly --cron '0 3 * * *' --zone Europe/Berlin --limit 6h \\
+        -- --model fvae-photos --dataset s3://bucket/photos
+    python -m pipelines.schedule list
+    python -m pipelines.schedule serve            # keeps the schedules; a supervisor keeps it up
+
+What follows -- goes to `python -m pipelines.retrain` as it stands. Everything about it: docs/retraining.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from fvae.config import ConfigError, require, require_integer, require_positive
+from pipelines import command_line
+from pipelines.durations import parse_duration
+from pipelines.retraining.hooks import require_hook
+from pipelines.scheduling.runs import OPEN, SUCCEEDED, Run
+from pipelines.scheduling.schedules import Schedule, model_of
+from pipelines.scheduling.store import Store
+from pipelines.scheduling.tables import show_history, show_schedules
+
+POLL_SECONDS = 2.0
+Name = Annotated[str, tyro.conf.Positional]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Stored:
+    store: str = "sqlite:///runs/schedules.db"
+    """Database of the schedules: sqlite:///PATH or postgresql://USER@HOST/NAME (its password in ~/.pgpass)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _OnRay(_Stored):
+    address: str | None = None
+    """Ray's dashboard, which takes the jobs. Default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265."""
+    poll_seconds: float = POLL_SECONDS
+    """Seconds from one look at the jobs to the next."""
+
+    def __post_init__(self) -> None:
+        require_positive("--poll-seconds", self.poll_seconds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Add(_Stored):
+    """Add a schedule. What follows -- are the options of the retraining."""
+
+    name: Name
+    """Its name: a-z, 0-9, '-', '_' and '.'."""
+    cron: str
+    """When: minute, hour, day of the month, month, day of the week, as in a crontab; or @daily and the like."""
+    zone: str = "UTC"
+    """Time zone whose clock that is read on, e.g. Europe/Berlin."""
+    attempts: int = 3
+    """How often a run is tried before it has failed. Bad input (exit status 2) is not tried again."""
+    backoff: str = "1m"
+    """From a failed attempt to the next; doubled each time, up to an hour."""
+    limit: str | None = None
+    """A run is stopped after this time, from the start of its first attempt, e.g. 6h."""
+    grace: str | None = None
+    """A run that cannot begin within this time after its slot is left out, e.g. 2h. Default: it begins however late."""
+    on_failure: str | None = None
+    """A command or an http(s):// address that is told of a run that has failed."""
+    exclusive: str | None = None
+    """Of all runs with this key, one runs at a time. Default: the model after --model, or the schedule's name."""
+    entrypoint: str | None = None
+    """Another command than `python -m pipelines.retrain`."""
+    directory: str = "."
+    """Where the command runs, on the machine of Ray's head."""
+    paused: bool = False
+    """Begin paused."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class List(_Stored):
+    """Show the schedules: when each runs next, on its own clock, and what it does now."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pause(_Stored):
+    """Begin no more runs of a schedule, nor the attempts that wait; a job that runs goes on."""
+
+    name: Name
+    """Of the schedule."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resume(_Stored):
+    """Go on with a schedule that was paused; what it missed meanwhile is not made up."""
+
+    name: Name
+    """Of the schedule."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunNow(_OnRay):
+    """Run a schedule's job now, outside its slots, and wait for it. Ctrl-C leaves it to `serve`."""
+
+    name: Name
+    """Of the schedule."""
+    detach: bool = False
+    """Do not wait: `serve` begins it, and sees to it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Remove(_Stored):
+    """Remove a schedule. Its history stays; a job that runs goes on."""
+
+    name: Name
+    """Of the schedule."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class History(_Stored):
+    """Show what became of the slots."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """Of one schedule only."""
+    last: int = 20
+    """How many."""
+    steps: bool = False
+    """Every step of each run, too."""
+
+    def __post_init__(self) -> None:
+        require_integer("--last", self.last, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Serve(_OnRay):
+    """Keep the schedules, until it is ended. Ended and started again at any moment, it goes on."""
+
+
+Command = Add | List | Pause | Resume | RunNow | Remove | History | Serve
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """Retrain at set times: each run is a Ray job, one at a time for each model."""
+
+    command: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Command]]
+
+
+def main(settings: ScheduleSettings, arguments: tuple[str, ...] | None = None) -> int:
+    """Do one command; returns the exit status. ``arguments``: what followed ``--``."""
+    command = settings.command
+    console = Console()
+    require(
+        arguments is None or isinstance(command, Add), "--: what follows goes to a schedule's job, so it belongs to add"
+    )
+    store = Store(command.store, create=isinstance(command, Add | Serve))
+    try:
+        if isinstance(command, Add):
+            add(store, command, arguments or (), console)
+        elif isinstance(command, List):
+            show_schedules(console, store.entries(), store.open_runs())
+        elif isinstance(command, History):
+            runs = store.history(command.name, command.last)
+            if command.name is not None and not runs:
+                store.entry(command.name)  # raises where the name is a mistake
+            show_history(console, runs, store, steps=command.steps)
+        elif isinstance(command, RunNow):
+            return run_now(store, command, console)
+        elif isinstance(command, Serve):
+            serve(store, command)
+        else:
+            change(store, command, console)
+    finally:
+        store.close()
+    return 0
+
+
+def add(store: Store, command: Add, arguments: tuple[str, ...], console: Console) -> None:
+    """Add a schedule. Raises ``ConfigError`` for what cannot work."""
+    times = {name: getattr(command, name) for name in ("backoff", "limit", "grace")}
+    seconds = {name: parse_duration(f"--{name}", text) for name, text in times.items() if text is not None}
+    try:
+        entrypoint = tuple(shlex.split(command.entrypoint or ""))
+    except ValueError as error:
+        raise ConfigError(f"--entrypoint={command.entrypoint!r}: no command ({error})") from error
+    schedule = Schedule(
+        name=command.name,
+        cron=command.cron,
+        zone=command.zone,
+        arguments=arguments,
+        entrypoint=entrypoint,
+        directory=str(Path(command.directory).expanduser().resolve()),
+        exclusive=command.exclusive if command.exclusive is not None else model_of(arguments) or command.name,
+        attempts=command.attempts,
+        on_failure=command.on_failure,
+        **seconds,
+    )
+    if command.on_failure is not None:
+        require_hook("--on-failure", command.on_failure)
+    if not entrypoint:
+        _check_retraining(arguments)
+    store.add(schedule, paused=command.paused)
+    slot = schedule.times.next_slot(datetime.now(UTC))
+    coming = "paused" if command.paused or slot is None else f"next run {schedule.local(slot.timestamp())}"
+    _print(console, f"Added {schedule.name}: {coming}.")
+
+
+def _check_retraining(arguments: tuple[str, ...]) -> None:
+    """Raise ``ConfigError`` now for options that the retraining would refuse at three in the morning."""
+    from pipelines.retraining.settings import RetrainSettings
+
+    words, sys.argv = sys.argv, ["pipelines.retrain", *arguments]
+    try:
+        command_line.parse(RetrainSettings)
+    finally:
+        sys.argv = words
+
+
+def change(store: Store, command: Pause | Resume | Remove, console: Console) -> None:
+    """Pause, resume or remove a schedule. Raises ``ConfigError`` for an unknown one."""
+    name = command.name
+    verbs = {Pause: (store.pause, "Paused"), Resume: (store.resume, "Resumed"), Remove: (store.remove, "Removed")}
+    act, done = verbs[type(command)]
+    act(name)
+    left = [run.submission_id for run in store.open_runs() if run.job.name == name and run.submission_id]
+    goes_on = f"; {', '.join(left)} goes on (ray job stop ends it)" if left and not isinstance(command, Resume) else ""
+    _print(console, f"{done} {name}{goes_on}.")
+
+
+def run_now(store: Store, command: RunNow, console: Console) -> int:
+    """Begin a run outside the slots and follow it; returns 0 if it succeeded."""
+    from pipelines.scheduling.advance import advance  # Ray takes a second to import
+    from pipelines.scheduling.jobs import RayJobs, RayUnreachable
+    from pipelines.scheduling.serve import describe
+
+    jobs = RayJobs(command.address)
+    if not command.detach:
+        jobs.require_answer()
+    run: Run = store.add_run(command.name)
+    _print(console, describe(run))
+    if command.detach:
+        return 0
+    try:
+        while run.state in OPEN:
+            with contextlib.suppress(RayUnreachable):  # it answered before; what it runs is not lost
+                advance(store, jobs, run)
+            moved = store.run(run.id)
+            if moved.state != run.state:
+                _print(console, describe(moved))
+            else:
+                time.sleep(command.poll_seconds)
+            run = moved
+    except KeyboardInterrupt:
+        _print(console, f"{run.submission_id or run.slot} goes on, and `serve` sees to it; history shows it.")
+        return 1
+    return 0 if run.state == SUCCEEDED else 1
+
+
+def serve(store: Store, command: Serve) -> None:
+    """Keep the schedules; SIGTERM and Ctrl-C end it at once."""
+    from pipelines.scheduling.jobs import RayJobs
+    from pipelines.scheduling.serve import Scheduler
+
+    def say(line: str) -> None:
+        print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}", flush=True)
+
+    def end(number: int, _frame: object) -> None:
+        # Whatever it was in the middle of may be left there, as after kill -9. Without the interpreter's own end,
+        # which would wait for a hook, or for an answer of Ray's.
+        os.write(1, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} ended by {signal.Signals(number).name}\n".encode())
+        os._exit(0)
+
+    jobs = RayJobs(command.address)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    say(f"schedules of {store.shown}, jobs to {jobs.address}")
+    Scheduler(store, jobs, say).serve(command.poll_seconds)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def split_arguments(words: list[str]) -> tuple[list[str], tuple[str, ...] | None]:
+    """A command line's own words, and what follows the first ``--`` (None: there is none)."""
+    if "--" not in words:
+        return words, None
+    place = words.index("--")
+    return words[:place], tuple(words[place + 1 :])
+
+
+if __name__ == "__main__":
+    sys.argv, _arguments = split_arguments(sys.argv)
+    command_line.run(lambda settings: main(settings, _arguments), ScheduleSettings)
