@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from pipelines.storage import Storage
@@ -58,6 +59,6 @@ def quiet_mlflow() -> None:
         os.environ.setdefault(name, value)
 
 
-def server_environment() -> dict[str, str]:
-    """The environment for an MLflow server: this process's, and defaults where it says nothing."""
-    return _SERVER_DEFAULTS | os.environ
+def server_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for an MLflow server: ``environment`` (this process's), and defaults where it says nothing."""
+    return _SERVER_DEFAULTS | dict(os.environ if environment is None else environment)

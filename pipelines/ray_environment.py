@@ -14,6 +14,9 @@ DEFAULTS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own progress tables
     "TUNE_FORCE_TRIAL_CLEANUP_S": "60",  # at a search's end, for epochs under way, which count for nothing
 }
+PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+"""Variables that a cluster's processes get from here, so that they find the same store. Never credentials, which
+would then stand in the cluster's own records: each node has its role, or its own settings."""
 
 for _name, _value in DEFAULTS.items():
     os.environ.setdefault(_name, _value)

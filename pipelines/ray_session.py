@@ -11,15 +11,14 @@ from typing import Any
 
 import ray
 
-from fvae.config import ConfigError, require
+from fvae.config import ConfigError
+from pipelines.machines_to_come import await_machines
+from pipelines.ray_environment import PASSED_ON
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Ray's shared memory on one machine, besides the images."""
 ANSWER_SECONDS = 5.0
 """How long the cluster that ``RAY_ADDRESS`` names may take to accept a connection."""
-PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
-"""Variables that a cluster's processes get from here, so that they find the same store. Never credentials, which
-would then stand in the cluster's own records: each node has its role, or its own settings."""
 
 
 @contextmanager
@@ -45,14 +44,27 @@ def ray_session(held_bytes: int, needed: Mapping[str, tuple[str, float]]) -> Ite
         where = f"RAY_ADDRESS={address}" if address else "a Ray on this machine"
         raise ConfigError(f"{where}: cannot be used ({str(error).splitlines()[0]})") from error
     try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        for name, (option, amount) in needed.items():
-            have = max(node.get(name, 0) for node in nodes)
+        if address:
+            bundle = {name: amount for name, (_, amount) in needed.items() if amount}
+            await_machines([bundle], lambda: not _lacking(needed))
+        for name in _lacking(needed):
+            option, amount = needed[name]
+            have = _most(name)
             verb = "is" if have == 1 else "are"
-            require(amount <= have, f"{option}={amount}: there {verb} {have:g} on the largest node")
+            raise ConfigError(f"{option}={amount}: there {verb} {have:g} on the largest node")
         yield
     finally:
         ray.shutdown()
+
+
+def _most(resource: str) -> float:
+    """Of a resource, on the node that has most of it."""
+    return max(float(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"])
+
+
+def _lacking(needed: Mapping[str, tuple[str, float]]) -> list[str]:
+    """The resources of which no node has what is needed."""
+    return [name for name, (_, amount) in needed.items() if amount > _most(name)]
 
 
 def require_answer(address: str) -> None:

@@ -25,6 +25,7 @@ from pipelines.model_files import MODEL
 from pipelines.run_place import explained_disk, locked
 from pipelines.storage import Storage, StorageError
 from pipelines.stored import address
+from pipelines.submit import here_or_there
 from pipelines.tracking import RunTracker, TrialSnapshot
 from pipelines.train_configs import TrainConfigs, train_configs
 from pipelines.train_display import TrainDisplay
@@ -257,4 +258,4 @@ class Training:
 
 
 if __name__ == "__main__":
-    command_line.run(main, TrainSettings)
+    command_line.run(here_or_there(main), TrainSettings)

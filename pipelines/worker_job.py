@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import tempfile
 import threading
 import time
@@ -23,6 +24,7 @@ from fvae.config import ConfigError, require
 from fvae.data import Dataset, ImageSource
 from fvae.evaluation import NonFiniteError
 from fvae.workers import Workers
+from pipelines.machines_to_come import await_machines
 from pipelines.ray_session import ray_session
 from pipelines.troubles import LOGGER, raise_trouble, trouble
 from pipelines.worker_resources import WorkerResources, each_worker, workers_on
@@ -59,6 +61,9 @@ def job_session(dataset: Dataset, resources: WorkerResources) -> Iterator[None]:
     """A Ray with room for the workers. Raises ``ConfigError`` where there is none."""
     needed = {"CPU": ("--cpus-per-worker", float(resources.cpus)), "GPU": ("--gpus-per-worker", resources.gpus)}
     with ray_session(dataset.held_bytes(), needed):
+        if "RAY_ADDRESS" in os.environ:
+            each = {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
+            await_machines([each] * resources.workers, lambda: room_for(resources) >= resources.workers)
         require_room(resources)
         yield
 

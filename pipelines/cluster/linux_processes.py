@@ -1,0 +1,94 @@
+"""This user's processes, as Linux tells of them in ``/proc``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunningProcess:
+    """A process, and none that has its number later."""
+
+    pid: int
+    started: int
+    """Clock ticks from the machine's start to the process's."""
+    boot: str
+    """The machine's start, by its random id."""
+
+    @classmethod
+    def of(cls, pid: int) -> RunningProcess | None:
+        """The one that has this number now; None where none has, or it is dead already and only not yet buried."""
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        if fields[0] in "ZX":
+            return None
+        return cls(pid=pid, started=int(fields[19]), boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunningProcess:
+        """Of what ``dataclasses.asdict`` made."""
+        return cls(pid=values["pid"], started=values["started"], boot=values["boot"])
+
+    def lives(self) -> bool:
+        """Whether it still runs."""
+        return RunningProcess.of(self.pid) == self
+
+    def command(self) -> list[str]:
+        """What it was started with. Raises ``OSError`` once it has ended."""
+        return [part.decode() for part in Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0")[:-1]]
+
+    def environment(self) -> dict[str, str]:
+        """The environment that it was started with. Raises ``OSError`` once it has ended."""
+        entries = Path(f"/proc/{self.pid}/environ").read_bytes().split(b"\0")
+        pairs = (entry.decode(errors="surrogateescape").partition("=") for entry in entries if entry)
+        return {name: value for name, _, value in pairs}
+
+    def end(self, seconds: float) -> None:
+        """Ask it to end, and make it after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while self.lives():
+            try:
+                os.kill(self.pid, signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL)
+            except ProcessLookupError:
+                return
+            time.sleep(0.1)
+
+
+def find_process(marks: str) -> RunningProcess | None:
+    """This user's process that was started with an argument that ends in ``marks``."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        process = RunningProcess.of(int(folder.name))
+        try:
+            if (
+                process
+                and folder.stat().st_uid == os.getuid()
+                and any(part.endswith(marks) for part in process.command()[:6])
+            ):
+                return process
+        except OSError:
+            continue  # it has ended meanwhile
+    return None
+
+
+def start_detached(command: list[str], environment: dict[str, str]) -> RunningProcess:
+    """A process that outlives this one and its terminal. Raises ``OSError`` where it does not start."""
+    started = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    process = RunningProcess.of(started.pid)
+    if process is None:
+        raise OSError(f"{command[0]}: has ended at once")
+    return process

@@ -1,0 +1,186 @@
+"""Bring the head's Ray to what the cluster file says, and leave alone what is so already.
+
+    python -m pipelines.cluster.start_head --port=6379 --num-cpus=0 …       the options of `ray start --head`
+    python -m pipelines.cluster.start_head again                            as it was started last: after a reboot
+
+``ray up`` runs its start commands each time, also when nothing has changed; ``ray stop; ray start`` there would end
+every running job. This command looks first:
+
+    nothing has changed                   nothing is done
+    the machines or commands of workers   the autoscaler alone starts again, and finds the workers that run
+    Ray's options, or the lock file       Ray starts again; while a job runs, it is said instead, and nothing is done
+
+and it has a line in the crontab start Ray when the machine starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from fvae.config import ConfigError
+from fvae.files import write_bytes
+from pipelines.cluster.linux_processes import RunningProcess, find_process, start_detached
+from pipelines.cluster.reboot import start_at_boot
+
+RECORD = Path("~/.ray/head.json")
+"""What Ray was started with, and its processes."""
+AUTOSCALING = Path("~/ray_bootstrap_config.yaml")
+"""Where ``ray up`` puts the cluster file on the head."""
+CORE = {"gcs": "/gcs_server", "raylet": "/raylet/raylet"}
+"""Without these Ray does not run."""
+MONITOR = "/autoscaler/v2/monitor.py"
+JOB_SERVER = "http://127.0.0.1:8265"
+ENDING_SECONDS = 10.0
+KEPT = (
+    "RAY_",
+    "AUTOSCALER_",
+    "DASHBOARD_",
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "MLFLOW_TRACKING_URI",
+)
+"""Beginnings of the variables that Ray starts with at boot, as it did at ``ray up``. Never credentials."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Head:
+    """Ray as it was started on this machine."""
+
+    options: list[str]
+    """Of ``ray start --head``."""
+    variables: dict[str, str]
+    """Of its environment: those of :data:`KEPT`."""
+    environment: str
+    """The virtual environment: another for each lock file."""
+    autoscaling: str
+    """SHA-256 of the cluster file that the autoscaler has read."""
+    core: dict[str, RunningProcess]
+    monitor: RunningProcess | None
+    monitor_command: list[str]
+
+    @classmethod
+    def read(cls) -> Head | None:
+        """What was written last; None where nothing was, or it cannot be read."""
+        try:
+            values: dict[str, Any] = json.loads(RECORD.expanduser().read_text())
+            core = {name: RunningProcess.from_dict(each) for name, each in values.pop("core").items()}
+            monitor = values.pop("monitor")
+            return cls(core=core, monitor=monitor and RunningProcess.from_dict(monitor), **values)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self) -> None:
+        """Keep it for the next time."""
+        write_bytes(RECORD.expanduser(), json.dumps(dataclasses.asdict(self), indent=1).encode())
+
+    def lives(self) -> bool:
+        """Whether Ray still runs."""
+        return all(process.lives() for process in self.core.values())
+
+
+def main(arguments: list[str]) -> int:
+    """Look, and do what must be done. Returns the exit status."""
+    head = Head.read()
+    if arguments == ["again"]:
+        if head is None:
+            raise ConfigError(f"{RECORD}: Ray was never started here; `ray up` does")
+        os.environ.update(head.variables)
+        arguments = head.options
+    return bring_up(arguments, head)
+
+
+def bring_up(options: list[str], head: Head | None) -> int:
+    """Make Ray run with these options, given how it was started before. Returns the exit status."""
+    autoscaling = _digest(AUTOSCALING.expanduser())
+    if head is None or not head.lives():
+        return start(options, autoscaling)
+    if (head.options, head.variables, head.environment) != (options, _kept(), _environment()):
+        if jobs := running_jobs():
+            print(f"warning: Ray stays as it is, because it runs {', '.join(jobs)}; `ray up` again when that has ended")
+            return 0
+        print("What Ray is started with has changed: it starts again.")
+        return start(options, autoscaling)
+    if head.autoscaling != autoscaling or not (head.monitor and head.monitor.lives()):
+        restart_monitor(head, autoscaling)
+        print("The autoscaler has started again, with the cluster file as it is now. Ray runs on.")
+        return 0
+    print("Ray runs as it should: nothing to do.")
+    return 0
+
+
+def start(options: list[str], autoscaling: str) -> int:
+    """Stop whatever Ray there is, and start it. Returns the exit status."""
+    binaries = f"{_environment()}/bin"  # jobs' `python` is this environment's, also when .venv is another's by then
+    environment = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}"}
+    subprocess.run([f"{binaries}/ray", "stop"], env=environment, check=False)
+    started = subprocess.run([f"{binaries}/ray", "start", "--head", *options], env=environment, check=False)
+    if started.returncode:
+        return started.returncode
+    found = {name: find_process(ending) for name, ending in CORE.items()}
+    core = {name: process for name, process in found.items() if process}
+    if len(core) < len(CORE):
+        raise ConfigError(f"Ray has ended at once ({', '.join(CORE.keys() - core)}); see /tmp/ray/session_latest/logs")
+    monitor = find_process(MONITOR)
+    Head(
+        options=options,
+        variables=_kept(),
+        environment=_environment(),
+        autoscaling=autoscaling,
+        core=core,
+        monitor=monitor,
+        monitor_command=monitor.command() if monitor else [],
+    ).write()
+    start_at_boot("pipelines.cluster.start_head again")
+    return 0
+
+
+def restart_monitor(head: Head, autoscaling: str) -> None:
+    """Start the autoscaler anew; Ray's own processes and the workers' stay as they are."""
+    environment = head.core["gcs"].environment()
+    if head.monitor:
+        head.monitor.end(ENDING_SECONDS)
+    monitor = start_detached(head.monitor_command, environment)
+    dataclasses.replace(head, autoscaling=autoscaling, monitor=monitor).write()
+
+
+def running_jobs() -> list[str]:
+    """The jobs that an end of Ray would end. Raises ``ConfigError`` where Ray does not tell."""
+    from ray.job_submission import JobSubmissionClient
+
+    os.environ.pop("RAY_ADDRESS", None)  # which stands above the address given here
+    try:
+        jobs = JobSubmissionClient(JOB_SERVER).list_jobs()
+    except Exception as error:  # whatever it is, it must not end jobs
+        why = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{JOB_SERVER}: does not tell which jobs run ({why}), so Ray stays; `ray stop` ends it with all its jobs"
+        ) from error
+    return [job.submission_id or f"driver {job.job_id}" for job in jobs if job.status in ("PENDING", "RUNNING")]
+
+
+def _environment() -> str:
+    return str(Path(sys.prefix).resolve())
+
+
+def _kept() -> dict[str, str]:
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(KEPT) and "TOKEN" not in name}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ConfigError as error_:
+        print(f"error: {error_}", file=sys.stderr)
+        sys.exit(2)

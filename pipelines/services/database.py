@@ -1,0 +1,81 @@
+"""MLflow's database where it is PostgreSQL, and the password of its user admin wherever it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from fvae.config import ConfigError, require
+from pipelines.services.places import Places
+from pipelines.services.secret_files import ADMIN, server_users_file
+
+_DRIVER = "postgresql+psycopg2"  # SQLAlchemy's default is another, which is not installed
+_PATIENCE = 10
+"""Seconds until the database must answer."""
+
+
+def asked_database(option: str | None, environment: Mapping[str, str]) -> tuple[str, str] | None:
+    """The database that ``--database`` or MLflow's own variable names: its URI without and with a password.
+
+    ``None`` where neither does. Raises ``ConfigError`` for what cannot serve.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    name = "--database" if option is not None else "MLFLOW_BACKEND_STORE_URI"
+    text = option if option is not None else environment.get("MLFLOW_BACKEND_STORE_URI")
+    if text is None:
+        return None
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise ConfigError(f"{name}: not a URI; use postgresql://USER@HOST/NAME") from None
+    kind = url.drivername.partition("+")[0]
+    require(
+        kind in {"postgresql", "postgres"},
+        f"{name}={_shown(url)}: must be postgresql://USER@HOST/NAME; leave it out for SQLite",
+    )
+    require(bool(url.database), f"{name}={_shown(url)}: names no database; use postgresql://USER@HOST/NAME")
+    secrets = [key for key in url.query if "password" in key.lower()]
+    require(not secrets, f"{name}: holds {', '.join(secrets)}; keep passwords in ~/.pgpass")
+    require(
+        option is None or url.password is None,
+        f"--database={_shown(url)}: others can read a password on a command line; put it into ~/.pgpass, "
+        "or the whole URI into MLFLOW_BACKEND_STORE_URI",
+    )
+    url = url.set(drivername=_DRIVER)
+    return _shown(url), url.render_as_string(hide_password=False)
+
+
+def _shown(url: object) -> str:
+    """``url`` without its password."""
+    return url.set(password=None).render_as_string()  # type: ignore[attr-defined]
+
+
+def require_reachable(uri: str) -> None:
+    """Raise ``ConfigError``, one line, unless the PostgreSQL database ``uri`` lets this user in."""
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    engine = create_engine(uri, connect_args={"connect_timeout": _PATIENCE})
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+    except SQLAlchemyError as error:
+        cause = " ".join(str(getattr(error, "orig", None) or error).split())
+        raise ConfigError(f"--database={_shown(make_url(uri))}: cannot be used ({cause})") from error
+    finally:
+        engine.dispose()
+
+
+def set_admin_password(places: Places, database: str, password: str) -> None:
+    """Give the user admin another password, where MLflow has made this user already."""
+    os.environ["MLFLOW_AUTH_CONFIG_PATH"] = str(server_users_file(places))  # the import reads it
+    from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
+
+    store = SqlAlchemyStore()
+    store.init_db(database)
+    if store.has_user(ADMIN):
+        store.update_user(ADMIN, password=password)
+    store.engine.dispose()

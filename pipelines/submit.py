@@ -1,0 +1,197 @@
+"""A command on a cluster that is elsewhere: where ``RAY_ADDRESS`` is a job server's URL, it becomes a Ray job there.
+
+    export RAY_ADDRESS=http://127.0.0.1:8265      # `ray dashboard cluster.yaml` keeps the tunnel to the head open
+    python tune/search.py --dataset s3://bucket/photos --storage s3://bucket/runs
+
+The code and the lock file go along, the job's output comes back line by line, and the exit status is the job's. Ctrl-C
+leaves the job running; the same command follows it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fvae.config import ConfigError, require
+from pipelines.ray_environment import PASSED_ON
+from pipelines.run_settings import RunSettings
+from pipelines.storage import is_remote
+
+if TYPE_CHECKING:  # Ray takes seconds to import
+    from ray.job_submission import JobSubmissionClient
+
+Settings = TypeVar("Settings", bound=RunSettings)
+
+ROOT = Path(__file__).parents[1]
+LOCK = "requirements.lock"
+SHIPPED = ("fvae", "pipelines", "tune", "configs", "pyproject.toml", LOCK, "README.md")
+"""What a job gets of this folder: nothing that a user keeps beside it."""
+JOB_FOLDER = "/runtime_resources/working_dir_files/"
+"""In the path of the folder that a job runs in; Ray removes that folder when it likes."""
+LIVE = ("PENDING", "RUNNING")
+
+
+def here_or_there(main: Callable[[Settings], int]) -> Callable[[Settings], int]:
+    """``main``, or where ``RAY_ADDRESS`` is a URL, the same command as a job there."""
+
+    def run(settings: Settings) -> int:
+        address = os.environ.get("RAY_ADDRESS", "")
+        if address.startswith(("http://", "https://")):
+            require_reachable(settings, "is a folder of this machine, which the cluster does not see")
+            return submit(address, this_command())
+        if JOB_FOLDER in f"{Path.cwd()}/":
+            require_reachable(settings, "lies in the job's copy of the code, which goes with the job")
+            for line in other_packages(Path(LOCK)):
+                print(f"warning: {line}; `ray up` brings every machine to the lock file", flush=True)
+        return main(settings)
+
+    return run
+
+
+def require_reachable(settings: RunSettings, why: str) -> None:
+    """Raise ``ConfigError`` where the run's files or images lie in a relative path."""
+    better = "give s3://bucket/prefix, or the absolute path of a folder that every machine sees"
+    for option, place in (("--storage", settings.storage), ("--dataset", settings.dataset)):
+        embedded = option == "--dataset" and place in ("digits", "photos")
+        require(embedded or is_remote(place) or Path(place).is_absolute(), f"{option}={place}: {why}; {better}")
+    config = getattr(settings, "config", None)
+    if config and not Path(config).is_absolute():
+        shipped = (Path.cwd() / config).resolve().is_relative_to(ROOT / "configs")
+        require(
+            shipped or JOB_FOLDER in f"{Path.cwd()}/",
+            f"--config={config}: only files in configs/ go along; put it there",
+        )
+
+
+def this_command() -> list[str]:
+    """What was typed, as the head types it in the folder of the code."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec:
+        return ["python", "-m", spec.name, *sys.argv[1:]]
+    return ["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]]
+
+
+def submit(address: str, command: list[str]) -> int:
+    """Submit ``command``, or find the job that it is already, and show its output to the end.
+
+    Returns the job's exit status; 1 after Ctrl-C. Raises ``ConfigError`` where the server does not answer, or refuses.
+    """
+    from aiohttp import ClientError
+
+    logging.disable(logging.WARNING)  # Ray tells of every file that it leaves out
+    entrypoint = shlex.join(command)
+    client = connect(address)
+    job, live = find_job(client, entrypoint)
+    if live:
+        print(f"The job {job} runs already: following it.", flush=True)
+    else:
+        try:
+            client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=runtime_env())
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"RAY_ADDRESS={address}: the job was not taken ({_line(error)})") from error
+        print(f"Submitted as the job {job}. Ctrl-C leaves it running.", flush=True)
+    try:
+        asyncio.run(_show(client, job))
+        info = client.get_job_info(job)
+    except KeyboardInterrupt:
+        print(f"\nDetached; the job {job} goes on. {how_to_come_back(address, job)}", flush=True)
+        return 1
+    except (RuntimeError, OSError, ClientError) as error:
+        return _lost(address, job, error)
+    if info.status in LIVE:
+        return _lost(address, job, "it has closed the connection")
+    if info.status == "SUCCEEDED":
+        return 0
+    if info.driver_exit_code is None or info.driver_exit_code <= 0:  # Ray has ended it, or a signal
+        print(f"error: the job {job} has ended as {info.status}: {_line(info.message)}", file=sys.stderr)
+        return 1
+    return int(info.driver_exit_code)
+
+
+def how_to_come_back(address: str, job: str) -> str:
+    """One line with the commands."""
+    server = f"--address {address}"
+    return (
+        f"The same command follows it again, and so does `ray job logs {server} --follow {job}`; "
+        f"`ray job stop {server} {job}` ends it."
+    )
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """The job server. Raises ``ConfigError`` where it does not answer, or refuses."""
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    where = f"RAY_ADDRESS={address}"
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise ConfigError(
+            f"{where}: refused; RAY_AUTH_MODE=token and the cluster's token in ~/.ray/auth_token are needed"
+        ) from error
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"{where}: no job server answers there ({_line(error)}); `ray dashboard CLUSTER_FILE` opens the way to it"
+        ) from error
+
+
+def find_job(client: JobSubmissionClient, entrypoint: str) -> tuple[str, bool]:
+    """The id of the job that this command is, and whether it is under way. Ended ones are counted on from."""
+    words = shlex.split(entrypoint)
+    program = Path(words[1]).stem if words[1] != "-m" else words[2].rpartition(".")[2]
+    base = f"{program}-{hashlib.sha256(entrypoint.encode()).hexdigest()[:8]}"
+    status = {job.submission_id: job.status for job in client.list_jobs()}
+    job, tries = base, 1
+    while job in status:
+        if status[job] in LIVE:
+            return job, True
+        tries += 1
+        job = f"{base}-{tries}"
+    return job, False
+
+
+def runtime_env() -> dict[str, Any]:
+    """The code and the lock file, and the variables that lead to the same store."""
+    return {
+        "working_dir": str(ROOT),
+        "excludes": [f"/{path.name}" for path in ROOT.iterdir() if path.name not in SHIPPED] + ["__pycache__/"],
+        "env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"PYTHONUNBUFFERED": "1"},
+    }
+
+
+def other_packages(lock: Path) -> list[str]:
+    """What is installed here in another version than the lock file says; a line each, of three at most."""
+    found = []
+    for line in lock.read_text().splitlines() if lock.exists() else ():
+        name, _, wanted = line.partition("==")
+        if not wanted or line.startswith(("#", " ")):
+            continue
+        try:
+            have = metadata.version(name.partition("[")[0])
+        except metadata.PackageNotFoundError:
+            have = "no version"
+        if have.partition("+")[0] != wanted.split(";")[0].strip():
+            found.append(f"{LOCK} says {name} {wanted.strip()}, and the machine has {have}")
+    return found[:3]
+
+
+async def _show(client: JobSubmissionClient, job: str) -> None:
+    async for text in client.tail_job_logs(job):
+        print(text, end="", flush=True)
+
+
+def _lost(address: str, job: str, why: object) -> int:
+    print(f"error: {address} is gone ({_line(why)}). {how_to_come_back(address, job)}", file=sys.stderr)
+    return 1
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
