@@ -114,6 +114,9 @@ class Nights:
         if "--verbose" in sys.argv:
             print(*said, sep="\n----\n", file=sys.stderr)
         told = "; hook told" * (self._hooked() - hooked)
+        weighed = [tag for run in made if (tag := run.data.tags["champion.before"]) not in (before, "none")]
+        if len(made) == 1 and weighed:
+            before += f" → by hand {weighed[0]}"
         last = next((line for line in reversed(said[0].splitlines()) if line.startswith("error: ")), "")
         why = "; ".join(run.data.tags["reason"] for run in made) or last.removeprefix("error: ")
         self.rows.append(

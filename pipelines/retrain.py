@@ -45,7 +45,7 @@ def main(settings: RetrainSettings) -> int:
                 return command.dry_run()
             return command.roll_back() if settings.rollback else command.retrain()
         except KeyboardInterrupt:
-            command.say("Interrupted. The same command goes on where it stopped; the champion is what it was.")
+            command.say("Interrupted. The same command goes on where it stopped; nothing finished is lost.")
             return 1
         except Exception as error:
             if not settings.dry_run:

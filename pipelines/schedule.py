@@ -11,7 +11,6 @@ What follows -- goes to `python -m pipelines.retrain` as it stands. Everything a
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import shlex
 import signal
@@ -19,138 +18,18 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from rich.console import Console
 
-from fvae.config import ConfigError, require, require_integer, require_positive
+from fvae.config import ConfigError, require
 from pipelines import command_line
 from pipelines.durations import parse_duration
 from pipelines.retraining.hooks import require_hook
 from pipelines.scheduling.runs import OPEN, SUCCEEDED, Run
 from pipelines.scheduling.schedules import Schedule, model_of
+from pipelines.scheduling.settings import Add, History, List, Pause, Remove, Resume, RunNow, ScheduleSettings, Serve
 from pipelines.scheduling.store import Store
 from pipelines.scheduling.tables import show_history, show_schedules
-
-POLL_SECONDS = 2.0
-Name = Annotated[str, tyro.conf.Positional]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Stored:
-    store: str = "sqlite:///runs/schedules.db"
-    """Database of the schedules: sqlite:///PATH or postgresql://USER@HOST/NAME (its password in ~/.pgpass)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _OnRay(_Stored):
-    address: str | None = None
-    """Ray's dashboard, which takes the jobs. Default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265."""
-    poll_seconds: float = POLL_SECONDS
-    """Seconds from one look at the jobs to the next."""
-
-    def __post_init__(self) -> None:
-        require_positive("--poll-seconds", self.poll_seconds)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Add(_Stored):
-    """Add a schedule. What follows -- are the options of the retraining."""
-
-    name: Name
-    """Its name: a-z, 0-9, '-', '_' and '.'."""
-    cron: str
-    """When: minute, hour, day of the month, month, day of the week, as in a crontab; or @daily and the like."""
-    zone: str = "UTC"
-    """Time zone whose clock that is read on, e.g. Europe/Berlin."""
-    attempts: int = 3
-    """How often a run is tried before it has failed. Bad input (exit status 2) is not tried again."""
-    backoff: str = "1m"
-    """From a failed attempt to the next; doubled each time, up to an hour."""
-    limit: str | None = None
-    """A run is stopped after this time, from the start of its first attempt, e.g. 6h."""
-    grace: str | None = None
-    """A run that cannot begin within this time after its slot is left out, e.g. 2h. Default: it begins however late."""
-    on_failure: str | None = None
-    """A command or an http(s):// address that is told of a run that has failed."""
-    exclusive: str | None = None
-    """Of all runs with this key, one runs at a time. Default: the model after --model, or the schedule's name."""
-    entrypoint: str | None = None
-    """Another command than `python -m pipelines.retrain`."""
-    directory: str = "."
-    """Where the command runs, on the machine of Ray's head."""
-    paused: bool = False
-    """Begin paused."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class List(_Stored):
-    """Show the schedules: when each runs next, on its own clock, and what it does now."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pause(_Stored):
-    """Begin no more runs of a schedule, nor the attempts that wait; a job that runs goes on."""
-
-    name: Name
-    """Of the schedule."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Resume(_Stored):
-    """Go on with a schedule that was paused; what it missed meanwhile is not made up."""
-
-    name: Name
-    """Of the schedule."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunNow(_OnRay):
-    """Run a schedule's job now, outside its slots, and wait for it. Ctrl-C leaves it to `serve`."""
-
-    name: Name
-    """Of the schedule."""
-    detach: bool = False
-    """Do not wait: `serve` begins it, and sees to it."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Remove(_Stored):
-    """Remove a schedule. Its history stays; a job that runs goes on."""
-
-    name: Name
-    """Of the schedule."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class History(_Stored):
-    """Show what became of the slots."""
-
-    name: Annotated[str | None, tyro.conf.Positional] = None
-    """Of one schedule only."""
-    last: int = 20
-    """How many."""
-    steps: bool = False
-    """Every step of each run, too."""
-
-    def __post_init__(self) -> None:
-        require_integer("--last", self.last, 1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Serve(_OnRay):
-    """Keep the schedules, until it is ended. Ended and started again at any moment, it goes on."""
-
-
-Command = Add | List | Pause | Resume | RunNow | Remove | History | Serve
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScheduleSettings:
-    """Retrain at set times: each run is a Ray job, one at a time for each model."""
-
-    command: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Command]]
 
 
 def main(settings: ScheduleSettings, arguments: tuple[str, ...] | None = None) -> int:
@@ -272,8 +151,8 @@ def serve(store: Store, command: Serve) -> None:
         print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}", flush=True)
 
     def end(number: int, _frame: object) -> None:
-        # Whatever it was in the middle of may be left there, as after kill -9. Without the interpreter's own end,
-        # which would wait for a hook, or for an answer of Ray's.
+        # Whatever it was in the middle of may be left there, as after kill -9. Not by an exception, which may come up
+        # where somebody swallows it, in a callback for example.
         os.write(1, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} ended by {signal.Signals(number).name}\n".encode())
         os._exit(0)
 

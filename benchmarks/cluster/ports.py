@@ -12,8 +12,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from tests.cluster.hosts import ROOT, Host
-from tests.cluster.onprem_cluster import OnPremises
+from tests.cluster.hosts import ROOT, Host, wait_for
+from tests.cluster.onprem_cluster import TOKEN, OnPremises
 
 KINDS = {
     22: "sshd",
@@ -70,6 +70,16 @@ def table(cluster: OnPremises) -> list[str]:
     return ["  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[5]]) for row in rows]
 
 
+def keep_a_worker_busy(cluster: OnPremises) -> None:
+    """Have an actor on the worker, whose process listens too."""
+    code = (
+        "import ray, time; ray.init(); A = ray.remote(num_cpus=1)(type('A', (), {'here': lambda self: 1}));"
+        " a = A.remote(); ray.get(a.here.remote()); open('/mnt/busy', 'w').close(); time.sleep(600)"
+    )
+    cluster.head.start(f'python -c "{code}"', TOKEN | {"RAY_ADDRESS": "auto"})
+    wait_for((cluster.network.shared / "busy").exists, 120, "an actor on the worker")
+
+
 def main() -> None:
     """Print the table, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,6 +90,7 @@ def main() -> None:
         try:
             cluster.up()
             cluster.await_workers([each.address for each in cluster.workers])
+            keep_a_worker_busy(cluster)
             lines = table(cluster)
         finally:
             cluster.close()

@@ -25,7 +25,7 @@ def find_disk(ec2: Any, cluster_name: str) -> dict[str, Any] | None:
         f"{', '.join(sorted(volume['VolumeId'] for volume in found))}: more than one volume is named "
         f"{_name(cluster_name)}; remove the tag ray-cluster-name from all but the one with your runs",
     )
-    return None
+    return found[0] if found else None
 
 
 def make_disk(ec2: Any, cluster_name: str, zone: str, gibibytes: int) -> str:

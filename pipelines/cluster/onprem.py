@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import ipaddress
 import logging
+import shlex
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ HEAD, WORKER = "head", "worker"
 STOP = "source ~/.bashrc; ! command -v ray || ray stop"
 STOP_SECONDS = 60.0
 CONNECT_SECONDS = 5
+NOTICING_SECONDS = 60.0
+"""How long a machine that was given up is not taken again; the autoscaler asks every 5 s."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +48,9 @@ class Provider(LocalNodeProvider):
     """The machines of ``cluster.onprem.yaml``: always the same, and Ray on all of them or on none."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
+        self._unnoticed: set[str] = set()
+        """Machines given up since the autoscaler last asked which there are."""
+        self._asked = threading.Condition()
         super().__init__(provider_config, cluster_name)
         if self._on_head() and not self.non_terminated_nodes({TAG_RAY_NODE_KIND: NODE_KIND_HEAD}):
             # `ray up` has recorded the head on its own machine; an autoscaler that does not see it launches nothing.
@@ -81,6 +88,25 @@ class Provider(LocalNodeProvider):
         cluster_config["provider"] |= {"auth": cluster_config["auth"], "here": HEAD}
         return cluster_config
 
+    def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
+        """The machines that the cluster has, those that do not answer included."""
+        found: list[str] = super().non_terminated_nodes(tag_filters)
+        if not tag_filters:
+            with self._asked:
+                self._unnoticed &= set(found)
+                self._asked.notify_all()
+        return found
+
+    def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> None:
+        """Take machines that are in no use into the cluster.
+
+        One that was given up waits until the autoscaler has noticed: by its address it could not tell the old life from
+        the new one, and would wait minutes for the old one's end.
+        """
+        with self._asked:
+            self._asked.wait_for(lambda: not self._unnoticed, timeout=NOTICING_SECONDS)
+        super().create_node(node_config, tags, count)
+
     def terminate_node(self, node_id: str) -> None:
         """Stop Ray there, and forget the machine until it is wanted again."""
         self.terminate_nodes([node_id])
@@ -91,6 +117,9 @@ class Provider(LocalNodeProvider):
             for node_id, stopped in zip(node_ids, pool.map(self._stop_ray, node_ids), strict=True):
                 if not stopped:
                     logger.warning("%s: cannot be reached; if it still runs Ray, run `ray stop` there", node_id)
+                if self._on_head():
+                    with self._asked:
+                        self._unnoticed.add(node_id)
                 super().terminate_node(node_id)
 
     def _stop_ray(self, node_id: str) -> bool:
@@ -106,7 +135,9 @@ class Provider(LocalNodeProvider):
         return self.provider_config["auth"].get("ssh_proxy_command")
 
     def _through(self, head: str) -> str:
-        return " ".join(self._ssh("-W", "%h:%p", proxy=self._own_proxy(), address=self.external_ip(head)))
+        proxy = self._own_proxy()
+        doubled = proxy and proxy.replace("%", "%%")  # its % are for the inner ssh
+        return shlex.join(self._ssh("-W", "%h:%p", proxy=doubled, address=self.external_ip(head)))
 
     def _ssh(self, *arguments: str, proxy: str | None, address: str) -> list[str]:
         auth = self.provider_config["auth"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +67,9 @@ class Scales:
             model.to("cpu")
         return Bits({k: np.stack([done[each].bits for each in readings if each.k == k]) for k in settings.k})
 
-    def _measure(self, model: Model, what: str, missing: list[Reading], keep, on_workers: bool) -> None:  # type: ignore[no-untyped-def]
+    def _measure(
+        self, model: Model, what: str, missing: list[Reading], keep: Callable[[Measured], None], on_workers: bool
+    ) -> None:
         settings, images = self._settings, self._dataset.images(SPLIT)
         total = len(image_source(images)) * sum(reading.k for reading in missing)
         step = Steps(self._console).step(f"Measuring the {what}", total, "samples")

@@ -100,6 +100,7 @@ def tell_hook(store: Store, run: Run) -> str | None:
         "attempts": str(run.attempt),
         "reason": run.reason,
         "submission_id": run.submission_id,
+        "text": describe(run),
     }
     problem = run_hook(run.job.on_failure, event)
     try:

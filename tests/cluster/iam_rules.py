@@ -27,7 +27,6 @@ def _any_like(value: Any, wanted: list[str]) -> bool:
 
 _OPERATORS: dict[str, Callable[[Any, list[str]], bool]] = {
     "StringEquals": _any_equal,
-    "StringLike": _any_like,
     "ArnEquals": _any_like,
     "Bool": _any_equal,
     "ForAllValues:StringEquals": lambda values, wanted: all(one in wanted for one in values or []),

@@ -93,8 +93,7 @@ HEAD_MAY_NOT: list[tuple[str, str, Context]] = [
     ("s3:PutBucketPolicy", S3, {}),
 ]
 WORKER_MAY: list[tuple[str, str, Context]] = [
-    ("s3:ListBucket", S3, {"s3:prefix": "runs/digits/"}),
-    ("s3:ListBucket", S3, {"s3:prefix": "data/photos/"}),
+    ("s3:ListBucket", S3, {}),
     ("s3:GetObject", f"{S3}/data/photos/manifest.json", {}),
     ("s3:GetObject", f"{S3}/runs/digits/trials/1", {}),
     ("s3:PutObject", f"{S3}/runs/digits/trials/1", {}),
@@ -102,8 +101,8 @@ WORKER_MAY: list[tuple[str, str, Context]] = [
     ("s3:AbortMultipartUpload", f"{S3}/runs/digits/trials/1", {}),
 ]
 WORKER_MAY_NOT: list[tuple[str, str, Context]] = [
-    ("s3:ListBucket", S3, {}),
-    ("s3:ListBucket", S3, {"s3:prefix": "mlflow/"}),
+    ("s3:ListBucket", "arn:aws:s3:::another", {}),
+    ("s3:ListBucketMultipartUploads", S3, {}),
     ("s3:PutObject", f"{S3}/data/photos/manifest.json", {}),
     ("s3:DeleteObject", f"{S3}/data/photos/manifest.json", {}),
     ("s3:GetObject", f"{S3}/mlflow/1/model", {}),

@@ -130,7 +130,7 @@ def test_other_options_wait_for_the_jobs_that_run(cluster: OnPremises) -> None:
     cluster.await_workers([each.address for each in cluster.workers], seconds=240)
 
 
-def test_after_a_reboot_the_head_comes_back_by_itself(cluster: OnPremises) -> None:
+def test_after_a_reboot_the_head_comes_back_and_a_search_waits_for_its_workers(cluster: OnPremises) -> None:
     crontab = cluster.head.run("crontab -l")
     cluster.head.lose()
     cluster.head = cluster.add("head")
@@ -138,7 +138,11 @@ def test_after_a_reboot_the_head_comes_back_by_itself(cluster: OnPremises) -> No
     (line,) = [line for line in crontab.splitlines() if line.startswith("@reboot")]
 
     cluster.head.run(f"env -i HOME=/root PATH=/usr/bin:/bin sh -c '{line.removeprefix('@reboot ')}'")  # as cron does
+    search = f"python tune/search.py --name early --trials 1 --epochs 1 --storage {SHARED}/runs"
+    said = cluster.head.run(f"cd {ROOT} && {search}", TOKEN | {"RAY_ADDRESS": "auto"}, timeout=300)
 
+    assert "Waiting for machines (1 CPU) …" in said
+    assert [record["status"] for record in ledger(cluster, "early")] == ["complete"]
     cluster.await_workers([each.address for each in cluster.workers], seconds=240)
     cluster.open_tunnel()
 

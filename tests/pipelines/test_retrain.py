@@ -111,7 +111,8 @@ def story(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         other = data_set(story.folder / "other", np.kron(pixels(60), np.ones((2, 2), np.uint8)))
         story.night("other images", "--dataset", other)
         story.data(1100)
-        story.night("own configuration", *data, "--least-gain", "5")
+        grow(cluster, 2)
+        story.night("own configuration", *data, "--least-gain", "5", "--workers", "2")
         yield story
     torch.set_num_threads(threads)
 
@@ -228,6 +229,10 @@ def test_by_itself_it_trains_the_champions_configuration_and_asks_for_the_least_
     assert (training["train.epochs"], training["model.flow_depth"]) == ("3", "2")
     assert (step.champion, step.outcomes[-1]) == (1, "kept")
     assert "is not better by 5" in step.tags["reason"]
+    # Measured by both workers, each image once: 275 test images with three kinds of noise.
+    assert "on 2 workers" in step.said.out
+    assert "Measuring the challenger, version 4: 825 samples" in step.said.out
+    assert "Measuring the champion, version 1: 825 samples" in step.said.out
 
 
 def test_no_decision_is_missing_and_none_is_there_twice(story: Story) -> None:

@@ -14,6 +14,7 @@ import yaml
 from pipelines import command_line, schedule
 from pipelines.durations import parse_duration
 from pipelines.retraining.settings import RetrainSettings
+from pipelines.scheduling.settings import Add
 from pipelines.scheduling.slots import Cron
 from pipelines.scheduling.store import Store
 
@@ -72,7 +73,7 @@ def test_all_three_run_the_same_command_at_the_same_times() -> None:
     Cron(cron, zone)
     limit = parse_duration("--limit", own[own.index("--limit") + 1])
     assert spec["jobTemplate"]["activeDeadlineSeconds"] == limit
-    assert spec["jobTemplate"]["backoffLimit"] + 1 == schedule.Add(name="x", cron=cron).attempts
+    assert spec["jobTemplate"]["backoffLimit"] + 1 == Add(name="x", cron=cron).attempts
 
 
 def test_the_retraining_knows_these_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240.0
 """Seconds until something must have happened; far more than it takes."""
-_INHERITED = ("AWS_", "PATH", "LANG")
+_INHERITED = ("AWS_", "PATH", "LANG", "PYTHONPATH")
 
 
 def free_port() -> int:
