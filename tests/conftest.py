@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 LONG = (
+    "cluster/test_hosts",
     "test_train_faults",
     "test_search.py",
     "test_search_s3",
@@ -30,6 +31,11 @@ LONG = (
     "test_train_command",
     "test_trial_workers",
     "test_evaluate",
+    "test_retrain",
+    "test_schedule.py",
+    "test_aws",
+    "cluster/test_submit",
+    "services/",
 )
 """Files that take a minute or more: they begin first, or one of them would be alone at the end."""
 
