@@ -69,7 +69,7 @@ def test_up_again_changes_nothing_and_ends_no_job(cluster: OnPremises) -> None:
 
 def test_a_worker_is_lost_in_the_middle_of_a_search_and_comes_back(cluster: OnPremises) -> None:
     search = cluster.start_here(
-        f"python tune/search.py --name lossy --trials 4 --epochs 40 --storage {SHARED}/runs --seed 3"
+        f"python tune/search.py --name lossy --trials 3 --epochs 30 --storage {SHARED}/runs --seed 3"
     )
 
     def training() -> list[int]:
@@ -89,7 +89,7 @@ def test_a_worker_is_lost_in_the_middle_of_a_search_and_comes_back(cluster: OnPr
     output, _ = search.communicate(timeout=400)
     assert search.returncode == 0, output
     records = ledger(cluster, "lossy")
-    assert [record["status"] for record in records] == ["complete"] * 4
+    assert [record["status"] for record in records] == ["complete"] * 3
     assert any(attempt["ended"] == "lost" for record in records for attempt in record["attempts"])
     assert cluster.nodes() == {cluster.head.address: 0.0, kept.address: 1.0}
 
@@ -155,29 +155,35 @@ def test_only_the_ports_that_are_told_of_are_open(cluster: OnPremises) -> None:
     assert [address for address, port, _ in cluster.head.listening() if port == 8265] == ["127.0.0.1"]
 
 
+def test_no_port_answers_a_stranger(cluster: OnPremises) -> None:
+    stranger = cluster.network.add("stranger", ssh=False)
+    for host in (cluster.head, cluster.workers[0]):
+        ports = sorted({port for _, port, _ in host.listening()} - {22})
+        said = stranger.run(
+            f"cd {ROOT} && python benchmarks/cluster/strangers.py {host.address} {' '.join(map(str, ports))}"
+        )
+        for told in map(json.loads, said.splitlines()):
+            assert told["open"] == (told["port"] != 8265), told
+            answers = {request: answer for request, answer in told["answers"].items() if "UNAUTH" not in answer.upper()}
+            assert answers in ({}, {"GET /api/local_raylet_healthz": "200, 'success'"}), (host.name, told)
+            assert told["answers"] or not told["open"], told
+
+
 @pytest.mark.parametrize("token", ["", "0" * 64])
-def test_without_the_token_nobody_is_answered(cluster: OnPremises, token: str) -> None:
-    stranger = cluster.network.hosts.get("stranger") or cluster.network.add("stranger", ssh=False)
-    address = f"{cluster.head.address}:6379"
+def test_without_the_token_nothing_is_done(cluster: OnPremises, token: str) -> None:
+    stranger = cluster.network.hosts["stranger"]
     mode = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
-    connect = f"import ray; ray.init('{address}', _node_ip_address='{stranger.address}')"
-
-    status = stranger.attempt(f"ray status --address {address}", mode)
-    driver = stranger.attempt(f'python -c "{connect}"', mode)
-    client = stranger.attempt(f"python -c \"import ray; ray.init('ray://{cluster.head.address}:10001')\"", mode)
-    stranger.run("rm -rf .ray")
+    status = stranger.attempt(f"ray status --address {cluster.head.address}:6379", mode)
     job = cluster.laptop.attempt("ray job submit -- touch /mnt/taken", mode | {"RAY_ADDRESS": SERVER, "HOME": "/tmp"})
-
-    for refused in (status, driver, client, job):
-        assert refused.returncode != 0, refused.args
-        assert re.search(r"[Uu]nauthenticated|Unauthorized|[Aa]uthentication|InvalidAuthToken", refused.stdout), (
+    for refused in (status, job):
+        assert refused.returncode != 0, refused.stdout
+        assert re.search(r"[Uu]nauthenticated|[Uu]nauthorized|[Aa]uthentication|AuthToken", refused.stdout), (
             refused.stdout
         )
     assert not (cluster.network.shared / "taken").exists()
 
 
 def test_down_leaves_nothing_running(cluster: OnPremises) -> None:
-    (cluster.network.shared / "job").touch()
     said = cluster.down()
     assert "No nodes remaining" in said, said
     for host in (cluster.head, *cluster.workers):
@@ -202,7 +208,8 @@ def test_what_is_missing_is_one_line_and_nothing_is_touched(tmp_path: Path) -> N
             (cluster.network.shared / "cluster.yaml").write_text(yaml.safe_dump(config))
             done = cluster.laptop.attempt(f"cd {ROOT} && ray up --yes {SHARED}/cluster.yaml", TOKEN)
             assert done.returncode == 2, done.stdout
-            assert done.stdout.splitlines()[-1].startswith(line)
+            assert [said[: len(line)] for said in done.stdout.splitlines() if "error" in said] == [line]
+            assert "Traceback" not in done.stdout
         assert cluster.head.run("ls -A fvae 2>&1 || true").endswith("No such file or directory\n")
         assert not (cluster.laptop.folder / "home" / ".ray").exists()
     finally:
