@@ -3,7 +3,8 @@
     python benchmarks/retraining.py > benchmarks/results/retraining.txt
 
 Real parts: the command as a process, Ray's workers, an MLflow server, an S3 server (moto) behind a proxy that can be
-switched off. Requests to S3 are given up after three attempts, instead of two and a half minutes. About five minutes on two idle cores.
+switched off. Requests to S3 are given up after three attempts, instead of two and a half minutes. About
+five minutes on two idle cores.
 """
 
 from __future__ import annotations

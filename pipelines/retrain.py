@@ -11,6 +11,8 @@ run in MLflow's experiment fvae/NAME, with its reasons as tags.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 
 import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
@@ -32,6 +34,7 @@ from pipelines.retraining.weighing import Scales
 from pipelines.run_place import explained_disk
 from pipelines.storage import StorageError
 from pipelines.tracking_database import WorkingCopy
+from pipelines.train_configs import read_tables
 from pipelines.troubles import Notices
 
 
@@ -63,6 +66,8 @@ class Command:
     def retrain(self) -> int:
         """Train on what is new, weigh it, and put the better model into service."""
         settings, notices = self._settings, self._notices
+        if settings.config is not None:
+            read_tables(Path(settings.config))  # before anything is made or waited for
         place = settings.place()
         writable(place)
         what = f"another retraining of {settings.model}"

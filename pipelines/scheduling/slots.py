@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import re
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from apscheduler.triggers.base import BaseTrigger
@@ -75,25 +75,36 @@ class Cron:
         )
         values = {name: _values(what, name, word) for name, word in zip(FIELDS, words, strict=True)}
         self._every_hour = len(values["hour"]) == 24
-        self._trigger = _trigger(words, values, self.zone if self._every_hour else UTC)
+        self._trigger = _trigger(words, values)
         require(self.next_slot(datetime.now(UTC)) is not None, f"{what}: this day never comes")
 
     def next_slot(self, after: datetime) -> datetime | None:
         """The first slot later than ``after``, in UTC; None where there is none any more."""
-        if self._every_hour:
-            return _next(self._trigger, after.astimezone(self.zone))
-        # On a clock without a zone, so that no time of day is lost where the zone's own has none like it.
+        # APScheduler counts on a clock without a zone: in one with a zone it loses times of day around clock changes.
         local = after.astimezone(self.zone).replace(tzinfo=UTC)
         wall = _next(self._trigger, local)
-        slot = wall and wall.replace(tzinfo=self.zone).astimezone(UTC)
-        if slot is None or (self._steady(after) and self._steady(slot)):
-            return slot
-        wall, found = local - _SHIFT, []
-        while (wall := _next(self._trigger, wall)) is not None and not (found and wall > local + _SHIFT):
-            slot = wall.replace(tzinfo=self.zone).astimezone(UTC)
-            if slot > after:
-                found.append(slot)
+        slots = self._slots(wall)
+        if wall is None or (slots and self._steady(after) and self._steady(slots[0])):
+            return slots[0] if slots else None
+        # Near a clock change the order on the clock need not be the order in time.
+        wall, end, found = local - _SHIFT, local + _SHIFT, []
+        while (wall := _next(self._trigger, wall)) is not None and not (found and wall > end):
+            later = [slot for slot in self._slots(wall) if slot > after]
+            if later and not found:
+                end = max(local, wall) + _SHIFT
+            found += later
         return min(found, default=None)
+
+    def _slots(self, wall: datetime | None) -> list[datetime]:
+        """When the zone's clock shows a time of day; where it never does, as much later as it went forward."""
+        if wall is None:
+            return []
+        wall = wall.replace(tzinfo=None)
+        slots = [wall.replace(tzinfo=self.zone, fold=fold).astimezone(UTC) for fold in (0, 1)]
+        if not self._every_hour:
+            return slots[:1]
+        shown = [slot for slot in slots if slot.astimezone(self.zone).replace(tzinfo=None) == wall]
+        return sorted(set(shown))
 
     def _steady(self, moment: datetime) -> bool:
         """Whether no clock is changed near it."""
@@ -119,19 +130,19 @@ def cron(expression: str, zone: str) -> Cron:
 
 
 def _next(trigger: BaseTrigger, after: datetime) -> datetime | None:
-    found = trigger.get_next_fire_time(None, (after.astimezone(UTC) + timedelta(seconds=1)).astimezone(after.tzinfo))
-    return None if found is None else found.astimezone(UTC)
+    found: datetime | None = trigger.get_next_fire_time(None, after + timedelta(microseconds=1))
+    return found
 
 
-def _trigger(words: list[str], values: dict[str, list[int]], zone: tzinfo) -> BaseTrigger:
+def _trigger(words: list[str], values: dict[str, list[int]]) -> BaseTrigger:
     """APScheduler's trigger; it gets plain lists of numbers, and weekdays by name, as it counts them from Monday."""
     texts = {name: ",".join(map(str, numbers)) for name, numbers in values.items()}
     texts["day_of_week"] = ",".join(WEEKDAYS[number] for number in values["day_of_week"])
     _, _, day, _, weekday = words
     if day.startswith("*") or weekday.startswith("*"):
-        return CronTrigger(**texts, timezone=zone)
+        return CronTrigger(**texts, timezone=UTC)
     return OrTrigger(
-        [CronTrigger(**(texts | {other: "*"}), timezone=zone) for other in ("day", "day_of_week")],
+        [CronTrigger(**(texts | {other: "*"}), timezone=UTC) for other in ("day", "day_of_week")],
     )
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,9 +45,9 @@ def job_of(output: str) -> str:
     return found[1]
 
 
-def detach(process: subprocess.Popen[str]) -> str:
-    """Ctrl-C, as a terminal sends it; returns what was said from then on."""
-    os.killpg(process.pid, signal.SIGINT)
+def detach(cluster: OnPremises, process: subprocess.Popen[str], module: str) -> str:
+    """Ctrl-C for the command on the laptop; returns what was said from then on."""
+    cluster.laptop.run(f"kill -INT $(pgrep -f '^python -m {module} ')")
     output, _ = process.communicate(timeout=60)
     return output
 
@@ -61,7 +59,7 @@ def test_a_search_runs_there_with_the_code_from_here(cluster: OnPremises) -> Non
     assert "[  3/3]" in output
     assert "WARNING" not in output
     assert (cluster.network.shared / "runs" / "digits" / "tradeoff.json").exists()
-    (shipped,) = cluster.head.run("ls -d /tmp/ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*").split()
+    (shipped,) = cluster.head.run("ls -d /tmp/ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/").split()
     assert set(cluster.head.run(f"ls -A {shipped}").split()) == set(submit.SHIPPED)
     assert cluster.head.run(f"cat {shipped}/requirements.lock") == (ROOT / "requirements.lock").read_text()
 
@@ -83,7 +81,7 @@ def test_ctrl_c_detaches_and_the_same_command_follows(cluster: OnPremises) -> No
         lines.append(line)
         if line.startswith("epoch  2/40"):
             break
-    said = detach(first)
+    said = detach(cluster, first, "pipelines.train")
     job = job_of("".join(lines))
     assert first.returncode == 1
     assert f"Detached; the job {job} goes on." in said
@@ -141,7 +139,10 @@ def test_what_cannot_work_is_one_line(cluster: OnPremises, command: str, env: di
             SearchSettings(),
             "--storage=runs: is a folder of this machine, .*; give s3://bucket/prefix, or the absolute ",
         ),
-        (SearchSettings(storage="s3://b", dataset="data/photos"), "--dataset=data/photos: is a folder of this machine"),
+        (
+            SearchSettings(storage="s3://runs", dataset="data/photos"),
+            "--dataset=data/photos: is a folder of this machine",
+        ),
         (TrainSettings(storage="/shared", config="mine.toml"), "--config=mine.toml: only files in configs/ go along"),
     ],
 )
@@ -155,7 +156,7 @@ def test_what_the_cluster_would_not_see_is_refused(
 
 def test_configs_go_along(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    settings = TrainSettings(storage="s3://b/runs", config="configs/paper-64x64.toml")
+    settings = TrainSettings(storage="s3://bucket/runs", config="configs/paper-64x64.toml")
     submit.require_reachable(settings, "no")
 
 

@@ -52,6 +52,17 @@ def test_a_time_that_comes_twice_counts_once_unless_it_is_every_hour() -> None:
     assert local(Cron("30 * * * *", "Europe/Berlin"), datetime(2026, 10, 24, 23, tzinfo=UTC), 4) == hourly
 
 
+def test_clocks_that_are_changed_by_half_an_hour_or_at_a_quarter_to() -> None:
+    # Lord Howe: 02:00 to 02:29 are not there; 02:10 comes at 02:40, after 02:35, which is.
+    before = datetime(2026, 10, 3, 3, tzinfo=UTC)
+    assert local(Cron("10,35 2 * * *", "Australia/Lord_Howe"), before, 2) == ["10-04 02:35 +11", "10-04 02:40 +11"]
+    # Chatham: 02:45 to 03:44 come twice, and a schedule of every hour goes on in both.
+    hourly = Cron("45 * * * *", "Pacific/Chatham").slots(
+        datetime(2026, 4, 4, 12, 30, tzinfo=UTC), datetime(2026, 4, 4, 16, 30, tzinfo=UTC)
+    )
+    assert [slot.hour for slot in hourly] == [13, 14, 15, 16]
+
+
 def test_weekdays_and_days_are_a_crontab_s() -> None:
     after = datetime(2026, 11, 1, tzinfo=UTC)  # a Sunday
     assert local(Cron("0 9 * * 0", "UTC"), after, 2) == ["11-01 09:00 UTC", "11-08 09:00 UTC"]
@@ -94,6 +105,13 @@ def test_a_mistake_is_one_line_that_names_it(expression: str, names: str) -> Non
 def test_an_unknown_zone_is_one_line(zone: str) -> None:
     with pytest.raises(ConfigError, match="--zone="):
         Cron("@daily", zone)
+
+
+def test_a_slot_that_comes_in_half_a_second_is_the_next() -> None:
+    minutely, noon = Cron("* * * * *", "UTC"), datetime(2026, 11, 22, 12, tzinfo=UTC)
+    assert minutely.next_slot(noon - timedelta(seconds=0.5)) == noon
+    assert minutely.next_slot(noon) == noon + MINUTE
+    assert minutely.next_slot(noon + timedelta(seconds=0.5)) == noon + MINUTE
 
 
 def test_names_of_slots_sort_as_their_times_and_are_unique_where_clocks_go_back() -> None:
