@@ -13,6 +13,7 @@ _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # failures are reported once, by `problems`, not across the live table
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # A failed write is repeated in a later round. MLflow's own 7 retries would hold one call for minutes, and could
     # create a run twice when only the answer was lost.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",

@@ -50,7 +50,11 @@ def _words(told: dict) -> str:
     kinds = {}
     for request, answer in told["answers"].items():
         kinds.setdefault(answer, []).append(request.removeprefix("/ray.rpc."))
-    return "; ".join(f"{', '.join(requests)}: {answer}" for answer, requests in kinds.items())
+    return "; ".join(f"{_some(requests)}: {answer}" for answer, requests in kinds.items())
+
+
+def _some(requests: list[str]) -> str:
+    return ", ".join(requests[:2]) + (f" and {len(requests) - 2} more requests" if len(requests) > 2 else "")
 
 
 def table(cluster: OnPremises) -> list[str]:

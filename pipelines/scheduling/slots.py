@@ -44,8 +44,9 @@ KEPT = 500
 """Missed slots that are told one by one, the newest; older ones are not worth a line each."""
 
 _ITEM = re.compile(r"(?P<first>\*|\w+)(?:-(?P<last>\w+))?(?:/(?P<step>\d+))?", re.ASCII)
-_SHIFT = timedelta(hours=3)
-"""More than clocks are put forward or back."""
+_MINUTE = timedelta(minutes=1)
+_NEAR = timedelta(hours=3)
+"""Further from a clock change nothing is shifted: clocks are changed by less."""
 _SLOT = "%Y%m%dT%H%MZ"
 
 
@@ -83,22 +84,22 @@ class Cron:
         # APScheduler counts on a clock without a zone: in one with a zone it loses times of day around clock changes.
         local = after.astimezone(self.zone).replace(tzinfo=UTC)
         wall = _next(self._trigger, local)
-        slots = self._slots(wall)
-        if wall is None or (slots and self._steady(after) and self._steady(slots[0])):
-            return slots[0] if slots else None
-        # Near a clock change the order on the clock need not be the order in time.
-        wall, end, found = local - _SHIFT, local + _SHIFT, []
+        if wall is None:
+            return None
+        change = max(self._change(after), self._change(wall.replace(tzinfo=self.zone)))
+        if not change:
+            return self._slots(wall)[0]
+        # Near a change the order on the clock need not be the order in time.
+        wall, end, found = local - change - _MINUTE, local + change, []
         while (wall := _next(self._trigger, wall)) is not None and not (found and wall > end):
             later = [slot for slot in self._slots(wall) if slot > after]
             if later and not found:
-                end = max(local, wall) + _SHIFT
+                end = wall + change
             found += later
         return min(found, default=None)
 
-    def _slots(self, wall: datetime | None) -> list[datetime]:
+    def _slots(self, wall: datetime) -> list[datetime]:
         """When the zone's clock shows a time of day; where it never does, as much later as it went forward."""
-        if wall is None:
-            return []
         wall = wall.replace(tzinfo=None)
         slots = [wall.replace(tzinfo=self.zone, fold=fold).astimezone(UTC) for fold in (0, 1)]
         if not self._every_hour:
@@ -106,9 +107,12 @@ class Cron:
         shown = [slot for slot in slots if slot.astimezone(self.zone).replace(tzinfo=None) == wall]
         return sorted(set(shown))
 
-    def _steady(self, moment: datetime) -> bool:
-        """Whether no clock is changed near it."""
-        return len({(moment + shift).astimezone(self.zone).utcoffset() for shift in (-_SHIFT, _SHIFT)}) == 1
+    def _change(self, moment: datetime) -> timedelta:
+        """By how much the zone's clock is changed near this moment; 0 if it is not."""
+        near = [(moment.astimezone(UTC) + hours).astimezone(self.zone).utcoffset() for hours in (-_NEAR, _NEAR)]
+        assert near[0] is not None
+        assert near[1] is not None
+        return abs(near[1] - near[0])
 
     def slots(self, after: datetime, until: datetime) -> list[datetime]:
         """Those later than ``after`` and not later than ``until``, in order; of very many the last :data:`KEPT`."""

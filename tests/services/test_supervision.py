@@ -53,7 +53,7 @@ def test_what_is_killed_comes_back(head: Head) -> None:
     # The process that listens outlives the one that is watched, and would hold the port.
     os.kill(before["mlflow"], signal.SIGKILL)
     until(lambda: not lives(listener), "the old listener is ended")
-    assert f"ended process {listener}" in head.logs()
+    until(lambda: f"ended process {listener}" in head.logs(), "its end is said")
     until(lambda: head.pids()["mlflow"] not in (0, before["mlflow"]) and head.well(), "MLflow is back")
     assert head.request("/api/2.0/mlflow/experiments/get?experiment_id=0", head.admin)[0] == 200
 
