@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from fvae.config import ConfigError
+from pipelines.cluster.auth_token import make_token
 from pipelines.machines_to_come import await_machines
 from pipelines.ray_environment import PASSED_ON
 
@@ -19,6 +21,8 @@ OBJECT_STORE_BYTES = 200 * 2**20
 """Ray's shared memory on one machine, besides the images."""
 ANSWER_SECONDS = 5.0
 """How long the cluster that ``RAY_ADDRESS`` names may take to accept a connection."""
+
+TOKEN_HINT = "; where it asks for a token, RAY_AUTH_MODE=token and ~/.ray/auth_token must be as on its head"
 
 
 @contextmanager
@@ -39,10 +43,12 @@ def ray_session(held_bytes: int, needed: Mapping[str, tuple[str, float]]) -> Ite
     else:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES + 2 * held_bytes}
     try:
+        if not address:
+            _own_token()
         ray.init(address=address or "local", **options)  # not whichever Ray this machine happens to run
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"RAY_ADDRESS={address}" if address else "a Ray on this machine"
-        raise ConfigError(f"{where}: cannot be used ({str(error).splitlines()[0]})") from error
+    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
+        where, hint = (f"RAY_ADDRESS={address}", TOKEN_HINT) if address else ("a Ray on this machine", "")
+        raise ConfigError(f"{where}: cannot be used ({str(error).splitlines()[0]}){hint}") from error
     try:
         if address:
             bundle = {name: amount for name, (_, amount) in needed.items() if amount}
@@ -55,6 +61,13 @@ def ray_session(held_bytes: int, needed: Mapping[str, tuple[str, float]]) -> Ite
         yield
     finally:
         ray.shutdown()
+
+
+def _own_token() -> None:
+    """Ray makes one for its own cluster, which all users of the machine could read, and then run code here."""
+    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if not given and os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
+        make_token()
 
 
 def _most(resource: str) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import boto3
 import pytest
 
+import tests.ray_token  # noqa: F401  (before Ray is imported)
 from pipelines import s3_requests
 from tests.s3 import CREDENTIALS, IMPATIENT, moto_server
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 from pathlib import Path
 
 from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
@@ -11,10 +14,19 @@ TOKEN = Path("~/.ray/auth_token")
 
 
 def make_token() -> None:
-    """A token in this user's home, unless there is one; it is never readable by others (``ray get-auth-token`` is)."""
+    """A token in this user's home, unless there is one; it is never readable by others (Ray's own is).
+
+    Of two processes that make one at once, both have the same.
+    """
     path = TOKEN.expanduser()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.touch(mode=0o600, exist_ok=True)
-    path.chmod(0o600)
-    if not path.read_text().strip():
-        path.write_text(generate_new_authentication_token())
+    with contextlib.suppress(FileNotFoundError):
+        path.chmod(0o600)
+        if path.read_text().strip():
+            return
+        path.unlink()
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}-") as whole:
+        whole.write(generate_new_authentication_token().encode())
+        whole.flush()
+        with contextlib.suppress(FileExistsError):
+            os.link(whole.name, path)

@@ -135,7 +135,6 @@ class RegisteredModel:
         """The model, as whoever serves it reads it. ``ConfigError`` where it is missing or damaged."""
         from fvae.checkpoint import load
 
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each small file
         location = f"models:/{self.name}/{version.number}"
         with model_location(location, self.uri) as folder:
             try:

@@ -9,7 +9,7 @@ import time
 
 from fvae.config import ConfigError, require
 from fvae.files import read_json, write_text
-from pipelines.services import at_boot, database, health, secret_files, supervision
+from pipelines.services import at_boot, database, health, own_processes, secret_files, supervision
 from pipelines.services.leftovers import end_leftovers
 from pipelines.services.options import PROGRAMS, ServiceSettings, Up
 from pipelines.services.places import Places
@@ -77,10 +77,7 @@ def _listens(places: Places, before: ServiceSettings, was: dict[str, Process]) -
     state = was["mlflow"].state if "mlflow" in was else "DOWN"
     if state != "STARTING":
         return state == "RUNNING"
-    try:
-        return health.knows_admin(before.url, secret_files.admin_password(places))
-    except OSError:
-        return False
+    return own_processes.listens("mlflow", before.port, places)
 
 
 def _require_artifacts(artifacts: str) -> None:

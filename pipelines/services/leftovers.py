@@ -2,7 +2,6 @@
 
 MLflow's server is a process that starts another, which listens: when the first is killed, the second keeps the port
 and no new server can start. And when supervisord itself is killed, all its programs go on with nobody to watch them.
-Each has in its environment which supervisord started it, as which program.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import contextlib
 import os
 import select
 import signal
-from pathlib import Path
 
+from pipelines.services.own_processes import processes, program_of
 from pipelines.services.places import Places
 
 _GRACE = 5.0
@@ -27,14 +26,14 @@ def end_leftovers(places: Places, programs: tuple[str, ...]) -> list[int]:
     ended = []
     with contextlib.ExitStack() as stack:
         found = []
-        for pid in _processes():
+        for pid in processes():
             with contextlib.suppress(OSError):  # it has ended, or is another user's
                 if os.getpgid(pid) == os.getpgrp():
                     continue
                 handle = os.pidfd_open(pid)
                 stack.callback(os.close, handle)
                 # Read after the handle was opened: the id cannot have gone to another process meanwhile.
-                if _program_of(pid, places) in programs:
+                if program_of(pid, places) in programs:
                     signal.pidfd_send_signal(handle, signal.SIGTERM)
                     found.append((pid, handle))
         for pid, handle in found:
@@ -44,16 +43,3 @@ def end_leftovers(places: Places, programs: tuple[str, ...]) -> list[int]:
                 select.select([handle], [], [], _GRACE)
             ended.append(pid)
     return ended
-
-
-def _processes() -> list[int]:
-    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-
-
-def _program_of(pid: int, places: Places) -> str | None:
-    """As which program of this data folder's supervisord a process was started."""
-    entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    variables = dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
-    if variables.get(b"SUPERVISOR_SERVER_URL") != f"unix://{places.socket}".encode():
-        return None
-    return variables.get(b"SUPERVISOR_PROCESS_NAME", b"").decode()

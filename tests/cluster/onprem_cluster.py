@@ -111,17 +111,27 @@ class OnPremises:
     def here(self, command: str, env: dict[str, str] | None = None, seconds: float = 240) -> tuple[int, str]:
         """:meth:`start_here` to its end: exit status and output."""
         process = self.start_here(command, env)
-        output, _ = process.communicate(timeout=seconds)
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            seen = self.report()
+            process.kill()
+            output, _ = process.communicate()
+            raise AssertionError(f"{command}: no end after {seconds:g} s\n{output}\n{seen}") from None
         return process.returncode, output
+
+    def report(self) -> str:
+        """What runs on each host, and the last lines of Ray's newest logs there."""
+        look = "ps ww -e -o pid=,stat=,etime=,wchan:20=,args= | cut -c -250; cd /tmp/ray/session_latest/logs && "
+        look += "tail -n 15 $(ls -t *.out *.err *.log | head -n 12)"
+        return "\n".join(f"--- {host.name}\n{host.attempt(look).stdout}" for host in (self.head, *self.workers))
 
     def ray_processes(self) -> dict[str, set[str]]:
         """By host, the ids and start times of Ray's own processes."""
         found = {}
         for host in (self.head, *self.workers):
-            listed = host.run("ps ww -e -o pid=,lstart=,args=").splitlines()
-            found[host.name] = {
-                line for line in listed if any(f"/{name} " in f"{line} " for name in ("gcs_server", "raylet"))
-            }
+            listed = host.run("ps ww -e -o pid=,lstart=,comm=").splitlines()
+            found[host.name] = {line for line in listed if line.split()[-1] in ("gcs_server", "raylet")}
         return found
 
     def close(self) -> None:

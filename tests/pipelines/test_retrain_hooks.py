@@ -52,7 +52,7 @@ def test_no_shell_reads_the_reason(tmp_path: Path) -> None:
         ("/nowhere/program", "hook /nowhere/program: cannot be run (No such file or directory)"),
         ("PYTHON -c 'raise SystemExit(3)'", "hook PYTHON: exit status 3"),
         (
-            "PYTHON -c 'import sys; print(1); sys.exit(\"no  mail\\nserver\\n\")'",
+            "PYTHON -c 'import sys; print(1, flush=True); sys.exit(\"no  mail\\nserver\\n\")'",
             "hook PYTHON: exit status 1 (server)",
         ),
         ("PYTHON 'open", "hook: No closing quotation"),
