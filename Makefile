@@ -20,7 +20,7 @@ test-gpu: .venv/installed-dev  ## The tests that need a CUDA GPU.
 
 test-faults: .venv/installed-dev  ## Training jobs and searches that lose each kind of thing at every moment (20 minutes).
 	@$(BIN)/python -m pytest tests/pipelines/test_train_faults.py tests/tune/test_search_kills.py \
-		--every-moment --durations 0 $(ARGS)
+		tests/tune/test_search.py::test_kill_9_then_the_same_command --every-moment --durations 0 $(ARGS)
 
 lint: .venv/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy

@@ -259,7 +259,7 @@ def test_a_stopped_trial_that_went_on_counts_again() -> None:
 
 def test_a_search_whose_time_is_up_puts_trials_aside_and_a_larger_budget_ends_them(tmp_path: Path) -> None:
     def search(*options: str) -> str:
-        command = [sys.executable, "tune/search.py", "--storage", str(tmp_path), "--epochs", "200", *options]
+        command = [sys.executable, "tune/search.py", "--storage", str(tmp_path), "--epochs", "120", *options]
         command += ["--families", "flow", "--trials", "2", "--sampler", "random"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -270,15 +270,15 @@ def test_a_search_whose_time_is_up_puts_trials_aside_and_a_larger_budget_ends_th
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("trials/*/trial.json"))]
         return json.loads((folder / "tradeoff.json").read_text()), {each["id"]: each for each in records}
 
-    said = search("--time-budget", "20s")
-    assert "Ended: --time-budget 20s: used up." in said and "failed" not in said
+    said = search("--time-budget", "12s")
+    assert "Ended: --time-budget 12s: used up." in said and "failed" not in said
     tradeoff, records = of_run()
     assert tradeoff["unfinished"] and set(tradeoff["unfinished"]) == {
         trial_id for trial_id, each in records.items() if each["status"] == "running"
     }
     put_aside = [attempt["ended"] for each in records.values() for attempt in each["attempts"]]
     assert "put aside" in put_aside and "" not in put_aside
-    assert 20 <= tradeoff["accounting"]["search_seconds"] < 60
+    assert 12 <= tradeoff["accounting"]["search_seconds"] < 60
     _, runs = mlflow_runs(tmp_path)
     states = {each.info.run_name: (each.info.status, each.data.tags.get("status")) for each in runs}
     assert states.pop("digits")[0] == "FINISHED"
@@ -286,8 +286,8 @@ def test_a_search_whose_time_is_up_puts_trials_aside_and_a_larger_budget_ends_th
     assert {states[name] for name in states if records[name]["status"] == "running"} == {("KILLED", "interrupted")}
 
     started = time.monotonic()
-    again = search("--time-budget", "20s")
-    assert "Ended: --time-budget 20s: used up." in again and "epochs each" not in again
+    again = search("--time-budget", "12s")
+    assert "Ended: --time-budget 12s: used up." in again and "epochs each" not in again
     assert time.monotonic() - started < 60
 
     said = search("--time-budget", "1h")

@@ -227,7 +227,13 @@ def check_whole(storage: Path, before: dict[str, dict], trials: int = 6) -> None
     assert all(after[trial_id]["test"] is not None for trial_id in on_fronts)
 
 
-@pytest.mark.parametrize("moment", ["results:1", "results:11", "tests:1"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``kill -9`` at one moment, or with ``--every-moment`` also at the first result and between two test readings."""
+    if metafunc.function is test_kill_9_then_the_same_command:
+        more = ["results:1", "tests:1"] if metafunc.config.getoption("--every-moment") else []
+        metafunc.parametrize("moment", ["results:11", *more])
+
+
 def test_kill_9_then_the_same_command(tmp_path: Path, moment: str) -> None:
     killed = interrupted(tmp_path, "SIGKILL", moment, *SMALL)
     assert killed.returncode == -signal.SIGKILL
