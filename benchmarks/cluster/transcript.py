@@ -19,10 +19,12 @@ from tests.cluster.hosts import SHARED, wait_for
 from tests.cluster.onprem_cluster import OnPremises
 
 NOISE = re.compile(
-    r"\d{4}-\d\d-\d\d .* (V*INFO|V*WARN\w*|SUCC) |Shared connection|sent \d|total size|sending incr|^\s*$|^\./$|.*/$"
+    r"\d{4}-\d\d-\d\d .*\s(V*INFO|V*WARN\w*|SUCC)\s|\S+\.py$|.*RAY_API_SERVER_ADDRESS=|"
+    r"Shared connection|sent \d|total size|sending incr|^\s*$|^\./$|.*/$"
 )
 """Lines of Ray's launcher and rsync that tell a reader nothing."""
-SEARCH = f"python tune/search.py --trials 8 --epochs 12 --storage {SHARED}/runs"
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+SEARCH = f"python tune/search.py --trials 8 --epochs 60 --storage {SHARED}/runs"
 
 
 class Transcript:
@@ -41,7 +43,7 @@ class Transcript:
     def told(self, output: str, keep: str) -> None:
         """Those of a command's lines that match."""
         for line in output.splitlines():
-            plain = re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip()
+            plain = COLOURS.sub("", line).rstrip()
             if re.search(keep, plain) and not NOISE.match(plain):
                 self.say(f"    {plain}")
 
@@ -56,8 +58,9 @@ def running(cluster: OnPremises) -> list[dict]:
 def follow(transcript: Transcript, search: subprocess.Popen[str], until: str) -> None:
     """Show the search's lines up to one that matches, or to its end."""
     assert search.stdout
-    for line in search.stdout:
-        if not line.startswith(("(raylet)", "    /", "20")) and line.strip():
+    for told in search.stdout:
+        line = COLOURS.sub("", told)
+        if not line.startswith(("(raylet)", "\t(", "    /", "20")) and line.strip():
             transcript.say(f"    {line.rstrip()}")
         if re.search(until, line):
             return
