@@ -47,7 +47,7 @@ clean:  ## Remove .venv; runs/ stays.
 .venv/installed: .venv/bin/python requirements.lock pyproject.toml
 	@echo "Installing into .venv (once, a few minutes) …"
 	@$(INSTALL) --requirement requirements.lock
-	@$(INSTALL) --no-deps --editable .
+	@echo "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/fvae.pth"
 	@touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.lock benchmarks/search/requirements.txt

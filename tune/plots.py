@@ -24,6 +24,8 @@ MARKERS = {"fvae": "o", "flow": "s", "vae": "D"}
 DPI = 160
 CAPTION_CHARACTERS = 124
 """Of a line of the caption, so that it ends with the panels."""
+MOST_LABELLED = 2000
+"""Ratio of an axis's ends beyond which its powers of ten are labels enough."""
 TEXT: dict[str, Any] = {"color": INK, "fontsize": 10}
 
 
@@ -92,7 +94,7 @@ def _draw_sizes(axes: Axes, tradeoff: Mapping[str, Any]) -> None:
         )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
-    axes.xaxis.set_minor_formatter(FuncFormatter(_minor_label))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: _minor_label(value, axes.get_xlim())))
     axes.set_ylim(limits)
     above = sum(trial["val_bpd"] > axes.get_ylim()[1] for trial in trials)
     if above:
@@ -180,7 +182,9 @@ def _columns(trials: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float
     return [trial["params"] for trial in trials], [trial["val_bpd"] for trial in trials]
 
 
-def _minor_label(value: float, _: int) -> str:
-    """Labels 2 and 5 of each decade: the powers of ten alone may leave an axis with one number on it."""
+def _minor_label(value: float, limits: tuple[float, float]) -> str:
+    """Labels 2 and 5 of each decade on a short axis, on which the powers of ten alone may leave one number."""
+    if limits[1] > MOST_LABELLED * limits[0]:
+        return ""
     digit = round(value / 10.0 ** math.floor(math.log10(value) + 1e-9))
     return format_count(value) if digit in (2, 5) else ""
