@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from fvae.config import from_fields
+from fvae.config import field_values, from_fields
 from fvae.files import parse_json
 from fvae.train import EpochMetrics
 from pipelines.storage import Storage
@@ -106,7 +106,11 @@ class TrialRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; :meth:`from_dict` is the inverse."""
-        return dataclasses.asdict(self)
+        return field_values(self) | {
+            "history": [field_values(epoch) for epoch in self.history],
+            "test": None if self.test is None else field_values(self.test),
+            "attempts": [field_values(attempt) for attempt in self.attempts],
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrialRecord:
