@@ -15,8 +15,8 @@ from tests.cluster.hosts import ROOT, SHARED, Host, Network, wait_for
 SERVER = "http://127.0.0.1:8265"
 """The job server, through the tunnel."""
 TOKEN = {"RAY_AUTH_MODE": "token"}
-HASTE = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
-"""A machine that is gone is missed after some 5 s, not half a minute."""
+HASTE = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "8"}
+"""A machine that is gone is missed after some 10 s, not half a minute; one that is only busy is not."""
 MEMORY = 150 * 2**20
 """Of each host's object store, in bytes."""
 
