@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+import fvae
 from fvae.files import parse_json
 from pipelines.readings import Measured
 from pipelines.storage import Storage
@@ -53,8 +53,12 @@ def figures(measured: Sequence[Measured], seeds: Sequence[int]) -> dict[str, Any
 
 def software() -> dict[str, str]:
     """Versions on which figures may depend."""
-    names = {name: version(name) for name in ("fvae", "numpy")}
-    return {**names, "torch": torch.__version__, "python": platform.python_version()}
+    return {
+        "fvae": fvae.__version__,
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def read_report(storage: Storage) -> dict[str, Any] | None:
