@@ -67,6 +67,15 @@ def test_up_again_changes_nothing_and_ends_no_job(cluster: OnPremises) -> None:
     assert job.returncode == 0, output
 
 
+def test_two_machines_train_one_model_together(cluster: OnPremises) -> None:
+    """By their addresses: as on Debian, each finds its own name at 127.0.1.1."""
+    command = f"python -m pipelines.train --name both --workers 2 --train.epochs 1 --storage {SHARED}/runs"
+    status, output = cluster.here(command)
+    assert status == 0, output
+    assert "on 2 workers" in output
+    assert json.loads((cluster.network.shared / "runs/both/result.json").read_text())["status"] == "complete"
+
+
 def test_a_worker_is_lost_in_the_middle_of_a_search_and_comes_back(cluster: OnPremises) -> None:
     search = cluster.start_here(
         f"python tune/search.py --name lossy --trials 3 --epochs 30 --storage {SHARED}/runs --seed 3"
@@ -95,15 +104,6 @@ def test_a_worker_is_lost_in_the_middle_of_a_search_and_comes_back(cluster: OnPr
 
     cluster.workers[place] = cluster.add(lost.name)  # the power is back
     cluster.await_workers([each.address for each in cluster.workers], seconds=240)
-
-
-def test_two_machines_train_one_model_together(cluster: OnPremises) -> None:
-    """By their addresses: as on Debian, each finds its own name at 127.0.1.1."""
-    command = f"python -m pipelines.train --name both --workers 2 --train.epochs 1 --storage {SHARED}/runs"
-    status, output = cluster.here(command)
-    assert status == 0, output
-    assert "on 2 workers" in output
-    assert json.loads((cluster.network.shared / "runs/both/result.json").read_text())["status"] == "complete"
 
 
 def test_a_new_worker_joins_without_an_end_to_ray_or_its_jobs(cluster: OnPremises) -> None:
