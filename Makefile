@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help search test test-gpu test-faults lint ui lock clean
+.PHONY: help search test test-system test-faults test-gpu lint ui lock clean
 
 help:  ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -12,15 +13,18 @@ help:  ## Say what there is.
 search: .venv/installed  ## Search VAE, flow and f-VAE on the digits; draw the map. ARGS="--dataset PATH" for your images.
 	@$(BIN)/python tune/search.py $(ARGS)
 
-test: .venv/installed-dev lint  ## Lint, check types, run every test.
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: .venv/installed-dev lint  ## Lint, check types, run every test that needs nothing but Python.
+	@$(PYTEST) -m core $(ARGS)
+
+test-system: .venv/installed-dev  ## The tests that need system programs, and root.
+	@$(BIN)/python -m tests.system_programs
+	@$(PYTEST) -m system $(ARGS)
+
+test-faults: .venv/installed-dev  ## Everything that can be lost is lost, at every moment.
+	@$(PYTEST) -m faults $(ARGS)
 
 test-gpu: .venv/installed-dev  ## The tests that need a CUDA GPU.
-	@$(BIN)/python -m pytest tests/gpu $(ARGS)
-
-test-faults: .venv/installed-dev  ## Training jobs and searches that lose each kind of thing at every moment (20 minutes).
-	@$(BIN)/python -m pytest tests/pipelines/test_train_faults.py tests/tune/test_search_kills.py \
-		tests/tune/test_search.py::test_kill_9_then_the_same_command --every-moment --durations 0 $(ARGS)
+	@$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 lint: .venv/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy

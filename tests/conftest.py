@@ -11,6 +11,7 @@ import pytest
 
 import tests.ray_token  # noqa: F401  (before Ray is imported)
 from pipelines import s3_requests
+from tests import tiers
 from tests.s3 import CREDENTIALS, IMPATIENT, moto_server
 
 
@@ -41,7 +42,12 @@ LONG = (
 """Files that take a minute or more: they begin first, or one of them would be alone at the end."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are deselected by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse tests that are not in exactly one tier; order and group the others."""
+    if lines := tiers.misplaced(items):
+        raise pytest.UsageError(*lines)
+    tiers.group(items)
     items.sort(key=lambda item: next((place for place, name in enumerate(LONG) if name in item.nodeid), len(LONG)))
 
 
@@ -67,6 +73,30 @@ def bucket(s3_client: Any) -> str:
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     s3_client.create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def shared_ray(s3: str) -> Iterator[str]:
+    """The address of one Ray for all tests that need one and lose no part of it; its processes know the S3 server.
+
+    It has room for three workers. See :func:`tests.tiers.group`.
+    """
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 3, "include_dashboard": False, "object_store_memory": 300 * 2**20}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # Ray Train looks after its workers more often
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture
+def ray_address(shared_ray: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of the shared Ray, which commands that are called in this process use."""
+    monkeypatch.setenv("RAY_ADDRESS", shared_ray)
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    return shared_ray
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from benchmarks.search.replay import Decision, replay
 from benchmarks.search.table import SCHEMA
 from fvae import ConfigError
 
+pytestmark = pytest.mark.core
+
 
 class Scripted:
     """Starts rows in a given order; answers what it is told to, by (row, epoch)."""

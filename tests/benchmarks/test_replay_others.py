@@ -14,6 +14,8 @@ from benchmarks.search.optuna_searches import OptunaSearch, coordinates, distanc
 from benchmarks.search.others import METHODS, TOOLS
 from benchmarks.search.replay import Decision, Trace, replay
 
+pytestmark = pytest.mark.core
+
 CURVES = table()
 
 

@@ -16,6 +16,8 @@ from benchmarks.search.replay import Trace, replay
 from benchmarks.search.results import Conditions, quartiles, read_results, write_results
 from fvae import ConfigError
 
+pytestmark = pytest.mark.core
+
 CURVES = table()
 CONDITIONS = Conditions.of(CURVES, workers=8, seeds=4)
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.cluster.aws_account import ROOT
 
+pytestmark = pytest.mark.system
+
 SCRIPT = ROOT / "pipelines" / "cluster" / "data_disk.sh"
 
 

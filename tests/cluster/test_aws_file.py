@@ -17,6 +17,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from fvae.config import ConfigError
 from tests.cluster.aws_account import CLUSTER_FILE, KEY, OURS, REGION, ROOT
 
+pytestmark = pytest.mark.core
+
 TEXT = CLUSTER_FILE.read_text()
 COST = ROOT / "benchmarks" / "cluster" / "cost.py"
 

@@ -14,6 +14,8 @@ from ray.autoscaler._private.aws import utils
 from pipelines.cluster.aws_roles import make_roles
 from tests.cluster.aws_account import CLUSTER_FILE, KEY, OURS, REGION, ROOT, Account
 
+pytestmark = pytest.mark.core
+
 ANYTHING = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
 UNTOUCHED = {"instances": [], "volumes": [], "groups": [], "keys": [], "roles": [], "files": []}
 

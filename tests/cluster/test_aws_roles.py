@@ -12,6 +12,8 @@ from pipelines.cluster.aws_roles import ROLES, Role, role_policy
 from tests.cluster.aws_account import BUCKET, CLUSTER_FILE, KEY, OURS, REGION, Account
 from tests.cluster.iam_rules import Context, allows
 
+pytestmark = pytest.mark.core
+
 ACCOUNT = "123456789012"
 EC2 = f"arn:aws:ec2:{REGION}:{ACCOUNT}"
 S3 = f"arn:aws:s3:::{BUCKET}"

@@ -21,6 +21,8 @@ from pipelines.cluster.spot_watcher import Metadata, read_notice
 from tests.cluster.aws_account import ROOT
 from tests.cluster.metadata_server import MetadataServer, metadata_server
 
+pytestmark = pytest.mark.core
+
 DEADLINE = 60.0
 OURS, OTHERS = "i-0aaaaaaaaaaaaaaaa", "i-0bbbbbbbbbbbbbbbb"
 

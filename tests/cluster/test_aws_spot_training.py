@@ -18,6 +18,8 @@ from ray.cluster_utils import Cluster
 from tests.cluster.aws_account import ROOT
 from tests.cluster.metadata_server import metadata_server
 
+pytestmark = pytest.mark.faults
+
 DEADLINE = 200.0
 OURS, OTHERS = "i-0aaaaaaaaaaaaaaaa", "i-0bbbbbbbbbbbbbbbb"
 TRAINING = (

@@ -12,6 +12,8 @@ import yaml
 
 from tests.cluster.aws_account import BUCKET, KEY, OURS, REGION, Account, tags
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def up(aws_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:

@@ -20,6 +20,8 @@ from tests.cluster.aws_account import REGION, Account, tags
 from tests.cluster.ec2_proxy import Launch, ec2_proxy
 from tests.cluster.iam_rules import Context, allows
 
+pytestmark = pytest.mark.system
+
 DEADLINE = 60.0
 
 

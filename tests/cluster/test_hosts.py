@@ -15,6 +15,8 @@ import yaml
 from tests.cluster.hosts import ROOT, SHARED, wait_for
 from tests.cluster.onprem_cluster import SERVER, TOKEN, OnPremises
 
+pytestmark = pytest.mark.system
+
 PORTS = {22, 6379, 6380, 6381, 6382, 6383, 10001, 52365}
 """That any machine of the cluster may reach on another: see docs/cluster.md. Workers' own are from 10002 to 19999."""
 

@@ -18,6 +18,8 @@ from tests.cluster.hosts import ROOT, SHARED
 from tests.cluster.onprem_cluster import MEMORY, SERVER, TOKEN, OnPremises
 from tune.settings import SearchSettings
 
+pytestmark = pytest.mark.system
+
 CLOSED = "http://127.0.0.1:1"
 REFUSED = f"error: RAY_ADDRESS={SERVER}: refused; RAY_AUTH_MODE=token and the cluster's token "
 SEARCH = f"python tune/search.py --trials 3 --epochs 2 --storage {SHARED}/runs"

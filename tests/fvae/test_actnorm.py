@@ -11,6 +11,8 @@ from fvae.flow import MultiScaleFlow
 from fvae.model import build
 from tests.fvae.strategies import config_of, random_images
 
+pytestmark = pytest.mark.core
+
 
 def normalized(layer: ChannelAffine, x: Tensor) -> Tensor:
     """ActNorm's own output, before the mixing, as ``[pixels, C]``."""

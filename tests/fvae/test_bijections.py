@@ -21,6 +21,8 @@ from fvae.bijections import (
 )
 from tests.fvae.strategies import EXAMPLES, couplings, log_abs_det, mixings, perturb, seeds
 
+pytestmark = pytest.mark.core
+
 channels_ = st.integers(2, 7)
 sides = st.integers(1, 3)
 

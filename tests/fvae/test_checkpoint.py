@@ -11,6 +11,8 @@ import torch
 from fvae import ConfigError, ModelConfig, build, evaluate, load, save
 from fvae.files import write_bytes
 
+pytestmark = pytest.mark.core
+
 
 def model(family: str = "fvae"):
     torch.manual_seed(0)

@@ -14,6 +14,8 @@ from fvae.config import ConfigError, ModelConfig, halvings
 from fvae.model import build
 from tests.fvae.strategies import EXAMPLES, config_of, model_configs, random_images
 
+pytestmark = pytest.mark.core
+
 REFUSED = [
     ({"family": "gan"}, "family='gan'", "vae, flow, fvae"),
     ({"family": None}, "family=None", "vae, flow, fvae"),

@@ -17,6 +17,8 @@ from fvae.data import ImageDataset, TensorImages, epoch_order, image_source, ste
 from fvae.digests import content_hash, image_digest
 from tests.fvae.strategies import EXAMPLES, seeds
 
+pytestmark = pytest.mark.core
+
 
 def dataset(**changes: Any) -> ImageDataset:
     """12 + 5 + 4 distinct images, 2×3×3 with 17 levels."""

@@ -20,6 +20,8 @@ from fvae.config import Family
 from fvae.model import Model, iwae_bits_per_dim
 from tests.fvae.strategies import EXAMPLES, config_of, couplings, mixings, perturbed_model, seeds
 
+pytestmark = pytest.mark.core
+
 SHAPE = {"channels": 2, "height": 1, "width": 1, "encoder_levels": 0, "flow_levels": 0, "bins": 4}
 POINTS = 301
 IMAGES = torch.tensor(list(itertools.product(range(4), repeat=2))).reshape(16, 2, 1, 1).to(torch.uint8)

@@ -14,6 +14,8 @@ from fvae.config import Family, ModelConfig
 from fvae.model import Model, build, iwae_bits_per_dim
 from tests.fvae.strategies import EXAMPLES, config_of, model_configs, perturb, random_images, seeds, train
 
+pytestmark = pytest.mark.core
+
 LEVELS = (3, 4, 5, 11, 15)
 CHANCES = torch.tensor([0.5, 0.25, 0.125, 0.0625, 0.0625])
 

@@ -9,6 +9,8 @@ import pytest
 from fvae.config import ConfigError
 from fvae.files import parse_json, read_json
 
+pytestmark = pytest.mark.core
+
 
 def test_an_object_is_read(tmp_path: Path) -> None:
     content = '{"name": "Größe", "parts": [1, 2.5, null]}'.encode()

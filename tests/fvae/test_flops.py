@@ -14,6 +14,8 @@ from fvae.flops import parameters_and_flops
 from fvae.model import build
 from tests.fvae.strategies import EXAMPLES, config_of, model_configs
 
+pytestmark = pytest.mark.core
+
 
 def measured(config: ModelConfig) -> tuple[int, int]:
     """Parameters of the model that is built, and FLOPs per image as torch counts them while it runs.

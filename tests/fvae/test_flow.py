@@ -24,6 +24,8 @@ from tests.fvae.strategies import (
     train,
 )
 
+pytestmark = pytest.mark.core
+
 
 @st.composite
 def flows(draw: st.DrawFn) -> MultiScaleFlow:

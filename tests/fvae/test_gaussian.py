@@ -14,6 +14,8 @@ from fvae.config import Family
 from fvae.model import Model, build, iwae_bits_per_dim
 from tests.fvae.strategies import config_of
 
+pytestmark = pytest.mark.core
+
 SHAPE = (3, 1, 1)  # d = D = 3
 GRID = {"channels": 3, "height": 1, "width": 1, "encoder_levels": 0, "flow_levels": 0, "bins": 8}
 

@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import fvae
+
+pytestmark = pytest.mark.core
 
 PACKAGE = Path(fvae.__file__).parent
 ALLOWED = {"torch", "numpy", "safetensors", "fvae"}

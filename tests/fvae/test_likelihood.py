@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from fvae import likelihood
 from tests.fvae.strategies import EXAMPLES, seeds
 
+pytestmark = pytest.mark.core
+
 
 @EXAMPLES
 @given(bins=st.integers(2, 256), seed=seeds)

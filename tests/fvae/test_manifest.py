@@ -14,6 +14,8 @@ from fvae.config import ConfigError
 from fvae.manifest import SPLITS, Manifest, Shard
 from tests.fvae.strategies import EXAMPLES
 
+pytestmark = pytest.mark.core
+
 
 def shard(**changes: Any) -> Shard:
     values = {"key": "train-00000-0123abcd.parquet", "split": "train", "images": 7, "bytes": 900, "sha256": "0a" * 32}

@@ -18,6 +18,8 @@ from fvae.memory import training_memory
 from fvae.model import images_at_once
 from fvae.recomputation import RecomputableLayer, set_activation_checkpointing
 
+pytestmark = pytest.mark.core
+
 FAMILIES = ("vae", "flow", "fvae")
 PRECISIONS = ("float32", "bf16")
 

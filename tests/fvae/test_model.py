@@ -11,6 +11,8 @@ from fvae.config import ModelConfig
 from fvae.model import Model, build, iwae_bits_per_dim
 from tests.fvae.strategies import EXAMPLES, config_of, model_configs, perturbed_model, random_images, seeds
 
+pytestmark = pytest.mark.core
+
 
 @EXAMPLES
 @given(config=model_configs(), seed=seeds, temperature=st.sampled_from((0.0, 0.7, 1.0)))

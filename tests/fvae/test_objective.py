@@ -21,6 +21,8 @@ from tests.fvae.strategies import (
     seeds,
 )
 
+pytestmark = pytest.mark.core
+
 
 @EXAMPLES
 @given(config=model_configs(), seed=seeds)

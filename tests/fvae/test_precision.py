@@ -12,6 +12,8 @@ from fvae.config import ModelConfig
 from fvae.model import build, iwae_bits_per_dim
 from tests.fvae.strategies import EXAMPLES, config_of, model_configs, perturb, random_images, seeds, train
 
+pytestmark = pytest.mark.core
+
 
 @EXAMPLES
 @given(config=model_configs(), seed=seeds)

@@ -25,6 +25,8 @@ from tests.fvae.datasets import (
     train_in_shards,
 )
 
+pytestmark = pytest.mark.core
+
 
 def test_one_window_is_read_ahead_and_no_more() -> None:
     source, files = sharded([10] * 8, buffer_bytes=20 * SIZE)  # four windows of two shards

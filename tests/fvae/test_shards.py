@@ -28,6 +28,8 @@ from fvae.shards import (
 from tests.fvae.datasets import Files, in_shards, numbered, train_in_shards
 from tests.fvae.strategies import EXAMPLES, seeds
 
+pytestmark = pytest.mark.core
+
 shapes = st.tuples(st.integers(1, 6), st.sampled_from((1, 3)), st.integers(1, 9), st.integers(1, 9))
 
 

@@ -26,6 +26,8 @@ from tests.fvae.datasets import (
     settle,
 )
 
+pytestmark = pytest.mark.core
+
 
 def smooth(count: int, seed: int) -> np.ndarray:
     """Images with something to learn: 4×4, 8 levels."""

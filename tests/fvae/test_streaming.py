@@ -27,6 +27,8 @@ from tests.fvae.datasets import (
 )
 from tests.fvae.strategies import EXAMPLES, seeds
 
+pytestmark = pytest.mark.core
+
 
 @st.composite
 def layouts(draw: st.DrawFn) -> dict[str, Any]:

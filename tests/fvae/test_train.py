@@ -17,6 +17,8 @@ from fvae.data import TensorImages, derived_seed
 from fvae.evaluation import evaluate
 from fvae.model import images_at_once, iwae_bits_per_dim
 
+pytestmark = pytest.mark.core
+
 CLOCKED = ("seconds", "images_per_second", "time_ms")
 FAMILIES = ("vae", "flow", "fvae")
 SETTINGS = TrainConfig(epochs=3, batch_size=16, warmup_steps=4, learning_rate=3e-3)

@@ -15,6 +15,8 @@ from fvae.train import EpochMetrics
 from fvae.workers import Workers
 from tests.fvae.distributed_cases import CASES, images, largest_difference, model_config, train_config
 
+pytestmark = pytest.mark.core
+
 
 def alone(name: str, **execution: Any) -> Trainer:
     case = CASES[name]

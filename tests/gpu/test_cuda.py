@@ -10,6 +10,8 @@ import torch
 from fvae import ModelConfig, NonFiniteError, TrainConfig, Trainer, build, evaluate
 from fvae.memory import training_memory
 
+pytestmark = pytest.mark.gpu
+
 FAMILIES = ("vae", "flow", "fvae")
 SHAPES = [(1, 28, 28), (3, 32, 32)]
 

@@ -7,7 +7,6 @@ retrainings.py alias …                         when the alias is about to move
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -15,7 +14,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from mlflow import MlflowClient
@@ -31,6 +30,7 @@ from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.progress import Steps
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.storage import open_storage
+from tests.commands import Called, call
 
 ROOT = Path(__file__).parents[2]
 NAME, MODEL = "scans", "fvae-scans"
@@ -82,26 +82,9 @@ def retrain(
     )
 
 
-class Said(NamedTuple):
-    """What the command did in this process."""
-
-    status: int
-    out: str
-    err: str
-
-
-def called(storage: str | Path, *options: str) -> Said:
+def called(storage: str | Path, *options: str) -> Called:
     """The command, in this process."""
-    out, err, arguments = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["retrain", "--model", MODEL, "--storage", str(storage), *options]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            command_line.run(retrain_command.main, RetrainSettings)
-    except SystemExit as exit_:
-        return Said(int(exit_.code or 0), out.getvalue(), err.getvalue())
-    finally:
-        sys.argv = arguments
-    raise AssertionError("the command did not exit")
+    return call(retrain_command.main, RetrainSettings, "--model", MODEL, "--storage", str(storage), *options)
 
 
 class Registry:

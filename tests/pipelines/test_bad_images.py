@@ -20,6 +20,8 @@ from pipelines.decoding import BadImage, Conversion, decode
 from pipelines.sources import ImageFile
 from tests.images import chunk, png, saved, tiff
 
+pytestmark = pytest.mark.core
+
 AS_IT_IS = Conversion()
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (9, 14, 3), dtype=np.uint8)

@@ -18,6 +18,8 @@ from pipelines.checkpoint_clock import CheckpointClock
 from pipelines.checkpoints import BackgroundWriter, Checkpoint, CheckpointStore
 from pipelines.storage import Storage, StorageError, open_storage
 
+pytestmark = pytest.mark.core
+
 CPU = torch.device("cpu")
 
 

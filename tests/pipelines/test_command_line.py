@@ -11,6 +11,8 @@ from fvae.config import require
 from pipelines import command_line
 from pipelines.storage import StorageError
 
+pytestmark = pytest.mark.core
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:

@@ -13,6 +13,8 @@ from pipelines.datasets import load_dataset
 from tests.pipelines.bad_inputs import mnist
 from tests.pipelines.test_ingest import make, pixels, tree
 
+pytestmark = pytest.mark.core
+
 
 def test_the_embedded_sets() -> None:
     digits = load_dataset("digits")

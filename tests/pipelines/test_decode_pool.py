@@ -21,6 +21,8 @@ from pipelines.decoding import BadImage, Conversion, decode
 from pipelines.sources import ImageFile
 from tests.images import saved
 
+pytestmark = pytest.mark.core
+
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
 

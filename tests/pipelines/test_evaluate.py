@@ -38,6 +38,8 @@ from pipelines.pictures import png_rows
 from pipelines.readings import KeptReadings, Measured, Reading
 from pipelines.storage import open_storage
 
+pytestmark = pytest.mark.core
+
 SHAPE = {"channels": 1, "height": 8, "width": 8, "bins": 17}
 CONFIG = ModelConfig(family="fvae", **SHAPE, flow_levels=1, flow_depth=1, coupling_width=8, encoder_width=4)
 FILES = {"evaluation.json", "bits.parquet", "samples.png", "reconstructions.png", "interpolations.png"}

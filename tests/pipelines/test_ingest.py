@@ -32,6 +32,8 @@ from pipelines.progress import Steps
 from pipelines.storage import StorageError, open_storage
 from tests.pipelines.bad_inputs import CASES, Case, idx
 
+pytestmark = pytest.mark.core
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -17,6 +17,8 @@ from tests.pipelines.bad_inputs import archive
 from tests.pipelines.test_ingest import make, pixels, stored, tree
 from tests.s3 import FAULTS, FaultProxy
 
+pytestmark = pytest.mark.core
+
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:

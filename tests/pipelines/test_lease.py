@@ -23,6 +23,8 @@ from pipelines.lease_holder import Holder
 from pipelines.storage import Storage, StorageError, open_storage
 from tests.s3 import FaultProxy, only
 
+pytestmark = pytest.mark.core
+
 HOLDS = """
 import sys, time
 from pipelines.lease import exclusive

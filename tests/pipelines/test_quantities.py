@@ -10,6 +10,8 @@ from fvae import ConfigError
 from pipelines.byte_sizes import parse_bytes
 from pipelines.durations import duration, parse_duration
 
+pytestmark = pytest.mark.core
+
 
 @pytest.mark.parametrize(
     ("text", "seconds"),

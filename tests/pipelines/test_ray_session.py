@@ -14,6 +14,8 @@ from ray.cluster_utils import Cluster
 from pipelines.cluster.auth_token import make_token
 from tests.services.head import free_port
 
+pytestmark = pytest.mark.core
+
 ROOT = Path(__file__).parents[2]
 SESSION = """
 import ray

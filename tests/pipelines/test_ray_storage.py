@@ -21,6 +21,8 @@ from pipelines import ray_files, s3_multipart
 from pipelines.storage import StorageError, open_storage, ray_storage
 from tests.s3 import FaultProxy, only
 
+pytestmark = pytest.mark.core
+
 
 def trainable() -> Callable[[dict[str, int]], None]:
     """Counts to three with a checkpoint each; goes on from one. Made here so that it travels to workers by value."""

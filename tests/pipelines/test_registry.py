@@ -16,6 +16,8 @@ from pipelines.tracking import Artifact, RunTracker, TrialSnapshot
 from pipelines.tracking_database import database_path
 from tests.pipelines.searches import client, open_tracker, storage_of
 
+pytestmark = pytest.mark.core
+
 CONFIG = ModelConfig(family="vae", channels=1, height=4, width=4, bins=17, encoder_width=2, latent_channels=3)
 TRAINING = TrainConfig(epochs=3, learning_rate=2.5e-3, precision="bf16", seed=11)
 

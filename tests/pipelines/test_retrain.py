@@ -20,8 +20,11 @@ from pipelines.readings import Reading
 from pipelines.registry import model_location
 from pipelines.retraining import hooks
 from pipelines.retraining.comparison import compare
-from tests.pipelines.retrainings import MODEL, Registry, Said, called, config_file, data_set, pixels
+from tests.commands import Called
+from tests.pipelines.retrainings import MODEL, Registry, called, config_file, data_set, pixels
 from tests.pipelines.training_cluster import HASTE, grow
+
+pytestmark = pytest.mark.core
 
 NAN = {"learning_rate": 1e9}
 """The first step ends in NaN."""
@@ -30,7 +33,7 @@ NAN = {"learning_rate": 1e9}
 class Step(NamedTuple):
     """One call of the command, and what was in service and decided after it."""
 
-    said: Said
+    said: Called
     champion: int | None
     challenger: int | None
     outcomes: list[str]

@@ -22,6 +22,8 @@ from pipelines.storage import Storage, StorageError, open_storage
 from tests.pipelines.mlflow_server import Server
 from tests.pipelines.retrainings import MODEL, NAME, Registry
 
+pytestmark = pytest.mark.core
+
 DATA = {"name": NAME, "hash": "6e488d75142b8351", "train": 10, "val": 2, "test": 3}
 
 

@@ -36,6 +36,8 @@ from tests.pipelines.retrainings import (
 from tests.pipelines.training_cluster import HASTE, grow
 from tests.s3 import FaultProxy
 
+pytestmark = pytest.mark.faults
+
 BETTER = {"epochs": 6}
 
 

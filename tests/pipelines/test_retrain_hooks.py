@@ -19,6 +19,8 @@ from fvae import ConfigError
 from pipelines.retraining import hooks
 from pipelines.retraining.hooks import require_hook, run_hook
 
+pytestmark = pytest.mark.core
+
 EVENT = {"event": "failed", "model": "fvae-digits", "reason": "step 1: loss nan; 'quotes' $(and) `shell`"}
 
 

@@ -23,6 +23,8 @@ from pipelines.retraining.settings import RetrainSettings
 from pipelines.retraining.training import training_name
 from pipelines.train_configs import TrainConfigs
 
+pytestmark = pytest.mark.core
+
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 

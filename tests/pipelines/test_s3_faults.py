@@ -21,6 +21,8 @@ from pipelines import s3_multipart, s3_requests
 from pipelines.storage import Storage, StorageError, open_storage
 from tests.s3 import FAULTS, FaultProxy, impatient_environment, only
 
+pytestmark = pytest.mark.core
+
 CONTENT = bytes(range(256)) * 40
 LARGE = os.urandom(11 * 2**20)
 

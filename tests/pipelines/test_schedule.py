@@ -35,6 +35,8 @@ from pipelines.scheduling.slots import slot_time
 from pipelines.scheduling.store import Store
 from tests.pipelines.ray_server import ROOT, RayServer, kill_group, wait_for
 
+pytestmark = pytest.mark.core
+
 DYING = ROOT / "tests" / "pipelines" / "dying_scheduler.py"
 
 

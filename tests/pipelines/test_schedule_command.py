@@ -16,6 +16,8 @@ from pipelines import command_line, schedule
 from pipelines.scheduling.runs import RUNNING, SUBMITTING, SUCCEEDED
 from pipelines.scheduling.store import Store
 
+pytestmark = pytest.mark.core
+
 Answer = tuple[int, str, str]
 Run = Callable[..., Answer]
 

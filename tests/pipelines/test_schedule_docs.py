@@ -18,6 +18,8 @@ from pipelines.scheduling.settings import Add
 from pipelines.scheduling.slots import Cron
 from pipelines.scheduling.store import Store
 
+pytestmark = pytest.mark.core
+
 ROOT = Path(__file__).parents[2]
 MANIFEST = yaml.safe_load((ROOT / "docs" / "rayjob" / "retrain-cronjob.yaml").read_text())
 TEXT = (ROOT / "docs" / "retraining.md").read_text()

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from fvae.config import ConfigError
 from pipelines.scheduling.slots import KEPT, Cron, slot_name, slot_time
 
+pytestmark = pytest.mark.core
+
 MINUTE = timedelta(minutes=1)
 
 

@@ -32,6 +32,8 @@ from pipelines.scheduling.store import Store
 from pipelines.storage import StorageError
 from tests.pipelines.postgres import PASSWORD, postgres_server
 
+pytestmark = pytest.mark.core
+
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:

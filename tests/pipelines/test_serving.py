@@ -28,6 +28,8 @@ from pipelines.model_folder import REQUIREMENTS, write_model_folder
 from pipelines.storage import open_storage
 from pipelines.tracking import Artifact, RunTracker, TrialSnapshot
 
+pytestmark = pytest.mark.core
+
 PROJECT = Path(__file__).resolve().parents[2]
 SHAPE, BINS = (1, 8, 8), 17
 

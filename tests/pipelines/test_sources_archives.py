@@ -27,6 +27,8 @@ from tests.pipelines.source_builders import (
     zipped,
 )
 
+pytestmark = pytest.mark.core
+
 # --- archives that are damaged ------------------------------------------------------------------------
 
 

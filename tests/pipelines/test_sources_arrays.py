@@ -16,6 +16,8 @@ from pipelines.sources import Pixels, open_source
 from pipelines.sources.arrays import _to_bytes
 from tests.pipelines.source_builders import pixels_of, stored
 
+pytestmark = pytest.mark.core
+
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 6, 5), dtype=np.uint8)
 COLOUR = RNG.integers(0, 256, (20, 6, 5, 3), dtype=np.uint8)

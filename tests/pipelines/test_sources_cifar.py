@@ -21,6 +21,8 @@ from pipelines.sources import open_source
 from pipelines.sources.plain_pickle import PlainArray, load_plain
 from tests.pipelines.source_builders import folder, pixels_of, png, stored, tar, zipped
 
+pytestmark = pytest.mark.core
+
 RNG = np.random.default_rng(0)
 NAMES10 = [b"airplane", b"automobile", b"bird", b"cat", b"deer", b"dog", b"frog", b"horse", b"ship", b"truck"]
 NAMES100 = [b"class%d" % number for number in range(100)]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from sklearn.datasets import load_digits, load_sample_images
 
 from fvae.data import ImageDataset
 from pipelines.sources import open_source
 from pipelines.sources.embedded import photo_splits
 from tests.pipelines.source_builders import pixels_of
+
+pytestmark = pytest.mark.core
 
 
 def test_digits_keep_the_split_on_which_earlier_figures_rest() -> None:

@@ -14,6 +14,8 @@ from pipelines.sources import Pixels, idx, open_source
 from tests.pipelines.source_builders import folder, pixels_of, png, stored, zipped
 from tests.pipelines.source_builders import idx as idx_bytes
 
+pytestmark = pytest.mark.core
+
 RNG = np.random.default_rng(0)
 TRAIN, TEST = RNG.integers(0, 256, (30, 5, 7), dtype=np.uint8), RNG.integers(0, 256, (9, 5, 7), dtype=np.uint8)
 TRAIN_LABELS, TEST_LABELS = RNG.integers(0, 10, 30, dtype=np.uint8), RNG.integers(0, 10, 9, dtype=np.uint8)

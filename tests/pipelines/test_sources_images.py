@@ -24,6 +24,8 @@ from tests.pipelines.source_builders import (
     splits_and_classes,
 )
 
+pytestmark = pytest.mark.core
+
 EXPECTED = {
     "train/cat/1.png": ("train", "cat"),
     "train/cat/2.PNG": ("train", "cat"),

@@ -18,6 +18,8 @@ from fvae import ConfigError
 from pipelines.sources import open_source
 from tests.pipelines.source_builders import folder, idx, png, pngs, tar, zipped
 
+pytestmark = pytest.mark.core
+
 
 def npy() -> bytes:
     buffer = io.BytesIO()

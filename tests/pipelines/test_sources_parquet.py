@@ -21,6 +21,8 @@ from pipelines.sources import open_source
 from pipelines.storage import open_storage
 from tests.pipelines.source_builders import bad_of, files_of, folder, pixels_of, png, pngs, stored
 
+pytestmark = pytest.mark.core
+
 RNG = np.random.default_rng(0)
 
 

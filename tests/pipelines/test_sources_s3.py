@@ -21,6 +21,8 @@ from tests.pipelines.source_builders import (
 )
 from tests.s3 import FaultProxy
 
+pytestmark = pytest.mark.core
+
 # --- S3 ----------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,8 @@ from fvae.manifest import SPLITS
 from pipelines.splitting import Splitting, split
 from pipelines.spool import UNSPLIT
 
+pytestmark = pytest.mark.core
+
 NONE = UNSPLIT
 TRAIN, VAL, TEST = range(3)
 

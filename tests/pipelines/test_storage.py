@@ -20,6 +20,8 @@ from pipelines import s3_multipart
 from pipelines.storage import Storage, StorageError, is_remote, open_storage
 from tests.s3 import FaultProxy
 
+pytestmark = pytest.mark.core
+
 KEYS = ["A", "a.b/c", "a/b", "a/b c", "a/d/ä+&%20=?#", "aa/b", "b/1", "b/10", "b/2", "~x/[1]"]
 same_fixture = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

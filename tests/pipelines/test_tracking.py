@@ -34,6 +34,8 @@ from tests.pipelines.searches import (
     runs_of,
 )
 
+pytestmark = pytest.mark.core
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 

@@ -27,6 +27,8 @@ from pipelines.storage import open_storage
 from pipelines.tracking_database import DatabaseConflict, WorkingCopy, database_path
 from tests.s3 import FaultProxy
 
+pytestmark = pytest.mark.core
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 

@@ -25,6 +25,8 @@ from tests.fault_proxy import FaultProxy
 from tests.pipelines.mlflow_server import Server
 from tests.pipelines.searches import client, history, make_trial, open_tracker, points, runs_of, storage_of
 
+pytestmark = pytest.mark.core
+
 PROJECT = Path(__file__).resolve().parents[2]
 NAME, MODEL = "train-digits", "fvae-digits"
 

@@ -28,6 +28,8 @@ from pipelines.tracking_database import database_path
 from tests.pipelines.searches import a_search, client, content, make_trial, open_tracker, runs_of
 from tests.s3 import FaultProxy, only
 
+pytestmark = pytest.mark.core
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 

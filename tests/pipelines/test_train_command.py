@@ -28,6 +28,8 @@ from pipelines.worker_job import carry_out
 from tests.pipelines.training_cluster import HASTE, grow
 from tests.pipelines.trainings import EPOCHS, MODEL, OPTIONS, TRAIN, uninterrupted
 
+pytestmark = pytest.mark.core
+
 ROOT = Path(__file__).parents[2]
 COMPARED = ("train_bpd", "val_bpd", "grad_norm", "sigma1", "sigma2")
 

@@ -27,6 +27,8 @@ from tests.pipelines.training_cluster import HASTE, grow
 from tests.pipelines.trainings import EPOCHS, OPTIONS, uninterrupted
 from tests.s3 import FaultProxy
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).parents[2]
 STEPS = 10
 """Of an epoch."""

@@ -10,6 +10,8 @@ import pytest
 
 from tests.services.head import Head, free_port
 
+pytestmark = pytest.mark.core
+
 
 @pytest.mark.parametrize(
     ("options", "said"),

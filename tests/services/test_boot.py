@@ -17,6 +17,8 @@ from pipelines.services.places import Places
 from tests.services.head import Head, lives, until
 from tests.services.machine import Machine
 
+pytestmark = pytest.mark.system
+
 UP = ("up", "--programs", "mlflow", "--at-boot")
 OWN_LINE = "17 4 * * * /bin/true\n"
 

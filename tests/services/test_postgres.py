@@ -13,6 +13,8 @@ import pytest
 from tests.services.head import Head, until
 from tests.services.postgres import PASSWORD, Postgres, postgres_server
 
+pytestmark = pytest.mark.system
+
 DEFAULT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 CREATE = "/api/2.0/mlflow/experiments/create"
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.services.head import Head
 
+pytestmark = pytest.mark.core
+
 EXPERIMENTS = "/api/2.0/mlflow/experiments/search?max_results=5"
 
 

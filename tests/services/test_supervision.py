@@ -6,7 +6,11 @@ import os
 import signal
 import threading
 
+import pytest
+
 from tests.services.head import Head, lives, until
+
+pytestmark = pytest.mark.core
 
 BOTH = ("--programs", "mlflow", "scheduler")
 

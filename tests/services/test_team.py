@@ -18,6 +18,8 @@ from tests.services.browser import Browser, browser
 from tests.services.conftest import new_head
 from tests.services.head import PATIENCE, ROOT, Head
 
+pytestmark = pytest.mark.system
+
 TRIALS = 3
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
 """A folder for what the browser shows, for whoever wants to look at it."""

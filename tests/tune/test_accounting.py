@@ -22,6 +22,8 @@ from tune.callbacks import LedgerCallback
 from tune.ledger import WRITE_SECONDS, Ledger, TrialRecord
 from tune.tradeoff import build_tradeoff
 
+pytestmark = pytest.mark.core
+
 EPOCHS, IMAGES, EPOCH_SECONDS = 20, 100, 0.4
 EVENTS = ("epoch", "epoch", "epoch", "checkpoint", "process dies", "driver dies", "stopped", "nan", "put aside")
 """What may happen next to a trial."""

@@ -24,6 +24,8 @@ from tune.ledger import Ledger, TrialRecord
 from tune.pareto import hypervolume
 from tune.settings import TRIALS, SearchSettings
 
+pytestmark = pytest.mark.core
+
 ROOT = Path(__file__).parents[2]
 BINS = 17
 

@@ -18,6 +18,8 @@ from tune.ledger import Ledger, TrialRecord
 from tune.search import remove_checkpoints
 from tune.trial_files import CHECKPOINT
 
+pytestmark = pytest.mark.core
+
 TRIAL = SimpleNamespace(config={"id": "0000-fvae"})
 
 

@@ -19,6 +19,8 @@ from tune.candidates import Candidate, SpaceCandidates, key
 from tune.ledger import TrialRecord
 from tune.space import SearchSpace, initial_designs, suggest, suggestion_of
 
+pytestmark = pytest.mark.core
+
 PHOTOS = SpaceCandidates(
     SearchSpace.for_images((3, 32, 32)), {"channels": 3, "height": 32, "width": 32, "bins": 256}, TrainConfig()
 )

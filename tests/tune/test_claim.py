@@ -14,6 +14,8 @@ from tune.claim import MIN_TRIALS, build_claim
 from tune.interpolation import bits_at, log_size_at, shared_levels, shared_sizes
 from tune.ledger import TrialRecord
 
+pytestmark = pytest.mark.core
+
 
 @pytest.fixture
 def front() -> Front:

@@ -10,6 +10,8 @@ import pytest
 from tests.tune.curves import falling, trial
 from tune.forecasts import GAIN, GAIN_POWER, LEAST_SPREAD, Forecasts
 
+pytestmark = pytest.mark.core
+
 EPOCHS, BINS = 60, 17
 RUNGS = (2, 4, 8, 15, 30)
 

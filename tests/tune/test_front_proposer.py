@@ -25,6 +25,8 @@ from tune.limits import Limits
 from tune.standings import Standings
 from tune.surrogate import Surrogate, unit_point
 
+pytestmark = pytest.mark.core
+
 EPOCHS = 60
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from tune.improvement import Staircase
 from tune.pareto import hypervolume
 
+pytestmark = pytest.mark.core
+
 REFERENCE = (6.0, 4.0)
 POINTS = st.lists(st.tuples(st.floats(2, 6.5), st.floats(1, 4.5)), max_size=8)
 

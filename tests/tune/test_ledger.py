@@ -17,6 +17,8 @@ from tests.tune.synthetic import record
 from tune import ledger as ledger_module
 from tune.ledger import Ledger
 
+pytestmark = pytest.mark.core
+
 
 @pytest.fixture(params=["local", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:

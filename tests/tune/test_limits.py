@@ -10,6 +10,8 @@ from fvae import ConfigError
 from tests.tune.small_space import SOURCE
 from tune.limits import STATE_BYTES, Limits
 
+pytestmark = pytest.mark.core
+
 SMALL, *_, LARGE = SOURCE.designs("fvae", 5)
 
 

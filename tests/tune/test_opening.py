@@ -16,6 +16,8 @@ from pipelines.storage import open_storage
 from tune.opening import open_search
 from tune.settings import SearchSettings
 
+pytestmark = pytest.mark.core
+
 
 def test_streamed_and_in_memory_do_not_mix(tmp_path: Path) -> None:
     settings = IngestSettings(source="digits", dest=str(tmp_path / "set"))

@@ -13,6 +13,8 @@ from tune.attempts import Attempt
 from tune.ledger import TrialRecord
 from tune.outlook import FIRST, Left, Outlook, outlook, wall_seconds
 
+pytestmark = pytest.mark.core
+
 EPOCHS, TRIALS, AT_ONCE = 60, 48, 8
 BEGIN = 1_700_000_000_000
 

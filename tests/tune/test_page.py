@@ -19,6 +19,8 @@ from tune.plots import write_plot
 from tune.style import focus_range, format_count, format_seconds
 from tune.tradeoff import build_tradeoff
 
+pytestmark = pytest.mark.core
+
 HOSTILE = "<img src=http://evil.example/x onerror=alert(1)>'\"</script>&"
 
 

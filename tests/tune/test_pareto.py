@@ -13,6 +13,8 @@ from tests.tune.synthetic import failed, record, stopped, world
 from tune.bootstrap import front_of, interval95, resampled_fronts
 from tune.pareto import fronts, hypervolume, pareto_front
 
+pytestmark = pytest.mark.core
+
 # Few distinct values, so that ties and identical points are common.
 coordinate = st.integers(0, 6).map(float)
 points = st.lists(st.tuples(coordinate, coordinate), max_size=12)

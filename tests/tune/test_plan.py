@@ -26,6 +26,8 @@ from tune.settings import SearchSettings
 from tune.space import SearchSpace
 from tune.speed import Speed
 
+pytestmark = pytest.mark.core
+
 DIGITS = load_dataset("digits")
 SOURCE = SpaceCandidates(
     SearchSpace.for_images((1, 8, 8)), {"channels": 1, "height": 8, "width": 8, "bins": 17}, TrainConfig()

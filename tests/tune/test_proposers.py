@@ -21,6 +21,8 @@ from tune.proposers import STARTUP, OptunaProposer
 from tune.settings import Sampler
 from tune.untried import Untried
 
+pytestmark = pytest.mark.core
+
 SAMPLERS: tuple[Sampler, ...] = ("tpe", "nsga2", "gp", "random")
 SMALL = Limits(max_params=6000)
 

@@ -12,6 +12,8 @@ from tune.ledger import TrialRecord
 from tune.pareto import complete_trials, fronts
 from tune.replicates import lacking, next_replicate, replicate_seed, spread
 
+pytestmark = pytest.mark.core
+
 RECORDS = [
     record(0, "fvae", 1000, 2.5),
     record(1, "fvae", 4000, 2.1),

@@ -13,6 +13,8 @@ from tune.gpu_shares import CONTEXT_BYTES, SAFETY, GpuShares, PeakMemory, smalle
 from tune.resources import placement, trials_at_once
 from tune.settings import SearchSettings
 
+pytestmark = pytest.mark.core
+
 MODEL = ModelConfig(
     family="fvae",
     channels=1,

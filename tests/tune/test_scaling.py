@@ -12,6 +12,8 @@ from tune.bootstrap import Front
 from tune.pareto import size_and_bits
 from tune.scaling import BEYOND, REPLICATES, PowerLaw, fit_family, fit_power_law, forecast_front
 
+pytestmark = pytest.mark.core
+
 
 @settings(max_examples=25, deadline=None)
 @given(

@@ -17,6 +17,8 @@ from tune.ledger import Ledger, TrialRecord
 from tune.scheduler import FrontScheduler, Rule
 from tune.standings import Standings
 
+pytestmark = pytest.mark.core
+
 EPOCHS, RUNG, BINS = 60, 15, 17
 RULE = Rule(kept=None)
 

@@ -26,6 +26,8 @@ from pipelines.tracking import default_tracking_uri
 from tune import search
 from tune.settings import SearchSettings
 
+pytestmark = pytest.mark.core
+
 ROOT = Path(__file__).parents[2]
 SMALL = ("--trials", "6", "--epochs", "4", "--batch-size", "256")
 MINUTES = 300.0

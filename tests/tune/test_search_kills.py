@@ -26,6 +26,8 @@ from tests.pipelines import training_cluster
 from tests.pipelines.training_cluster import grow
 from tests.tune.test_search import check_whole, records, tradeoff
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).parents[2]
 TRIALS, EPOCHS, STEPS = 6, 4, 5
 """``STEPS`` of an epoch."""

@@ -27,6 +27,8 @@ from tune import search
 from tune.settings import SearchSettings
 from tune.trial_files import CHECKPOINT
 
+pytestmark = pytest.mark.core
+
 ROOT = Path(__file__).parents[2]
 SMALL = ("--trials", "6", "--epochs", "4", "--batch-size", "256", "--streaming", "always")
 MINUTES = 300.0

@@ -23,6 +23,8 @@ from tune.limits import Limits
 from tune.searcher import FrontSearcher
 from tune.space import SearchSpace, initial_designs, suggest
 
+pytestmark = pytest.mark.core
+
 
 def told(search: FrontSearcher) -> Counter[TrialState]:
     return Counter(trial.state for study in search.proposer._studies.values() for trial in study.trials)

@@ -22,6 +22,8 @@ from tune.ledger import TrialRecord
 from tune.plots import write_plot
 from tune.tradeoff import build_tradeoff, write_tradeoff
 
+pytestmark = pytest.mark.core
+
 EDGE_CASES: dict[str, list[TrialRecord]] = {
     "nothing": [],
     "none complete": [failed(0, "flow", 5000, "loss is nan"), stopped(record(1, "fvae", 9000, 2.5), 3)],

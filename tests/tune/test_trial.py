@@ -19,6 +19,8 @@ from tune.ledger import Ledger, TrialRecord, changes
 from tune.trial import TrialProcess, read_test_split
 from tune.trial_files import CHECKPOINT, Checkpoints
 
+pytestmark = pytest.mark.core
+
 EPOCHS = 6
 MODEL_CONFIG = ModelConfig(
     family="fvae", channels=1, height=4, width=4, bins=8, flow_levels=1, flow_depth=1, coupling_width=8, encoder_width=8

@@ -32,6 +32,8 @@ from tune.settings import SearchSettings
 from tune.standings import Standings
 from tune.trial_files import CHECKPOINT
 
+pytestmark = pytest.mark.core
+
 EPOCHS = 5
 KILLED, COORDINATOR_KILLED = ("0001-fvae", 3), ("0002-fvae", 2)
 """The trial, and after which epoch, of which a worker, and the coordinator, is killed."""

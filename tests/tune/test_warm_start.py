@@ -23,6 +23,8 @@ from tune.snapshots import snapshot
 from tune.space import SearchSpace
 from tune.warm_start import WarmStart, warm_start
 
+pytestmark = pytest.mark.core
+
 DATASET = {"name": "digits", "hash": "0123456789abcdef", "shape": [1, 8, 8], "bins": 17, "val": 180}
 PHOTOS = SpaceCandidates(
     SearchSpace.for_images((3, 32, 32)), {"channels": 3, "height": 32, "width": 32, "bins": 256}, TrainConfig()
