@@ -56,8 +56,9 @@ def load_dataset(location: str, streaming: Streaming = "auto", say: Callable[[st
     )
     with tempfile.TemporaryDirectory(prefix="fvae-dataset-") as folder:
         manifest = _ingest(location, folder)
-        for decision in manifest.decisions if say and location not in EMBEDDED else ():
-            say(f"{manifest.name}: {decision}")
+        if say is not None and location not in EMBEDDED:
+            for decision in manifest.decisions:
+                say(f"{manifest.name}: {decision}")
         return _open(manifest, open_storage(folder), "never")
 
 

@@ -15,7 +15,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 
@@ -36,10 +36,14 @@ AHEAD = 2
 class EncodedFile(Protocol):
     """``pipelines.sources.ImageFile``, of which a decoding process needs to know nothing."""
 
-    path: str
-    content: bytes
-    split: str | None
-    label: str | None
+    @property
+    def path(self) -> str: ...
+    @property
+    def content(self) -> bytes: ...
+    @property
+    def split(self) -> str | None: ...
+    @property
+    def label(self) -> str | None: ...
 
 
 @dataclass(slots=True)
@@ -155,7 +159,7 @@ class _Worker:
             self._process.kill()
             self._process.wait()
 
-    def _fail(self, names: _Names) -> None:
+    def _fail(self, names: _Names) -> NoReturn:
         status = self._process.wait()
         if status >= 0 and status != NO_MEMORY:
             raise RuntimeError(f"a decoding process ended with exit status {status} at {names.remaining()}")

@@ -120,5 +120,5 @@ def channels_first(pixels: list[np.ndarray]) -> tuple[np.ndarray | list[np.ndarr
         images = [
             image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1)) for image in pixels
         ]
-    digests = b"".join([hashlib.sha256(image).digest() for image in images])
+    digests = b"".join([hashlib.sha256(image.data).digest() for image in images])
     return images, np.frombuffer(digests, np.uint8).reshape(-1, 32)

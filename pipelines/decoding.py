@@ -189,8 +189,8 @@ def _decode_any(content: bytes, file_format: str, png: Png | None, notes: list[s
         _check_size(image.size)
         if getattr(image, "n_frames", 1) > 1:
             notes.append("frames")
-        args = image.tile[0].args if image.tile else ""
-        rawmode = args if isinstance(args, str) else str(args[0])
+        args = image.tile[0].args if image.tile else None
+        rawmode = str(args[0]) if isinstance(args, tuple) else args or ""
         turned_by_pillow = file_format == "TIFF"
         if turned_by_pillow:
             _orientation(image, notes)

@@ -90,7 +90,8 @@ def read_png(content: bytes) -> Png:
     size = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
     depth, colour = content[24], content[25]
     mode = _PNG_MODES.get((depth, colour)) if content[26:29] == b"\0\0\0" else None  # else interlaced or unknown
-    view, start, streams, previous, kind = memoryview(content), 8, [], b"", b""
+    view, start, previous, kind = memoryview(content), 8, b"", b""
+    streams: list[bytes] = []
     while kind != b"IEND":
         previous, kind = kind, content[start + 4 : start + 8]
         end = start + 8 + int.from_bytes(content[start : start + 4], "big")

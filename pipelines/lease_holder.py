@@ -10,6 +10,7 @@ import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ class Holder:
         if not isinstance(values, dict):
             return cls()
         kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if kinds.get(name) is type(value)})
+        known: dict[str, Any] = {name: value for name, value in values.items() if kinds.get(name) is type(value)}
+        return cls(**known)
 
     def to_bytes(self) -> bytes:
         """JSON."""

@@ -16,13 +16,16 @@ from __future__ import annotations
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import fvae
 from fvae.checkpoint import CONFIG, WEIGHTS
 from fvae.config import ModelConfig, require
 from fvae.files import read_json, temporary_beside
 from pipelines.mlflow_settings import quiet_mlflow
+
+if TYPE_CHECKING:  # it costs a second to import
+    from mlflow.models import ModelSignature
 
 REQUIREMENTS = ("torch>=2.11,<2.14", "numpy>=2", "safetensors>=0.6")
 """What ``fvae`` needs, as pyproject.toml says it; MLflow adds itself."""
@@ -86,7 +89,7 @@ def _save_model(saved_model: Path, path: Path, config: ModelConfig, dataset_name
     described.save(str(path / MLMODEL))
 
 
-def _signature(config: ModelConfig) -> Any:
+def _signature(config: ModelConfig) -> ModelSignature:
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 from typing import Annotated, Any, get_type_hints
 
@@ -13,11 +14,12 @@ import tyro
 
 def field_docs(config: type) -> dict[str, str]:
     """The string below each field of a dataclass, on one line."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0].body  # type: ignore[attr-defined]
+    definition = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
+    assert isinstance(definition, ast.ClassDef)
     docs = {}
-    for field, below in zip(body, body[1:], strict=False):
+    for field, below in itertools.pairwise(definition.body):
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            docs[field.target.id] = " ".join(str(below.value.value).split())  # type: ignore[union-attr]
+            docs[ast.unparse(field.target)] = " ".join(str(below.value.value).split())
     return docs
 
 
@@ -29,10 +31,8 @@ def optional_fields(config: type, without: tuple[str, ...] = ()) -> type:
         if field.name in without:
             continue
         default = "" if field.default is dataclasses.MISSING else f" (default: {field.default})"
-        hint = Annotated[
-            hints[field.name] | None, tyro.conf.arg(help=docs[field.name] + default, help_behavior_hint="")
-        ]
-        fields.append((field.name, hint, dataclasses.field(default=None)))
+        shown = tyro.conf.arg(help=docs[field.name] + default, help_behavior_hint="")
+        fields.append((field.name, Annotated[hints[field.name] | None, shown], dataclasses.field(default=None)))
     made = dataclasses.make_dataclass(f"{config.__name__}Options", fields, frozen=True, kw_only=True)
     made.__doc__ = "What is given here stands above the file's or the run's."
     return made

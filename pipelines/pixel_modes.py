@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -37,10 +39,11 @@ def flatten(
     key = image.info.get("transparency") if file_format == "PNG" else None  # one colour that stands for nothing
     if rawmode == "I;12":
         raise BadImage("12 bits per channel; save it with 8 or 16")
-    if file_format == "TIFF" and 16 in image.tag_v2.get(_BITS_PER_SAMPLE, ()) and "16" not in rawmode:
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})  # a TIFF file's
+    if 16 in tags.get(_BITS_PER_SAMPLE, ()) and "16" not in rawmode:
         raise BadImage("16 bits per channel in separate planes; save it with interleaved channels")
     if image.mode.startswith("I;16"):
-        inverted = file_format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         values = np.asarray(image).astype(np.uint16)
         notes.append("16-bit")
         return _without_key(to_8_bits(~values if inverted else values), values, key, notes)
@@ -86,7 +89,7 @@ def _16_bit_colour(image: Image.Image, rawmode: str, content: bytes, file_format
     with Image.open(io.BytesIO(content), formats=(file_format,)) as other:
         swapped = _OTHER_BYTE[rawmode]
         other.tile = [
-            tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:]))
+            tile._replace(args=(swapped, *tile.args[1:]) if isinstance(tile.args, tuple) else swapped)
             for tile in other.tile
         ]
         other.load()

@@ -56,7 +56,10 @@ class ImageModel(PythonModel):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model: Model = load(Path(context.artifacts[WEIGHTS]), device).float()
 
-    def predict(self, context: PythonModelContext, model_input, params: dict[str, Any] | None = None) -> np.ndarray:
+    # MLflow would read a hint of `model_input`, and derive from it what may be sent.
+    def predict(  # type: ignore[no-untyped-def]
+        self, context: PythonModelContext, model_input, params: dict[str, Any] | None = None
+    ) -> np.ndarray:
         """Do ``params["task"]``; the same request has the same answer.
 
         Args:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow
 from pyarrow.fs import FileInfo, FileSelector, FileSystemHandler, FileType, PyFileSystem
@@ -15,6 +15,11 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystemHandler, FileType, PyFi
 from fvae.config import ConfigError
 from pipelines.storage import Storage, StorageError, open_storage
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+Metadata = Mapping[str, str] | None
+"""Of a file, as pyarrow hands it over."""
 PIECE = 64 * 2**20
 """Bytes that Ray has pyarrow copy at a time; a shorter piece is a file's last."""
 
@@ -101,10 +106,10 @@ class StorageHandler(FileSystemHandler):
         storage, key = _object(path)
         return pyarrow.PythonFile(storage.open(key), mode="r")
 
-    def open_output_stream(self, path: str, metadata: Any) -> pyarrow.PythonFile:
+    def open_output_stream(self, path: str, metadata: Metadata) -> pyarrow.PythonFile:
         return pyarrow.PythonFile(_Upload(*_object(path)), mode="w")
 
-    def open_append_stream(self, path: str, metadata: Any) -> pyarrow.PythonFile:
+    def open_append_stream(self, path: str, metadata: Metadata) -> pyarrow.PythonFile:
         raise OSError(f"s3://{path}: cannot append to an object")
 
     def _file_info(self, path: str) -> FileInfo:
@@ -137,7 +142,7 @@ class _Upload(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, content: Any) -> int:
+    def write(self, content: ReadableBuffer) -> int:
         if self._stored:  # that was not the last piece after all: no part may stand for the whole
             self._storage.delete(self._key)
             self._stored, self._piece = False, 0

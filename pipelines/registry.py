@@ -31,6 +31,7 @@ from pipelines.tracking_database import WorkingCopy
 
 if TYPE_CHECKING:  # it costs a second to import, which a model in a folder does not need
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 _VERSION = re.compile(r"^models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))$")
 _RUN = re.compile(r"^runs:/(?P<run_id>[^/]+)/(?P<path>.+)$")
@@ -116,11 +117,12 @@ def finished_runs(experiment: str, tracking_uri: str) -> list[FinishedRun]:
     where there is no such experiment, ``StorageError`` where MLflow does not answer.
     """
     what = f"experiment {experiment}"
-    runs: list[Any] = []
+    runs: list[Run] = []
     with _explained(what, tracking_uri):
         client = _client(tracking_uri)
         found = client.get_experiment_by_name(experiment)
-        require(found is not None, f"no such experiment in {without_user(tracking_uri)}; `make ui` shows their names")
+        if found is None:
+            raise ConfigError(f"no such experiment in {without_user(tracking_uri)}; `make ui` shows their names")
         token = None
         while token != "":
             page = client.search_runs(

@@ -100,10 +100,10 @@ class Command:
             registered = self._registered(uri)
             require(registered.exists(), f"--rollback: there are no runs in {settings.runs().uri}")
             if settings.dry_run:
-                champion = registered.champion()
-                previous = previous_of(champion, registered)
-                assert champion is not None
-                self.say(f"{settings.model}: version {previous} would be the champion, not version {champion.number}")
+                served = registered.champion()
+                previous = previous_of(served, registered)
+                assert served is not None
+                self.say(f"{settings.model}: version {previous} would be the champion, not version {served.number}")
                 return 0
             writable(place)
             with explained_disk(place):

@@ -8,16 +8,18 @@ import io
 import itertools
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from pipelines import s3_multipart
 from pipelines.local_storage import copy_stream, local_files
 from pipelines.s3_file import CHECKSUM, RangedFile, verify
 from pipelines.s3_requests import DamagedError, cancelled_by, client, in_threads, request, status_and_code, store_time
 from pipelines.storage import READ_AHEAD, ChangedError, ObjectInfo, SpoiltError, Storage, check_key
+
+T = TypeVar("T")
 
 CREATION = "creation"
 """Metadata entry by which a writer knows its own object again when the answer to its request was lost."""
@@ -151,7 +153,7 @@ class S3Storage(Storage):
     def _uri(self, key: str) -> str:
         return f"{self.uri}/{key}" if key else self.uri
 
-    def _request(self, operation: str, key: str, call: Any) -> Any:
+    def _request(self, operation: str, key: str, call: Callable[[], T]) -> T:
         return request(operation, self._uri(key), call)
 
     def _put(self, key: str, content: bytes, metadata: dict[str, str], **condition: str) -> str:

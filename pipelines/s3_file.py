@@ -10,6 +10,8 @@ from pipelines.s3_requests import DamagedError
 from pipelines.storage import READ_AHEAD, SpoiltError, StorageError
 
 if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
     from pipelines.s3 import S3Storage
 
 CHECKSUM = "sha256"
@@ -49,7 +51,7 @@ class RangedFile(io.RawIOBase):
     def readall(self) -> bytes:
         return b"".join(iter(lambda: self.read(READ_AHEAD), b""))  # io's own asks for 8 KiB at a time
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")
         length = min(len(view), READ_AHEAD, max(0, self._size - self._position))
         if length == self._size:

@@ -121,7 +121,7 @@ class Spool:
         height, width = (int(side) for side in images.shapes[0, 1:])
         pixels = np.empty((len(images), channels, height, width), np.uint8)
         size = channels * height * width
-        whole = memoryview(pixels).cast("B")
+        whole = pixels.data.cast("B")
         for row, (offset, own) in enumerate(zip(images.offsets.tolist(), images.shapes[:, 0].tolist(), strict=True)):
             if own == channels:
                 os.preadv(self._file.fileno(), [whole[row * size : (row + 1) * size]], offset)

@@ -61,7 +61,8 @@ def train(task: WorkerTask, events: Events) -> None:
     trainer = Trainer(
         task.model,
         task.train,
-        *(fetched(task.images[split]) for split in ("train", "val")),
+        fetched(task.images["train"]),
+        fetched(task.images["val"]),
         device,
         workers=workers,
         micro_batch_size=task.micro_batch_size,

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import ray
@@ -28,6 +28,13 @@ from pipelines.machines_to_come import await_machines
 from pipelines.ray_session import ray_session
 from pipelines.troubles import LOGGER, raise_trouble, trouble
 from pipelines.worker_resources import WorkerResources, each_worker, workers_on
+
+if TYPE_CHECKING:  # which class `ray.train` has depends on a variable that mypy does not read
+    from ray.train.v2.api.config import ScalingConfig
+else:
+    from ray.train import ScalingConfig
+
+Config = TypeVar("Config")
 
 LOOK_SECONDS = 0.5
 """How often the driver looks whether the job has ended, while nothing is heard from it."""
@@ -68,9 +75,9 @@ def job_session(dataset: Dataset, resources: WorkerResources) -> Iterator[None]:
         yield
 
 
-def scaling(resources: WorkerResources, resize_seconds: float) -> ray.train.ScalingConfig:
+def scaling(resources: WorkerResources, resize_seconds: float) -> ScalingConfig:
     """``resources`` as Ray Train says it."""
-    return ray.train.ScalingConfig(
+    return ScalingConfig(
         num_workers=resources.workers
         if resources.most_workers is None
         else (resources.workers, resources.most_workers),
@@ -91,9 +98,6 @@ class Events:
         self._queue.put(event)
 
 
-Loop = Callable[[Any, Events], None]
-
-
 def ray_images(dataset: Dataset, splits: Sequence[str]) -> dict[str, Any]:
     """Each split for a job's config: arrays go to Ray's memory, once per machine; sources read for themselves."""
     images = {split: dataset.images(split) for split in splits}
@@ -106,8 +110,8 @@ def fetched(images: Any) -> np.ndarray | ImageSource:
 
 
 def run_job(
-    loop: Loop,
-    config: Any,
+    loop: Callable[[Config, Events], None],
+    config: Config,
     *,
     name: str,
     resources: WorkerResources,
@@ -232,7 +236,7 @@ def _on_worker(settings: dict[str, Any]) -> None:
     carry_out(settings["loop"], settings["config"], Events(settings["queue"]))
 
 
-def carry_out(loop: Loop, config: Any, events: Events) -> None:
+def carry_out(loop: Callable[[Config, Events], None], config: Config, events: Events) -> None:
     """Run a job's loop on this worker, and tell the driver what comes in its way.
 
     Events: ``warning`` lines; ``trouble``, a storage's, which ends the job; from worker 0 ``failure``, a figure that is
