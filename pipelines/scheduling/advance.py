@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipelines.durations import duration
 from pipelines.scheduling.jobs import RayJobs
@@ -30,6 +30,9 @@ from pipelines.scheduling.runs import (
 )
 from pipelines.scheduling.slots import slot_time
 from pipelines.scheduling.store import Store
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
 
 BAD_INPUT = 2
 """Exit status of our commands for what trying again would not change."""
@@ -119,7 +122,7 @@ def _limit(run: Run) -> str:
     return f"longer than its limit of {duration(run.job.limit)}"
 
 
-def _why(job: Any) -> str:
+def _why(job: JobDetails) -> str:
     """In one line: the exit status, and the last line that the command itself said; else what Ray says."""
     said, _, log = (job.message or "the job failed").partition("\n")
     lines = [line.strip() for line in log.splitlines() if line.strip() and not _OF_RAY.search(line)]

@@ -7,6 +7,7 @@ slot. So plain rows of our own are what lasts, and APScheduler says when a slot 
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,7 +169,7 @@ def _engine(url: URL) -> Engine:
     engine = create_engine(url, connect_args={"timeout": ANSWER_SECONDS})
 
     @event.listens_for(engine, "connect")
-    def _(connection, _record) -> None:  # type: ignore[no-untyped-def]
+    def _(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None  # Python's driver would begin transactions too late, and not all of them
         connection.execute("PRAGMA foreign_keys = ON")
 

@@ -6,7 +6,8 @@ Importing this imports Ray.
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import requests
 from ray.exceptions import AuthenticationError
@@ -17,6 +18,8 @@ from fvae.config import require
 from pipelines.plain_urls import without_user
 from pipelines.ray_session import PASSED_ON
 from pipelines.storage import StorageError
+
+T = TypeVar("T")
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -88,7 +91,7 @@ class RayJobs:
         """Ask a job to end: SIGTERM, and a few seconds later SIGKILL. Nothing where it has ended, or is not known."""
         self._call(f"stop {submission_id}", lambda client: client.stop_job(submission_id), missing=None)
 
-    def _call(self, what: str, call: Any, **missing: Any) -> Any:
+    def _call(self, what: str, call: Callable[[_Client], T], **missing: T) -> T:
         """``call`` with a client; ``missing``: what is returned for a job that is not known."""
         try:
             if self._client is None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -83,15 +84,18 @@ class Cron:
         """The first slot later than ``after``, in UTC; None where there is none any more."""
         # APScheduler counts on a clock without a zone: in one with a zone it loses times of day around clock changes.
         local = after.astimezone(self.zone).replace(tzinfo=UTC)
-        wall = _next(self._trigger, local)
-        if wall is None:
+        first = next(_times(self._trigger, local), None)
+        if first is None:
             return None
-        change = max(self._change(after), self._change(wall.replace(tzinfo=self.zone)))
+        change = max(self._change(after), self._change(first.replace(tzinfo=self.zone)))
         if not change:
-            return self._slots(wall)[0]
+            return self._slots(first)[0]
         # Near a change the order on the clock need not be the order in time.
-        wall, end, found = local - change - _MINUTE, local + change, []
-        while (wall := _next(self._trigger, wall)) is not None and not (found and wall > end):
+        end = local + change
+        found: list[datetime] = []
+        for wall in _times(self._trigger, local - change - _MINUTE):
+            if found and wall > end:
+                break
             later = [slot for slot in self._slots(wall) if slot > after]
             if later and not found:
                 end = wall + change
@@ -118,11 +122,13 @@ class Cron:
         """Those later than ``after`` and not later than ``until``, in order; of very many the last :data:`KEPT`."""
         back = timedelta(hours=1)
         while True:
-            slot, found = max(after, until - back), []
-            whole = slot == after
-            while (slot := self.next_slot(slot)) is not None and slot <= until:
+            begin = max(after, until - back)
+            found: list[datetime] = []
+            slot = self.next_slot(begin)
+            while slot is not None and slot <= until:
                 found.append(slot)
-            if whole or len(found) > KEPT:
+                slot = self.next_slot(slot)
+            if begin == after or len(found) > KEPT:
                 return found[-KEPT:]
             back *= 4
 
@@ -133,9 +139,10 @@ def cron(expression: str, zone: str) -> Cron:
     return Cron(expression, zone)
 
 
-def _next(trigger: BaseTrigger, after: datetime) -> datetime | None:
-    found: datetime | None = trigger.get_next_fire_time(None, after + timedelta(microseconds=1))
-    return found
+def _times(trigger: BaseTrigger, after: datetime) -> Iterator[datetime]:
+    """All times that are later, in order."""
+    while (after := trigger.get_next_fire_time(None, after + timedelta(microseconds=1))) is not None:
+        yield after
 
 
 def _trigger(words: list[str], values: dict[str, list[int]]) -> BaseTrigger:

@@ -234,8 +234,9 @@ def _insert(connection: Connection, schedule: Schedule, slot: str, values: dict[
         "exclusive": schedule.exclusive,
     } | values
     values["claimed_at"] = time.time()
-    number = connection.execute(insert(runs).values(values)).inserted_primary_key[0]  # type: ignore[index]
-    row = connection.execute(select(runs).where(runs.c.id == number)).one()
+    made = connection.execute(insert(runs).values(values)).inserted_primary_key
+    assert made is not None
+    row = connection.execute(select(runs).where(runs.c.id == made[0])).one()
     _note(connection, row)
     return _run(row)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from fvae.config import ConfigError, require
 from pipelines.services.places import Places
 from pipelines.services.secret_files import ADMIN, server_users_file
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 _DRIVER = "postgresql+psycopg2"  # SQLAlchemy's default is another, which is not installed
 _PATIENCE = 10
@@ -47,9 +51,9 @@ def asked_database(option: str | None, environment: Mapping[str, str]) -> tuple[
     return _shown(url), url.render_as_string(hide_password=False)
 
 
-def _shown(url: object) -> str:
-    """``url`` without its password."""
-    return url.set(password=None).render_as_string()  # type: ignore[attr-defined]
+def _shown(url: URL) -> str:
+    """``url`` with stars in place of its password."""
+    return url.render_as_string(hide_password=True)
 
 
 def require_reachable(uri: str) -> None:

@@ -95,6 +95,7 @@ def _kept(places: Places) -> dict[str, str]:
 
 def _code(program: Program, places: Places) -> list[str]:
     """Of what is not in the command or the environment."""
+    versions: tuple[str, ...]
     if program == "mlflow":
         versions = ("mlflow", "sqlalchemy", "uvicorn", "flask")
         own = (_PACKAGES / "services" / "mlflow_users.py").read_text()

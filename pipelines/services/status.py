@@ -19,7 +19,7 @@ def run(options: Status) -> int:
     settings = ServiceSettings.from_dict(read_json(places.settings))
     supervisor = supervision.supervisor_pid(places)
     known = supervision.processes(places)
-    rows = [("program", "state", "pid", "since", "log")]
+    rows: list[tuple[str, ...]] = [("program", "state", "pid", "since", "log")]
     rows.append(
         _row(SUPERVISOR, "down" if supervisor is None else "running", supervisor or 0, 0, places.log(SUPERVISOR))
     )
