@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from rich.console import Console
 
@@ -18,7 +17,7 @@ from pipelines.datasets import describe
 from pipelines.lease import Lease
 from pipelines.model_files import MODEL
 from pipelines.retraining.comparison import compare
-from pipelines.retraining.decision import Decision
+from pipelines.retraining.decision import Decision, Outcome
 from pipelines.retraining.desk import Desk
 from pipelines.retraining.recipe import Champion, recipe, require_fit, too_large
 from pipelines.retraining.registered import CHALLENGER, ROLLED_BACK, RegisteredModel, Version
@@ -136,7 +135,7 @@ class Job:
         parameters, flops = parameters_and_flops(model.config)
         figures: dict[str, float] = {"size/params": parameters, "size/flops_per_image": flops}
 
-        def decided(outcome: Any, *reasons: str) -> Decision:
+        def decided(outcome: Outcome, *reasons: str) -> Decision:
             return self._decision(champion, outcome, reasons, version=version, settled=True, figures=figures)
 
         if wrong := self._unsound(model, trained):
@@ -197,8 +196,8 @@ class Job:
     def _decision(
         self,
         champion: Champion | None,
-        outcome: Any,
-        reasons: Any,
+        outcome: Outcome,
+        reasons: Iterable[str],
         *,
         version: Version | None = None,
         settled: bool = False,

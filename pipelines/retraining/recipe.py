@@ -38,7 +38,8 @@ def recipe(
     fit the images; ``StorageError`` where the search ends without a result.
     """
     if settings.search is not None:
-        start = TrainConfigs(champion.configs.model, champion.configs.train, None) if _known(champion) else None
+        known = None if champion is None else champion.configs
+        start = None if known is None else TrainConfigs(known.model, known.train, None)
         found = search_for(settings, dataset, start, say)
         return found.configs, found.what
     return without_search(settings, dataset, champion, say)
@@ -79,10 +80,6 @@ def too_large(settings: RetrainSettings, model: ModelConfig) -> list[str]:
     if settings.max_flops is not None and flops > settings.max_flops:
         found.append(f"{flops:,} FLOPs for an image are more than --max-flops {settings.max_flops:,g}")
     return found
-
-
-def _known(champion: Champion | None) -> bool:
-    return champion is not None and champion.configs is not None
 
 
 def _images(shape: tuple[int, ...], bins: int) -> str:

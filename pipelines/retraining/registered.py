@@ -28,6 +28,7 @@ from pipelines.tracking_database import DatabaseConflict, WorkingCopy
 if TYPE_CHECKING:  # a second to import
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 T = TypeVar("T")
 
@@ -243,8 +244,8 @@ class RegisteredModel:
         return self._client
 
 
-def _version(found: object) -> Version:
-    return Version(int(found.version), found.run_id or "", dict(found.tags))  # type: ignore[attr-defined]
+def _version(found: ModelVersion) -> Version:
+    return Version(int(found.version), found.run_id or "", dict(found.tags))
 
 
 def _code(error: BaseException) -> str:
