@@ -70,9 +70,9 @@ def _group(ec2: Any, vpc: str, settings: ClusterSettings, role: str, description
     filters = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "group-name", "Values": [name]}]
     found = ec2.describe_security_groups(Filters=filters)["SecurityGroups"]
     if found:
-        tags = {tag["Key"]: tag["Value"] for tag in found[0].get("Tags", [])}
+        theirs = {tag["Key"]: tag["Value"] for tag in found[0].get("Tags", [])}
         require(
-            tags.get(CLUSTER_TAG) == settings.cluster_name,
+            theirs.get(CLUSTER_TAG) == settings.cluster_name,
             f"security group {name} ({found[0]['GroupId']}): is not this cluster's; "
             "give another cluster_name, or remove the group",
         )

@@ -176,7 +176,7 @@ def require_complete(config: dict[str, Any]) -> None:
     doubled = {each for each in [head, *workers] if [head, *workers].count(each) > 1}
     require(not doubled, f"provider.worker_ips: {', '.join(sorted(doubled))} stands there twice, or is the head too")
     require(bool(auth.get("ssh_user")), "auth.ssh_user: missing; give the user who may log in on every machine")
-    key = auth.get("ssh_private_key")
+    key = auth.get("ssh_private_key", "")
     require(bool(key), "auth.ssh_private_key: missing; give the file of the key that may log in on every machine")
     require(Path(key).expanduser().is_file(), f"auth.ssh_private_key={key}: there is no such file here")
     for local in (config.get("file_mounts") or {}).values():

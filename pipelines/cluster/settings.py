@@ -70,10 +70,10 @@ class ClusterSettings:
         zones = provider.get("availability_zone") or ""
         return cls(
             cluster_name=config.get("cluster_name", ""),
-            region=provider.get("region"),
-            bucket=provider.get("bucket"),
+            region=provider.get("region", ""),
+            bucket=provider.get("bucket", ""),
             ssh_from=tuple([ssh_from] if isinstance(ssh_from, str) else ssh_from),
-            key_name=(provider.get("key_pair") or {}).get("key_name"),
+            key_name=(provider.get("key_pair") or {}).get("key_name", ""),
             zones=tuple(zone.strip() for zone in zones.split(",") if zone.strip()),
             vpc=provider.get("vpc"),
         )

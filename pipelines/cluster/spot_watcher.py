@@ -101,7 +101,7 @@ def drain(address: str, instance: str, notice: Notice) -> int:
     import ray._raylet  # a second of imports, which most watchers never need
     from ray.core.generated import autoscaler_pb2, gcs_pb2
 
-    gcs = ray._raylet.GcsClient(address=address)
+    gcs = ray._raylet.GcsClient(address=address)  # type: ignore[attr-defined]  # missing in Ray's own stub
     count = 0
     for node in gcs.get_all_node_info(timeout=10).values():
         if node.instance_id != instance or node.state != gcs_pb2.GcsNodeInfo.ALIVE:
@@ -126,7 +126,8 @@ def main(settings: WatcherSettings) -> int:
         instance = metadata.get("instance-id")
     except OSError as error:
         raise ConfigError(f"this is no EC2 instance: its metadata service does not answer ({error})") from error
-    require(instance is not None, "this is no EC2 instance: its metadata service knows no instance-id")
+    if instance is None:
+        raise ConfigError("this is no EC2 instance: its metadata service knows no instance-id")
     print(f"watching for a spot notice to {instance}", flush=True)
     while (notice := _look(metadata)) is None:
         time.sleep(settings.seconds)

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from fvae.config import ConfigError
 from pipelines.sources.base import digest
 from pipelines.storage import Storage, StorageError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 BUFFER = 256 << 10
 _Decompressor = gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
@@ -73,9 +76,10 @@ class _AsFarAsWhole(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        content = self._unpacked.read1(len(buffer))
-        buffer[: len(content)] = content
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        content = self._unpacked.read1(len(view))
+        view[: len(content)] = content
         return len(content)
 
 

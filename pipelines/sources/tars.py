@@ -9,7 +9,10 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 BLOCK = 512
 _REGULAR = (b"0", b"\0", b"7")
@@ -144,9 +147,10 @@ class _Content(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        content = self._reader.read_some(len(buffer))
-        buffer[: len(content)] = content
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        content = self._reader.read_some(len(view))
+        view[: len(content)] = content
         return len(content)
 
 
