@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 
 from pipelines.troubles import raise_trouble
 from tune.attempts import Attempt, AttemptEnd, Attempts, begun, ended, now_ms
@@ -39,16 +40,16 @@ class LedgerCallback(tune.Callback):
         """Nothing: Tune pickles its callbacks for a restore of its own, which the ledger makes needless."""
         return {}
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial has a process: show it."""
         record = self.ledger.records[trial.config["id"]]
-        held = trial.placement_group_factory.required_resources
+        held = trial.placement_group_factory.required_resources  # type: ignore[attr-defined]  # None before it starts
         attempt = Attempt(started_ms=now_ms(), cpus=held.get("CPU", 0.0), gpus=held.get("GPU", 0.0))
         self._heard[record.id] = time.monotonic()
         self._show(self.ledger.update(record.id, attempts=begun(record.attempts, attempt)))
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """An epoch is done, or the trial ended."""
         record = self.ledger.records[trial.config["id"]]
@@ -66,12 +67,12 @@ class LedgerCallback(tune.Callback):
             self.ledger.trial_storage(record.id).delete(CHECKPOINT)
         self._show(record)
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial whose process died, and which Tune starts again."""
         record = self.ledger.records[trial.config["id"]]
         self.ledger.update(record.id, attempts=self._ended(record, "lost"))
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial whose process died more often than Tune starts it again: keep it with its reason."""
         record = self.ledger.records[trial.config["id"]]
         if record.status != "running":

@@ -165,7 +165,7 @@ class _Trial(optuna.trial.FixedTrial):
         self._chosen[name] = min(max(round(self.choose_number(name, low - 0.5, high + 0.5, log)), low), high)
         return self._chosen[name]
 
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         self._chosen[name] = self.choose(name, choices)
         return self._chosen[name]
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -34,6 +34,9 @@ from tune.settings import SearchSettings
 from tune.standings import Standings
 from tune.trial import TrialProcess, read_test_split
 from tune.trial_workers import TrialCoordinator
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
 
 RETRIES = 2
 """How often a trial that crashed starts again from its checkpoint before it has failed."""
@@ -171,7 +174,7 @@ class PlacingScheduler(FrontScheduler):
         self.room = room
         self._placed: set[str] = set()
 
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
         """A new trial, or one to try again: it keeps its resources, by which Tune has it in its books."""
         if trial.trial_id not in self._placed:
             self._placed.add(trial.trial_id)

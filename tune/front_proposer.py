@@ -128,7 +128,7 @@ class FrontProposer:
             if not stopped:
                 raise
             pool = []
-        largest = max(each.params for each in (*pool, *(record for record, _ in standings)))
+        largest = max([*(each.params for each in pool), *(record.params for record, _ in standings)])
         if len(known) < LEAST_TRIALS:
             choices = [Choice(what=each, value=math.inf) for each in pool if self.limits.allows(each)][:1]
             front = self.standings.front(standings, largest)

@@ -14,6 +14,7 @@ import ray
 import torch
 from ray import tune
 from ray.exceptions import RayError
+from ray.tune.experiment import Trial
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fvae.config import ConfigError, ModelConfig
@@ -65,7 +66,7 @@ class PeakMemory(tune.Callback):
         self.shares = shares
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """An epoch is done."""
         if "peak_gpu_bytes" in result:

@@ -132,8 +132,8 @@ class OptunaProposer:
             self._end(record, self._unfinished.pop(known))
 
     def _study(self, family: str) -> optuna.Study:
-        directions = ["minimize", "minimize"]
-        return optuna.create_study(directions=directions, sampler=self._make_sampler(self.seed), study_name=family)
+        sampler = self._make_sampler(self.seed)
+        return optuna.create_study(directions=["minimize", "minimize"], sampler=sampler, study_name=family)
 
     def _seed(self, family: str) -> int:
         """Another one for each proposal, and the same one after a kill."""

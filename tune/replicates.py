@@ -71,9 +71,9 @@ def spread(records: Iterable[TrialRecord]) -> dict[str, Spread]:
     trials = {record.id: record for record in records}
     for record in trials.values():
         first = trials.get(record.replicate_of or "")
-        if first is None or not (_measured(first) and _measured(record)):
+        if first is None or (bpd := _measured(first)) is None or (again := _measured(record)) is None:
             continue
-        measured.setdefault(first.id, [first.val_bpd]).append(record.val_bpd)  # type: ignore[list-item, arg-type]
+        measured.setdefault(first.id, [bpd]).append(again)
     return {
         trial_id: {
             "seeds": len(bpds),
@@ -84,5 +84,5 @@ def spread(records: Iterable[TrialRecord]) -> dict[str, Spread]:
     }
 
 
-def _measured(record: TrialRecord) -> bool:
-    return record.status == "complete" and record.val_bpd is not None
+def _measured(record: TrialRecord) -> float | None:
+    return record.val_bpd if record.status == "complete" else None

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ray.tune.experiment import Trial
@@ -32,6 +32,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune.ledger import TrialRecord, changes
 from tune.standings import Standings
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,7 @@ class FrontScheduler(FIFOScheduler):
         super().__init__()
         self.standings, self.rule = standings, rule or Rule()
 
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Stop or continue, after every epoch."""
         ledger = self.standings.ledger
         record = ledger.records[trial.config["id"]]

@@ -68,7 +68,7 @@ class FrontSearcher(Searcher):
                 self._turns[record.family] += 1 + _taken_up_again(record)
                 proposer.tell(record)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's lacks FINISHED
         """The next trial's config for :class:`tune.trial.TrialProcess`; ``FINISHED``, or None: ask again later."""
         if self.budget.over(self.ledger):
             return Searcher.FINISHED

@@ -7,7 +7,7 @@ forecast's own spread, so that part-trained trials count for as much as they tel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,7 @@ class _Coordinates(optuna.trial.FixedTrial):
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         return self._note(super().suggest_int(name, low, high, step=step, log=log), low, high, log)
 
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         value = super().suggest_categorical(name, choices)
         self.coordinates += [float(value == choice) for choice in choices]
         return value

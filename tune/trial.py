@@ -149,7 +149,7 @@ class TrialProcess(tune.Trainable):
     Images in memory come once per process, from Ray's object store (``tune.with_parameters``).
     """
 
-    def setup(
+    def setup(  # type: ignore[override]  # with_parameters supplies all but the config
         self, config: dict[str, Any], images: dict[str, np.ndarray | ImageSource], device: str, threads: int
     ) -> None:
         """``images``: ``train`` and ``val``, each uint8 ``[N, C, H, W]`` or a streamed source."""
@@ -171,7 +171,7 @@ class TrialProcess(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the trial's checkpoint lies in the search's own storage."""
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Nothing: the first :meth:`step` restores."""
 
     def cleanup(self) -> None:

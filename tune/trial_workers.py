@@ -38,7 +38,12 @@ class TrialCoordinator(tune.Trainable):
     this process, however it ends, because it owns them.
     """
 
-    def setup(self, config: dict[str, Any], images: SharedImages, device: str, threads: int) -> None:
+    restored: bool
+    """Whether the workers have continued from the trial's checkpoint."""
+
+    def setup(  # type: ignore[override]  # with_parameters supplies all but the config
+        self, config: dict[str, Any], images: SharedImages, device: str, threads: int
+    ) -> None:
         """Start the workers, each with so many torch threads, and give them the trial."""
         self.group = WorkerGroup(images, device, threads)
         self._begin(config)
@@ -73,7 +78,7 @@ class TrialCoordinator(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the trial's checkpoint lies in the search's own storage."""
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Nothing: the first :meth:`step` restores."""
 
     def cleanup(self) -> None:
@@ -145,8 +150,10 @@ class WorkerGroup:
 
     def __init__(self, images: SharedImages, device: str, threads: int) -> None:
         self.images, self.device, self.threads = images, device, threads
-        self.placement_group = ray.util.get_current_placement_group()
-        self.count: int = self.placement_group.bundle_count
+        placement_group = ray.util.get_current_placement_group()
+        assert placement_group is not None  # Tune has made one for the trial
+        self.placement_group = placement_group
+        self.count: int = placement_group.bundle_count
         self._actors: list[Any] = []
 
     def call(self, method: str, *arguments: Any, ranks: Iterable[int] | None = None) -> list[Any]:
