@@ -18,7 +18,7 @@ from fvae.config import ConfigError, require
 from fvae.manifest import FORMAT, Manifest, Shard, require_split
 
 if TYPE_CHECKING:  # pyarrow is imported where a shard is read or written: the model itself runs without
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq
 
 Fetch = Callable[[str], bytes]
 """The bytes of a data set's file, by its key. Raises what its storage raises."""
