@@ -72,7 +72,7 @@ def serve(descriptor: int) -> None:
     gc.disable()  # nothing here makes cycles, and its rounds over many small objects cost a few percent
     connection = Connection(descriptor)
     tasks: queue.SimpleQueue = queue.SimpleQueue()
-    answers: queue.Queue = queue.Queue(maxsize=1)  # no more than the parent takes
+    answers: queue.Queue[Part | None] = queue.Queue(maxsize=1)  # no more than the parent takes
 
     def receive() -> None:
         with _ending_the_process():

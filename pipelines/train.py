@@ -113,10 +113,9 @@ class Training:
         patience = CLOSING_SECONDS
         try:
             if self.result is None:
-                self._train()
-                assert self.result is not None
+                result = self._train()
                 self.lease.check()
-                write_result(self.run, self.result)
+                write_result(self.run, result)
                 self._track()
             interrupted = False
         except StorageError:  # after minutes of trying: what MLflow still lacks, the next start brings it
@@ -134,8 +133,8 @@ class Training:
                 self.console.print(f"warning: {problem}", style="yellow", markup=False)
         return self._print_result()
 
-    def _train(self) -> None:
-        """Run the workers to the end of the training; :attr:`result` says which."""
+    def _train(self) -> TrainResult:
+        """Run the workers to the end of the training, and return which end that was."""
         from pipelines.train_worker import WorkerTask, train  # Ray takes seconds to import: not to show what is done
         from pipelines.worker_job import JobFailed, job_session, ray_images, run_job
 
@@ -170,6 +169,8 @@ class Training:
                     raise StorageError(
                         f"{self.name}: {failed}; the same command goes on from the last checkpoint"
                     ) from failed
+        assert self.result is not None
+        return self.result
 
     def _on_event(self, event: dict[str, Any]) -> None:
         """What :func:`pipelines.train_worker.train` tells."""
