@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
+from torch import Tensor
 
 from fvae.data import Dataset
 from fvae.evaluation import NonFiniteError
@@ -52,7 +53,9 @@ class EvaluationJob:
         """
         with job_session(self._dataset, self._resources):
             images = ray_images(self._dataset, (self._split,))[self._split]
-            weights = ray.put({name: tensor.cpu() for name, tensor in self._model.state_dict().items()})
+            weights: ray.ObjectRef[Mapping[str, Tensor]] = ray.put(
+                {name: tensor.cpu() for name, tensor in self._model.state_dict().items()}
+            )
             for start in range(1, STARTS + 1):
                 task = EvaluationTask(
                     model=self._model.config,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
+from collections.abc import Mapping
 
 import ray
 from ray.train.torch import get_device
+from torch import Tensor
 
 from fvae import ModelConfig, build
 from fvae.workers import Workers
 from pipelines.readings import Reading, measure
-from pipelines.worker_job import Events, fetched
+from pipelines.worker_job import Events, SentImages, fetched
 
 SAY_SECONDS = 1.0
 """Between two words of how much a worker has done."""
@@ -23,10 +24,9 @@ class EvaluationTask:
     """What a worker is told, the same for all of them. Picklable."""
 
     model: ModelConfig
-    weights: Any
-    """Reference to the model's state in Ray's object store."""
-    images: Any
-    """Reference to an array in Ray's object store, or a source."""
+    weights: ray.ObjectRef[Mapping[str, Tensor]]
+    """The model's state in Ray's object store."""
+    images: SentImages
     readings: tuple[Reading, ...]
     seed: int
     split: str

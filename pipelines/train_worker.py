@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import socket
 import time
-from typing import Any
 
 import ray.train
 import torch
@@ -20,7 +19,7 @@ from pipelines.model_files import keep_model
 from pipelines.storage import open_storage
 from pipelines.train_job import JOB
 from pipelines.worker_figures import WorkerFigures
-from pipelines.worker_job import Events, fetched
+from pipelines.worker_job import Events, SentImages, fetched
 
 STEP_SECONDS = 2.0
 """Between two words of how many steps are done."""
@@ -34,8 +33,8 @@ class WorkerTask:
     """URI of the run."""
     model: ModelConfig
     train: TrainConfig
-    images: dict[str, Any]
-    """``train`` and ``val``: each a reference to an array in Ray's object store, or a source."""
+    images: dict[str, SentImages]
+    """``train`` and ``val``."""
     keep: int
     """Checkpoints kept, besides the best."""
     checkpoint_seconds: float

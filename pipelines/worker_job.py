@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import ray
@@ -35,6 +35,8 @@ else:
     from ray.train import ScalingConfig
 
 Config = TypeVar("Config")
+SentImages: TypeAlias = "ray.ObjectRef[np.ndarray] | ImageSource"
+"""A split's images on the way to a worker: :func:`ray_images` makes them, :func:`fetched` undoes it."""
 
 LOOK_SECONDS = 0.5
 """How often the driver looks whether the job has ended, while nothing is heard from it."""
@@ -98,13 +100,13 @@ class Events:
         self._queue.put(event)
 
 
-def ray_images(dataset: Dataset, splits: Sequence[str]) -> dict[str, Any]:
+def ray_images(dataset: Dataset, splits: Sequence[str]) -> dict[str, SentImages]:
     """Each split for a job's config: arrays go to Ray's memory, once per machine; sources read for themselves."""
     images = {split: dataset.images(split) for split in splits}
     return {split: ray.put(each) if isinstance(each, np.ndarray) else each for split, each in images.items()}
 
 
-def fetched(images: Any) -> np.ndarray | ImageSource:
+def fetched(images: SentImages) -> np.ndarray | ImageSource:
     """On a worker: what :func:`ray_images` made of a split."""
     return ray.get(images) if isinstance(images, ray.ObjectRef) else images
 
