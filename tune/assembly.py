@@ -3,31 +3,59 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from fvae.data import Dataset
 from fvae.train_config import TrainConfig
-from tune.budget import Budget
-from tune.candidates import SpaceCandidates
-from tune.designs import first_models
+from tune.candidates import CandidateSource, SpaceCandidates
+from tune.designs import MOST, first_models
 from tune.forecasts import Forecasts
+from tune.front_proposer import FrontProposer
 from tune.ledger import Ledger
 from tune.limits import Limits
 from tune.proposers import OptunaProposer, Proposer
+from tune.scheduler import Rule
+from tune.searcher import Allowance, FrontSearcher
 from tune.settings import SearchSettings
 from tune.space import SearchSpace
 from tune.standings import Standings
 from tune.warm_start import WarmStart, warm_start
 
-if TYPE_CHECKING:  # it imports Ray
-    from tune.searcher import FrontSearcher
+
+class Images(Protocol):
+    """What the parts of a search depend on of its :class:`fvae.data.Dataset`."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of an image."""
+
+    @property
+    def bins(self) -> int:
+        """Levels of a pixel."""
+
+    def content_hash(self) -> str:
+        """Of every pixel; needed for a warm start alone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """How a search decides. The defaults are what users get; benchmarks replace one to measure what it is worth."""
+
+    rule: Rule = Rule()
+    """When a trial is stopped."""
+    designs: int = MOST
+    """Sound models that each family begins with, at most. 0: what it begins with is drawn at random."""
+    by_size: bool = True
+    """Whether a model's size counts. False: the front is the lowest bits/dim alone."""
+    extrapolate: bool = True
+    """Whether a part-trained trial is worth what it is forecast to reach. False: it is worth what it has reached so
+    far, and is compared with others after equal training."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """What a search is made of, besides the machines."""
 
-    source: SpaceCandidates
+    source: CandidateSource
     """All models."""
     limits: Limits
     """Which of them may be trained."""
@@ -39,48 +67,72 @@ class Parts:
     """A line to the user on what an earlier search gave."""
 
 
-def assemble(settings: SearchSettings, dataset: Dataset, ledger: Ledger, budget: Budget) -> Parts:
+def assemble(
+    settings: SearchSettings,
+    images: Images,
+    ledger: Ledger,
+    budget: Allowance,
+    *,
+    source: CandidateSource | None = None,
+    strategy: Strategy | None = None,
+) -> Parts:
     """The parts for a search's images and ledger.
+
+    Args:
+        settings: what the user asks for.
+        images: what the models are for.
+        ledger: of the search, opened.
+        budget: of the search.
+        source: the models that may be trained. By default they are those of the images' search space; another source
+            needs the sampler ``front`` and no warm start, as everything else reads the space.
+        strategy: how the search decides; by default as every user's search does.
 
     Raises ``ConfigError`` for a ``--warm-start`` that is of no use, ``StorageError`` where its storage does not answer.
     """
-    from tune.scheduler import Rule  # both import Ray, which takes seconds
-    from tune.searcher import FrontSearcher
-
-    channels, height, width = dataset.shape
-    space = SearchSpace.for_images(dataset.shape)
-    images = {"channels": channels, "height": height, "width": width, "bins": dataset.bins}
+    strategy = strategy or Strategy()
+    one_front = settings.goal == "front"
+    channels, height, width = images.shape
+    space = SearchSpace.for_images(images.shape)
+    fields = {"channels": channels, "height": height, "width": width, "bins": images.bins}
     train = TrainConfig(
         epochs=settings.epochs, batch_size=settings.batch_size, precision=settings.precision, seed=settings.seed
     )
-    source = SpaceCandidates(space, images, train)
+    in_space = SpaceCandidates(space, fields, train)
+    if source is None:
+        source = in_space
+    elif settings.sampler != "front" or settings.warm_start is not None:
+        raise ValueError("a source of one's own needs the sampler 'front' and no warm start")
     limits = limits_of(settings)
-    earlier = _earlier(settings, dataset, source, ledger)
-    first = first_models(source, limits, settings.families, settings.max_trials, earlier.fronts if earlier else None)
+    earlier = _earlier(settings, images, in_space, ledger)
+    fronts = earlier.fronts if earlier else None
+    first = first_models(source, limits, settings.families, settings.max_trials, fronts=fronts, most=strategy.designs)
     standings = Standings(
-        ledger, Forecasts(Rule().rungs(settings.epochs), settings.epochs, dataset.bins), bins=dataset.bins
+        ledger,
+        Forecasts(strategy.rule.rungs(settings.epochs), settings.epochs, images.bins),
+        bins=images.bins,
+        compete=one_front,
+        by_size=strategy.by_size,
+        extrapolate=strategy.extrapolate,
     )
     observed = earlier.observed if earlier else ()
     proposer: Proposer
     most_worth = None
     if settings.sampler == "front":
-        from tune.front_proposer import FrontProposer
-
         proposer = FrontProposer(
             standings,
             source,
             limits,
             space,
-            images,
+            fields,
             epochs=settings.epochs,
             seed=settings.seed,
             first=first,
             earlier=observed,
         )
-        most_worth = proposer.most_worth if settings.goal == "front" else None
+        most_worth = proposer.most_worth if one_front else None
     else:
         proposer = OptunaProposer(
-            settings.sampler, source=source, limits=limits, first=first, earlier=observed, seed=settings.seed
+            settings.sampler, source=in_space, limits=limits, first=first, earlier=observed, seed=settings.seed
         )
     searcher = FrontSearcher(
         ledger=ledger,
@@ -102,14 +154,14 @@ def limits_of(settings: SearchSettings) -> Limits:
     )
 
 
-def _earlier(settings: SearchSettings, dataset: Dataset, source: SpaceCandidates, ledger: Ledger) -> WarmStart | None:
+def _earlier(settings: SearchSettings, images: Images, source: SpaceCandidates, ledger: Ledger) -> WarmStart | None:
     if settings.warm_start is None:
         return None
     return warm_start(
         settings.warm_start,
         storage=settings.all_runs(),
         run=ledger.root,
-        dataset_hash=dataset.content_hash(),
+        dataset_hash=images.content_hash(),
         source=source,
         families=settings.families,
     )

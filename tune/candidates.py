@@ -84,6 +84,9 @@ class CandidateSource(Protocol):
         None where that is no possible model.
         """
 
+    def designs(self, family: str, count: int) -> list[Candidate]:
+        """``count`` models of a family with sound settings, from small to large; fewer where there are no more."""
+
 
 class SpaceCandidates:
     """The candidates of a search space, for images of one shape and one training budget.

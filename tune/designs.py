@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tune.candidates import Candidate, SpaceCandidates
+from tune.candidates import Candidate, CandidateSource
 from tune.limits import Limits
 
 MOST = 6
@@ -12,29 +12,31 @@ MOST = 6
 
 
 def first_models(
-    source: SpaceCandidates,
+    source: CandidateSource,
     limits: Limits,
     families: Sequence[str],
     trials: int | None,
     fronts: Mapping[str, Sequence[Candidate]] | None = None,
+    most: int = MOST,
 ) -> dict[str, list[Candidate]]:
     """What each family's search begins with, from small to large: sound models as many as are within the limits.
 
     At most two thirds of the family's share of ``trials`` (None: not limited).
 
     Args:
-        source: the search space.
+        source: the models that may be trained.
         limits: those of size are heeded here; what is left of them is the proposer's business.
         families: that are searched.
         trials: of all families together.
         fronts: of an earlier search, by family, by ascending size: they take the place of the sound models.
+        most: sound models of each family.
     """
     first = {}
     for index, family in enumerate(families):
         share = None if trials is None else max(1, 2 * len(range(index, trials, len(families))) // 3)
         models = [each for each in (fronts or {}).get(family, ()) if limits.allows_size(each)]
         if not models:
-            share = min(MOST, share or MOST)
+            share = min(most, share or most)
             for finer in (1, 4, 16):  # more of the small ones where only these are within the limits
                 designs = {each.key: each for each in source.designs(family, finer * share)}
                 models = [each for each in designs.values() if limits.allows_size(each)]

@@ -25,15 +25,16 @@ from benchmarks.search.replay import MakeMethod, Trace, replay
 from benchmarks.search.results import SHARES, Conditions, quartiles
 from fvae.files import write_text
 from pipelines import command_line
+from tune.assembly import Strategy
 from tune.scheduler import Rule
 
 WITHOUT: dict[str, MakeMethod] = {
     "whole": Ours,
-    "without sizes": functools.partial(Ours, by_size=False),
-    "without extrapolation": functools.partial(Ours, extrapolate=False),
-    "without a share per size": functools.partial(Ours, rule=Rule(kept=None)),
-    "without stopping": functools.partial(Ours, rule=Rule(rung_shares=())),
-    "without designs": functools.partial(Ours, designs=0),
+    "without sizes": functools.partial(Ours, strategy=Strategy(by_size=False)),
+    "without extrapolation": functools.partial(Ours, strategy=Strategy(extrapolate=False)),
+    "without a share per size": functools.partial(Ours, strategy=Strategy(rule=Rule(kept=None))),
+    "without stopping": functools.partial(Ours, strategy=Strategy(rule=Rule(rung_shares=()))),
+    "without designs": functools.partial(Ours, strategy=Strategy(designs=0)),
 }
 
 

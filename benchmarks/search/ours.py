@@ -1,10 +1,12 @@
-"""This project's search on the table: its real searcher, proposer, scheduler and forecasts, its ledger in memory.
+"""This project's search on the table, put together as every search is (:func:`tune.assembly.assemble`).
 
-The sound designs that a search begins with are taken from the table, as the table holds them.
+The table takes the place of the search space, also for the sound designs that a search begins with. The ledger stays
+in memory, and the replay decides when the search is over.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from types import SimpleNamespace
@@ -19,16 +21,11 @@ from fvae import ModelConfig
 from fvae.config import FAMILIES
 from fvae.epoch_metrics import EpochMetrics
 from pipelines.storage import open_storage
+from tune.assembly import Strategy, assemble
 from tune.candidates import Candidate
-from tune.designs import MOST
-from tune.forecasts import Forecasts
-from tune.front_proposer import FrontProposer
 from tune.ledger import Ledger, TrialRecord, changes
-from tune.limits import Limits
-from tune.scheduler import FrontScheduler, Rule
-from tune.searcher import FrontSearcher
-from tune.space import SearchSpace
-from tune.standings import Standings
+from tune.scheduler import FrontScheduler
+from tune.settings import Goal, SearchSettings
 
 SEEN = 0.5
 """Share of the untried rows that one choice is made from, at random: a search in the whole space sees a draw, too."""
@@ -59,6 +56,7 @@ class TableCandidates:
             for row in curves.rows
         ]
         self.row = {candidate.key: index for index, candidate in enumerate(self.all)}
+        self._curves = curves
         self._untried = {family: [each for each in self.all if each.family == family] for family in FAMILIES}
 
     def draw(self, family: str, count: int, rng: np.random.Generator) -> list[Candidate]:
@@ -69,9 +67,32 @@ class TableCandidates:
     def between(self, parent: dict[str, Any], other: Candidate, rng: np.random.Generator) -> None:
         """A table holds nothing between its rows."""
 
+    def designs(self, family: str, count: int) -> list[Candidate]:
+        """The family's sound designs that the table holds, as many as are asked for at most, from small to large."""
+        designs = [self.all[index] for index in self._curves.designs(count)]
+        return sorted((each for each in designs if each.family == family), key=lambda each: each.params)
+
     def take(self, index: int) -> None:
         """A row is tried."""
         self._untried[self.all[index].family].remove(self.all[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class TableImages:
+    """What the rows of the table were trained on, as far as a search asks."""
+
+    shape: tuple[int, int, int]
+    bins: int
+
+    @classmethod
+    def of(cls, curves: Curves) -> TableImages:
+        """All rows were trained on the same images."""
+        model = ModelConfig.from_dict(dict(curves.rows[0].model))
+        return cls(model.image_shape, curves.bins)
+
+    def content_hash(self) -> str:
+        """Of no use: the replay starts from nothing."""
+        raise NotImplementedError
 
 
 class Unlimited:
@@ -89,51 +110,20 @@ class Unlimited:
 class Ours:
     """One search."""
 
-    def __init__(
-        self,
-        curves: Curves,
-        seed: int,
-        *,
-        compete: bool = False,
-        designs: int = MOST,
-        by_size: bool = True,
-        extrapolate: bool = True,
-        rule: Rule | None = None,
-    ) -> None:
-        rule = rule or Rule()
-        shape = ("channels", "height", "width")
-        images = {name: int(curves.rows[0].model[name]) for name in (*shape, "bins")}
-        self.source = TableCandidates(curves)
-        self.ledger = MemoryLedger()
-        standings = Standings(
-            self.ledger,
-            Forecasts(rule.rungs(curves.epochs), curves.epochs, curves.bins),
-            bins=curves.bins,
-            compete=compete,
-            by_size=by_size,
-            extrapolate=extrapolate,
-        )
-        first: dict[str, list[Candidate]] = {family: [] for family in FAMILIES}
-        for index in curves.designs(designs) if designs else ():
-            first[curves.rows[index].family].append(self.source.all[index])
-        proposer = FrontProposer(
-            standings,
-            self.source,
-            Limits(),
-            SearchSpace.for_images(tuple(images[name] for name in shape)),  # type: ignore[arg-type]
-            images,
+    def __init__(self, curves: Curves, seed: int, *, goal: Goal = "map", strategy: Strategy | None = None) -> None:
+        strategy = strategy or Strategy()
+        settings = SearchSettings(
+            trials=len(curves.rows),
             epochs=curves.epochs,
             seed=seed,
-            first={family: sorted(each, key=lambda candidate: candidate.params) for family, each in first.items()},
+            goal=goal,
+            families=tuple(family for family in FAMILIES if any(row.family == family for row in curves.rows)),
         )
-        self.scheduler = FrontScheduler(standings, rule)
-        self.searcher = FrontSearcher(
-            ledger=self.ledger,
-            proposer=proposer,
-            families=[family for family in FAMILIES if any(row.family == family for row in curves.rows)],
-            budget=Unlimited(),
-            most_worth=proposer.most_worth if compete else None,
+        self.source, self.ledger = TableCandidates(curves), MemoryLedger()
+        parts = assemble(
+            settings, TableImages.of(curves), self.ledger, Unlimited(), source=self.source, strategy=strategy
         )
+        self.searcher, self.scheduler = parts.searcher, FrontScheduler(parts.standings, strategy.rule)
         self._tune_ids = (f"tune-{number}" for number in itertools.count())
         self._trials: dict[int, tuple[str, str]] = {}  # row → Tune's id, ours
 
@@ -179,7 +169,7 @@ def _result(epoch: int, val_bpd: float) -> dict[str, Any]:
 
 METHODS: dict[str, MakeMethod] = {
     "ours": Ours,
-    "ours, one front": functools.partial(Ours, compete=True),
-    "ours without designs": functools.partial(Ours, designs=0),
-    "ours, one front, without designs": functools.partial(Ours, compete=True, designs=0),
+    "ours, one front": functools.partial(Ours, goal="front"),
+    "ours without designs": functools.partial(Ours, strategy=Strategy(designs=0)),
+    "ours, one front, without designs": functools.partial(Ours, goal="front", strategy=Strategy(designs=0)),
 }
