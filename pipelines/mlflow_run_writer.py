@@ -111,7 +111,7 @@ class RunWriter:
         params = dict(trial.params) | {"family": trial.family}
         if "size/params" in trial.constants:
             params[_SIZE_AXIS] = round(math.log10(trial.constants["size/params"]), 6)
-        tags = dict(trial.tags) | {"status": trial.status, _EPOCHS_TAG: str(run.last_epoch)}
+        tags = {"status": trial.status, _EPOCHS_TAG: str(run.last_epoch)}
         if trial.reason or "reason" in run.tags:
             tags["reason"] = trial.reason
 

@@ -142,7 +142,7 @@ class RunTracker(BackgroundTracker["TrainingRun"]):
             dataset_name: the experiment is ``fvae/<dataset_name>``, unless there is a parent run.
             run_name: the run's name.
             parent_run_id: the run, such as a search's, that it is nested under, in that run's experiment.
-            tags: the run's tags, beside its snapshot's.
+            tags: the run's tags, beside those that say how it is.
             tracking_uri: default: ``MLFLOW_TRACKING_URI`` where set, else :func:`default_tracking_uri`.
             write_interval: seconds between two rounds of writing; what comes in between is written as one batch.
         """

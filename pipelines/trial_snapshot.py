@@ -50,8 +50,6 @@ class TrialSnapshot:
     """Metrics of the kept weights, complete trials only, at the last epoch's step: ``best/val_bpd``, ``test/bpd``."""
     artifacts: tuple[Artifact, ...] = ()
     """Files and folders to upload under their own names once the trial has ended."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    """Further tags."""
     registered_as: str | None = None
     """Once complete, its artifact ``model``, an MLflow model, is one version of the registered model of this name."""
 

@@ -32,7 +32,8 @@ class Budget:
         self.time_text, self.seconds = settings.time_budget, settings.time_budget_seconds
         self.device_hours, self.on_gpus = settings.gpu_hours, settings.gpus_per_trial != 0
         self.clock = clock
-        self._progress = FrontProgress(bins)
+        self.one_front = settings.goal == "front"
+        self._progress = FrontProgress(bins, one_front=self.one_front)
         self._closed: str | None = None
 
     def may_start(self, ledger: Ledger, *, replicate: bool = False) -> str | None:
@@ -46,7 +47,8 @@ class Budget:
             if self.max_trials is not None and started >= self.max_trials:
                 return f"--trials {self.max_trials}: all started"
             if self.patience is not None and self._progress.idle(ledger.ended()) >= self.patience:
-                return f"--patience {self.patience}: the last {self.patience} trials have moved no family's front"
+                front = "have not moved the front" if self.one_front else "have moved no family's front"
+                return f"--patience {self.patience}: the last {self.patience} trials {front}"
         # Once said it stands: the search ends by it, though the last trials may leave more than they were expected to.
         self._closed = self._closed or self._too_late(ledger)
         return self.over(ledger) or self._closed
@@ -110,14 +112,15 @@ class Budget:
 
 
 class FrontProgress:
-    """How long no family's front has moved, in trials that have ended since. Other seeds of a trial do not count.
+    """How long no family's front has moved, or ``one_front`` of all families, in trials that have ended since. Other
+    seeds of a trial do not count.
 
     In the plane of the map's hypervolumes (log10 parameters, validation bits/dim), with a reference a decade above
     the largest complete model so far: so a larger model that is better counts too.
     """
 
-    def __init__(self, bins: int) -> None:
-        self.ceiling = math.log2(bins)
+    def __init__(self, bins: int, *, one_front: bool) -> None:
+        self.ceiling, self.one_front = math.log2(bins), one_front
         self._seen: set[tuple[str, str, int]] = set()
         self._fronts: dict[str, list[Point]] = {}
         self._largest = 0.0
@@ -140,10 +143,11 @@ class FrontProgress:
         point = (math.log10(record.params), record.val_bpd)
         self._largest = max(self._largest, point[0])
         reference = (self._largest + 1, self.ceiling)
-        front = self._fronts.get(record.family, [])
+        name = "all" if self.one_front else record.family
+        front = self._fronts.get(name, [])
         before, after = hypervolume(front, reference), hypervolume([*front, point], reference)
         points = [*front, point]
-        self._fronts[record.family] = [points[index] for index in pareto_front(points)]
+        self._fronts[name] = [points[index] for index in pareto_front(points)]
         return after - before > LEAST_GROWTH * before
 
 

@@ -104,11 +104,11 @@ class LedgerCallback(tune.Callback):
 class BudgetStopper(tune.Stopper):
     """Ends the search, and not one trial: Tune stops what runs without a word to searcher, scheduler or callbacks.
 
-    It is asked all the time, so it also sees to what happens by the clock: the time that is kept, ``tick``.
+    It is asked all the time, so it also sees to the time that is kept.
     """
 
-    def __init__(self, budget: Budget, ledger: Ledger, tick: Callable[[], None] = lambda: None) -> None:
-        self.budget, self.ledger, self.tick = budget, ledger, tick
+    def __init__(self, budget: Budget, ledger: Ledger) -> None:
+        self.budget, self.ledger = budget, ledger
         self.why: str | None = None
         """Why the search was ended, one line; None where it was not."""
         self._asked_at = 0.0
@@ -126,6 +126,5 @@ class BudgetStopper(tune.Stopper):
         if self.why is None and time.monotonic() - self._asked_at > ASK_SECONDS:
             self._asked_at = time.monotonic()
             self.budget.clock.tick()
-            self.tick()
             self.why = self.budget.over(self.ledger)
         return self.why is not None

@@ -35,8 +35,9 @@ MIN_TRIALS = 6
 REPLICATES = 1000
 
 
-def build_claim(records: Sequence[TrialRecord], seed: int) -> dict[str, Any]:
-    """Ratio, interval and verdict, JSON-ready.
+def build_claim(records: Sequence[TrialRecord], seed: int, *, competed: bool = False) -> dict[str, Any]:
+    """Ratio, interval and verdict, JSON-ready. Where families ``competed`` for one front there is no verdict: trials
+    of one were stopped because the other's were better, so its front is not what it could have reached.
 
     ``params_ratio_fvae_over_flow`` holds ``at_bpd`` (level → ratio), ``at_bpd_ci95``, their median
     ``headline``, its ``ci95``, the ``fvae_params`` and ``flow_params`` compared at each level, and
@@ -77,6 +78,8 @@ def build_claim(records: Sequence[TrialRecord], seed: int) -> dict[str, Any]:
     claim["params_ratio_fvae_over_flow"] = ratio
     if min(counts.values()) < MIN_TRIALS:
         return claim | claim_text.too_few_trials(claim)
+    if competed:
+        return claim | claim_text.families_competed(claim)
     low, high = ratio["ci95"]
     if high is not None and high < 1:
         claim["verdict"] = "supported"

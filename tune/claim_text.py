@@ -29,6 +29,12 @@ def too_few_trials(claim: dict[str, Any]) -> dict[str, str]:
     return {"why": why, "would_decide": _missing_trials(claim)}
 
 
+def families_competed(claim: dict[str, Any]) -> dict[str, str]:
+    """One front was searched, so neither family's own front is what it could have reached."""
+    why = f"{_ratio_sentence(claim)}. That is no verdict, as the families competed for one front (--goal front)."
+    return {"why": why, "would_decide": "A search with --goal map, in which each family has a front of its own."}
+
+
 def no_shared_level(claim: dict[str, Any], fvae: Front, flow: Front) -> dict[str, str]:
     """One family's front lies below the other's, so no bits/dim level can be compared."""
     bound = claim["bound"]

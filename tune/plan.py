@@ -36,16 +36,18 @@ def what_runs(settings: SearchSettings, dataset: Dataset, ledger: Ledger, budget
     ended, unfinished = len(ledger.ended()), len(ledger.with_status("running"))
     resumed = f" ({ended} done before, {unfinished} to resume)" if ledger.records else ""
     trials = "Trials" if budget.max_trials is None else f"{budget.max_trials} trials"
+    one_front = settings.goal == "front"
+    idle = "do not move the front" if one_front else "move no family's front"
     lines = [
         f"{dataset.name}: {counts['train']:,} training, {counts['val']:,} validation and {counts['test']:,} "
         f"test images of {width}×{height}×{channels}, {dataset.bins} levels",
         f"{trials} over {', '.join(settings.families)}, {settings.epochs} epochs each{resumed}; sampler "
-        f"{settings.sampler}",
+        f"{settings.sampler}{', one front for all families' if one_front else ''}",
     ]
     ends = [
         f"after {settings.time_budget} of training" if settings.time_budget else "",
         f"after {settings.gpu_hours:g} hours of {'GPUs' if budget.on_gpus else 'cores'}" if settings.gpu_hours else "",
-        f"after {settings.patience} trials in a row that move no family's front" if settings.patience else "",
+        f"after {settings.patience} trials in a row that {idle}" if settings.patience else "",
     ]
     if any(ends):
         before = f", {duration(budget.clock.before)} of them before" if settings.time_budget and ledger.records else ""

@@ -12,6 +12,8 @@ The rule, at each rung, for a trial with N parameters (:class:`Rule` has its par
 4. Otherwise it is stopped, unless its size would starve: of the trials of its family in a band of sizes (half a
    decade) that reached the rung, one in ``kept`` goes on whatever the rule says.
 
+Where families compete for one front (``--goal front``), the trials of its family are those of all families.
+
 What follows. A trial that is forecast to lie clearly on its front is never stopped, and no larger trial and no other
 family can stop one by being better (unless families compete for one front). A trial of which little is known yet has
 a wide forecast, and is left alone. Being stopped is no verdict: the trial keeps its checkpoint, and the proposer takes

@@ -47,8 +47,8 @@ class SearchSettings(RunSettings):
     gpu_hours: Annotated[float | None, _unset("HOURS")] = None
     """Hours of GPUs that all trials together may train for; without GPUs, of cores."""
     patience: Annotated[int | None, _unset("N")] = None
-    """Start no more trials once so many in a row have ended without moving a family's front.
-    It has moved when its hypervolume has grown by a thousandth."""
+    """Start no more trials once so many in a row have ended without moving a family's front, or with --goal front the
+    one front. It has moved when its hypervolume has grown by a thousandth."""
     families: tuple[Family, ...] = ("fvae", "flow", "vae")
     """Families to search."""
     sampler: Sampler = "front"

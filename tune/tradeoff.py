@@ -45,7 +45,7 @@ def build_tradeoff(records: Sequence[TrialRecord], search: Mapping[str, Any]) ->
         "seeds": spread(ended),
         "hypervolume": _hypervolumes(ended, int(dataset["bins"])),
         "fits": {family: fit_family(ended, family, seed) for family in FAMILIES},
-        "claim": build_claim(ended, seed),
+        "claim": build_claim(ended, seed, competed=search["budget"].get("goal") == "front"),
         "importance": parameter_importance(ended),
     }
 

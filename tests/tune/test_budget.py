@@ -235,8 +235,19 @@ def test_patience_counts_trials_in_a_row_that_moved_no_front(tmp_path: Path) -> 
     assert end(7, "flow", 50_000, 2.5) is None  # larger than all, and better
 
 
+def test_patience_looks_at_the_one_front_where_families_compete(tmp_path: Path) -> None:
+    ledger = Ledger(open_storage(tmp_path))
+    for number, (family, params, bpd) in enumerate([("flow", 1000, 2.5), ("vae", 1000, 3.0), ("vae", 2000, 2.6)]):
+        ledger.put(record(number, family, params, bpd))
+    for goal, said in (("map", None), ("front", "--patience 2: the last 2 trials have not moved the front")):
+        mine = budget(tmp_path, patience=2, goal=goal)[0]
+        assert mine.may_start(ledger) == said
+    ledger.put(record(3, "vae", 2000, 2.4))
+    assert mine.may_start(ledger) is None
+
+
 def test_the_front_moves_by_the_hypervolume(tmp_path: Path) -> None:
-    progress = FrontProgress(BINS)
+    progress = FrontProgress(BINS, one_front=False)
     ceiling = math.log2(BINS)
     trials = [record(0, "flow", 1000, 3.0)]
     assert progress.idle(trials) == 0
@@ -249,7 +260,7 @@ def test_the_front_moves_by_the_hypervolume(tmp_path: Path) -> None:
 
 
 def test_a_stopped_trial_that_went_on_counts_again() -> None:
-    progress = FrontProgress(BINS)
+    progress = FrontProgress(BINS, one_front=False)
     first, whole = record(0, "flow", 1000, 3.0), record(1, "flow", 2000, 2.5)
     assert progress.idle([first]) == 0
     assert progress.idle([first, stopped(whole, 3)]) == 1

@@ -67,6 +67,16 @@ def test_threshold_counts_each_family_by_itself() -> None:
     assert claim["would_decide"] == "At least 1 more complete f-VAE trial."
 
 
+def test_families_that_competed_for_one_front_get_no_verdict() -> None:
+    records = world(0.4, 24, scatter=0.03)
+    fair, competed = (build_claim(records, 0, competed=each) for each in (False, True))
+    assert (fair["verdict"], competed["verdict"]) == ("supported", "undecided")
+    assert "--goal front" in competed["why"] and "--goal map" in competed["would_decide"]
+    for name in ("verdict", "why", "would_decide"):
+        del fair[name], competed[name]
+    assert fair == competed  # the figures stand
+
+
 def test_part_trained_trials_change_nothing() -> None:
     records = world(0.5, 12)
     tempting = [stopped(record(90 + index, "flow", 2000 * index + 1000, 0.1), 5) for index in range(5)]

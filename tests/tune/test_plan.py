@@ -78,6 +78,9 @@ def test_every_budget_and_limit_is_named(tmp_path: Path) -> None:
     assert lines[3] == "No model of more than 50,000 parameters or 1GiB of memory in training"
     assert lines[4] == "The fronts' models are then trained with 3 seeds"
     assert lines[6].startswith("1 trial at a time, each with 1 core and 0.5 GPU; ")
+    lines = said(tmp_path, [], goal="front", trials=9, patience=3)
+    assert lines[1] == "9 trials over fvae, flow, vae, 60 epochs each; sampler front, one front for all families"
+    assert lines[2] == "Ends after 3 trials in a row that do not move the front"
 
 
 def test_earlier_trials_say_what_the_rest_costs(tmp_path: Path) -> None:

@@ -86,6 +86,13 @@ def test_part_trained_trials_keep_their_figure_and_enter_nothing(
         assert tradeoff[key] == alone[key]
 
 
+def test_the_goal_of_the_search_decides_whether_there_may_be_a_verdict() -> None:
+    records = world(0.4, 24, scatter=0.03)
+    goals = {goal: SEARCH | {"budget": SEARCH["budget"] | {"goal": goal}} for goal in ("map", "front")}
+    claims = {goal: build_tradeoff(records, search)["claim"] for goal, search in goals.items()}
+    assert [claim["verdict"] for claim in claims.values()] == ["supported", "undecided"]
+
+
 def test_further_seeds_are_error_bars_and_nothing_else(records: list[TrialRecord], tmp_path: Path) -> None:
     alone = build_tradeoff(records, SEARCH)
     first = next(trial for trial in records if trial.id == alone["fronts"]["flow"][0])
