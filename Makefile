@@ -28,6 +28,7 @@ test-gpu: .venv/installed-dev  ## The tests that need a CUDA GPU.
 
 lint: .venv/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
+	@$(BIN)/deptry . && $(BIN)/deptry . --extend-exclude '(tests|benchmarks|docs)/' --optional-dependencies-dev-groups dev
 
 ui: .venv/installed  ## Open MLflow's pages on http://127.0.0.1:5000 (PORT=… for another).
 	@$(BIN)/python -m pipelines.ui --port $(or $(PORT),5000) $(ARGS)

@@ -7,17 +7,11 @@ the services run as. So nobody has the assistant here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from werkzeug.datastructures import Authorization
-    from werkzeug.wrappers import Response
-
 _ASSISTANT = "/ajax-api/3.0/mlflow/assistant"
 
 
-def authenticate() -> Authorization | Response:
-    """MLflow's own check of name and password, for all but the assistant."""
+def authenticate() -> object:
+    """MLflow's own check of name and password, for all but the assistant: who it is, or the answer that refuses."""
     from flask import make_response, request
     from mlflow.server.auth import authenticate_request_basic_auth
 
