@@ -20,6 +20,9 @@ from fvae.digests import content_hash, image_digest
 from fvae.manifest import require_split
 from fvae.workers import Workers, share
 
+Array = np.ndarray | Tensor
+"""What the library takes where it takes images or latents."""
+
 
 @runtime_checkable
 class ImageSource(Protocol):
@@ -199,7 +202,7 @@ class TensorImages:
         return self.images[:count]
 
 
-def image_source(images: np.ndarray | Tensor | ImageSource) -> ImageSource:
+def image_source(images: Array | ImageSource) -> ImageSource:
     """What :class:`~fvae.train.Trainer` and :func:`~fvae.evaluation.evaluate` read: arrays and tensors wrapped,
     without a copy; sources as they are.
     """
@@ -212,8 +215,30 @@ def image_source(images: np.ndarray | Tensor | ImageSource) -> ImageSource:
     return images
 
 
+def as_tensor(values: Array, name: str) -> Tensor:
+    """``values`` as a tensor; ``name`` is what an error calls them. See :func:`read_only_tensor`.
+
+    Raises ``TypeError`` where they are neither an array nor a tensor, ``ValueError`` where no tensor holds their dtype.
+    """
+    if isinstance(values, Tensor):
+        return values
+    if not isinstance(values, np.ndarray):
+        raise TypeError(f"{name} are {type(values).__name__}; needs a NumPy array or a tensor")
+    try:
+        return read_only_tensor(values)
+    except TypeError:
+        raise ValueError(f"{name} of dtype {values.dtype}: needs numbers") from None
+
+
 def read_only_tensor(array: np.ndarray) -> Tensor:
-    """A tensor over the array's own memory, also where that is shared and read-only: nothing may write to it."""
+    """A tensor over the array's own memory, also where that is shared and read-only: nothing may write to it.
+
+    An array with a negative stride, or in the other byte order, is copied. Raises ``TypeError`` for a dtype that no
+    tensor has.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(array)
+        try:
+            return torch.from_numpy(array)
+        except ValueError:
+            return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fvae.data import ImageSource, derived_seed, image_source
+from fvae.data import Array, ImageSource, derived_seed, image_source
 from fvae.model import Model, images_at_once, iwae_bits_per_dim
 from fvae.workers import Workers
 
@@ -22,7 +21,7 @@ class NonFiniteError(ArithmeticError):
 @torch.no_grad()
 def evaluate(
     model: Model,
-    images: np.ndarray | Tensor | ImageSource,
+    images: Array | ImageSource,
     *,
     k: int = 1,
     seed: int = 0,

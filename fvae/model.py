@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fvae import likelihood
 from fvae.config import ModelConfig
+from fvae.data import Array, as_tensor
 from fvae.flow import IdentityFlow, MultiScaleFlow
 from fvae.networks import Decoder, Encoder
 
@@ -44,8 +45,12 @@ class ELBOTerms(NamedTuple):
 class Model(nn.Module):
     """A VAE, a flow or an f-VAE: :func:`build` makes one from its config.
 
-    ``images`` are integer tensors ``[B, C, H, W]`` with levels 0 … bins − 1 (uint8 as a rule).
-    Noise comes from ``generator`` where one is given, else from torch's global one.
+    ``images`` are a NumPy array or a tensor ``[B, C, H, W]`` of levels 0 … bins − 1, of any integer dtype (uint8 as a
+    rule) and on any device. Where they have another shape, are no integers or leave 0 … bins − 1, the methods raise
+    ``ValueError``; where they are neither an array nor a tensor, ``TypeError``. (Levels on a GPU are not looked at.)
+    What the methods give are tensors on the model's device.
+
+    Noise comes from ``generator``, on the model's device, where one is given, else from torch's global one.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -119,15 +124,14 @@ class Model(nn.Module):
 
     def bits_per_dim(
         self,
-        images: Tensor,
+        images: Array,
         generator: torch.Generator | None = None,
         noise: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Upper bound on bits/dim from one sample of r and u: ``[B]``, unbiased for −ELBO.
+        """Upper bound on the bits/dim of ``images [B, C, H, W]`` from one sample of r and u, unbiased for −ELBO.
 
-        ``noise`` is that sample, as :meth:`noise` gives it; by default it is drawn. In training mode the first
-        call also initialises ActNorm from its images. Raises ``ValueError`` where images have another shape, are
-        not integers, or leave 0 … bins − 1.
+        Returns ``[B]``, floating point, in bits per pixel and channel. ``noise`` is that sample, as :meth:`noise`
+        gives it; by default it is drawn. In training mode the first call also initialises ActNorm from its images.
         """
         images = self._checked(images)
         r, u = noise or self.noise(len(images), generator)
@@ -138,7 +142,7 @@ class Model(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
+        images: Array,
         generator: torch.Generator | None = None,
         noise: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
@@ -148,11 +152,13 @@ class Model(nn.Module):
     @torch.no_grad()
     def initialize(
         self,
-        images: Tensor,
+        images: Array,
         generator: torch.Generator | None = None,
         noise: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Set every ActNorm from this batch, once; later calls do nothing."""
+        """Set every ActNorm from ``images [B, C, H, W]`` and ``noise`` (see :meth:`bits_per_dim`), once; later calls
+        do nothing.
+        """
         images = self._checked(images)
         r, u = noise or self.noise(len(images), generator)
         self._initialize(likelihood.dequantize(images, self.config.bins, r), u)
@@ -166,23 +172,40 @@ class Model(nn.Module):
     # --- what a trained model does ---------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Every latent: z = F(E(x')) at the posterior's mean and the middle of each bin, ``[B, d]``."""
+    def encode(self, images: Array) -> Tensor:
+        """Every latent of ``images [B, C, H, W]``: z = F(E(x')) at the posterior's mean and the middle of each bin.
+
+        Returns ``[B, d]`` in the dtype of the weights; under the prior each is N(0, 1).
+        """
         return self.flow(self._latent_mean(images))[0]
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
-        """Images of latents ``z [B, d]``: G(F⁻¹(z)) as uint8 ``[B, C, H, W]``."""
+    def decode(self, z: Array) -> Tensor:
+        """Images of latents: G(F⁻¹(z)) as uint8 ``[B, C, H, W]``, levels 0 … bins − 1.
+
+        ``z`` is a NumPy array or a tensor ``[B, d]`` in floating point, as :meth:`encode` gives it; it is computed with
+        in the dtype of the weights. Raises ``ValueError`` for another shape or dtype.
+        """
+        z = as_tensor(z, "latents")
+        dimensions = math.prod(self.config.latent_shape)
+        if z.ndim != 2 or z.shape[1] != dimensions:
+            raise ValueError(f"latents of shape {tuple(z.shape)}: this model needs [B, {dimensions}]")
+        if not z.is_floating_point():
+            raise ValueError(f"latents of dtype {z.dtype}: this model needs floating point")
+        z = z.to(self.log_sigma1)
         return likelihood.quantize(self.decoder_mean(self.flow.inverse(z)), self.config.bins)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """G(E(x')) as uint8 ``[B, C, H, W]``: what the posterior's mean keeps of the images."""
+    def reconstruct(self, images: Array) -> Tensor:
+        """G(E(x')): what the posterior's mean keeps of ``images [B, C, H, W]``, as uint8 of the same shape."""
         return likelihood.quantize(self.decoder_mean(self._latent_mean(images)), self.config.bins)
 
     @torch.no_grad()
     def sample(self, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` images from the model: G(F⁻¹(T·u)), u ~ N(0, I), as uint8 ``[n, C, H, W]``."""
+        """``n`` images from the model: G(F⁻¹(T·u)), u ~ N(0, I), as uint8 ``[n, C, H, W]``, levels 0 … bins − 1.
+
+        Raises ``ValueError`` where ``n`` is no integer of at least 0, or the temperature T is below 0 or NaN.
+        """
         if not (isinstance(n, int) and n >= 0):
             raise ValueError(f"n={n!r}: must be an integer of at least 0")
         if not temperature >= 0:
@@ -191,12 +214,21 @@ class Model(nn.Module):
         return self.decode(temperature * u.flatten(1))
 
     @torch.no_grad()
-    def interpolate(self, first: Tensor, second: Tensor, steps: int = 8) -> Tensor:
-        """Images on the line between two images' latents (the paper's figure): ``[steps, C, H, W]``.
+    def interpolate(self, first: Array, second: Array, steps: int = 8) -> Tensor:
+        """Images on the line between two images' latents (the paper's figure): uint8 ``[steps, C, H, W]``.
 
-        ``first`` and ``second`` are single images ``[C, H, W]``; both ends are their reconstructions.
+        ``first`` and ``second`` are single images ``[C, H, W]``, each an array or a tensor; both ends are their
+        reconstructions. Raises ``ValueError`` as for ``images``, and where ``steps`` is no integer of at least 1.
         """
-        ends = self.encode(torch.stack((first, second)))  # [2, d]
+        if not (isinstance(steps, int) and steps >= 1):
+            raise ValueError(f"steps={steps!r}: must be an integer of at least 1")
+        pair = []
+        for name, image in (("first", as_tensor(first, "images")), ("second", as_tensor(second, "images"))):
+            if tuple(image.shape) != self.config.image_shape:
+                needed = ", ".join(map(str, self.config.image_shape))
+                raise ValueError(f"{name} of shape {tuple(image.shape)}: this model needs one image [{needed}]")
+            pair.append(self._checked(image[None]))
+        ends = self.encode(torch.cat(pair))  # [2, d]
         share = torch.linspace(0, 1, steps, dtype=ends.dtype, device=ends.device)[:, None]
         return self.decode(torch.lerp(ends[:1], ends[1:], share))
 
@@ -210,8 +242,10 @@ class Model(nn.Module):
         return self.log_sigma1.exp().item()
 
     @torch.no_grad()
-    def mean_sigma1(self, images: Tensor) -> float:
-        """Geometric mean of σ1(x') over the first images and their dimensions; σ1 where it is a scalar."""
+    def mean_sigma1(self, images: Array) -> float:
+        """Geometric mean of σ1(x') over the first of ``images [B, C, H, W]`` and their dimensions, in units of the
+        range of levels; σ1 where it is a scalar.
+        """
         if self.config.has_flow:
             return self.sigma1
         images = self._checked(images)[: images_at_once(self.config)]
@@ -222,14 +256,16 @@ class Model(nn.Module):
         """σ2 now."""
         return self.log_sigma2.exp().item()
 
-    def _latent_mean(self, images: Tensor) -> Tensor:
+    def _latent_mean(self, images: Array) -> Tensor:
         return self._posterior_at_bin_middle(self._checked(images))[0]
 
     def _posterior_at_bin_middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
         middle = torch.full(images.shape, 0.5, dtype=self.log_sigma1.dtype, device=self.log_sigma1.device)
         return self.posterior(likelihood.dequantize(images, self.config.bins, middle))
 
-    def _checked(self, images: Tensor) -> Tensor:
+    def _checked(self, images: Array) -> Tensor:
+        """``images`` on the model's device. Raises what the class says of images that do not fit."""
+        images = as_tensor(images, "images")
         shape, bins = self.config.image_shape, self.config.bins
         if images.ndim != 4 or tuple(images.shape[1:]) != shape:
             needed = ", ".join(map(str, shape))
@@ -238,6 +274,8 @@ class Model(nn.Module):
             raise ValueError("images: an empty batch")
         if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
             raise ValueError(f"images of dtype {images.dtype}: bits/dim needs integer levels 0 … {bins - 1}")
+        if images.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            images = images.long()  # torch computes nothing with these
         # uint8 images of a 256-level model cannot be out of range; elsewhere a look costs a device sync.
         if not (images.dtype == torch.uint8 and bins == 256) and not images.is_cuda:
             low, high = int(images.min()), int(images.max())
@@ -269,14 +307,16 @@ SAMPLES_AT_ONCE = {"cpu": 4, "cuda": 8}
 
 @torch.no_grad()
 def iwae_bits_per_dim(
-    model: Model, images: Tensor, k: int, generator: torch.Generator | None = None, batch_size: int | None = None
+    model: Model, images: Array, k: int, generator: torch.Generator | None = None, batch_size: int | None = None
 ) -> Tensor:
-    """Importance-weighted upper bound on bits/dim with k samples (IWAE, arXiv 1509.00519, eq. 8): ``[B]``.
+    """Importance-weighted upper bound on bits/dim with k samples (IWAE, arXiv 1509.00519, eq. 8): float64 ``[B]``.
+
+    ``images`` are an array or a tensor ``[B, C, H, W]`` of levels 0 … bins − 1, as everywhere in :class:`Model`.
 
     Each sample has fresh dequantization noise r and posterior noise u, so the bound falls towards
     the exact −log₂ P(x)/D as k grows; k = 1 is the ELBO. ``batch_size`` bounds the samples in
     memory at once (default: by the images' size); the noise does not depend on it. Raises ``ValueError``
-    for k < 1.
+    for k < 1 and for images that do not fit.
     """
     if not (isinstance(k, int) and k >= 1):
         raise ValueError(f"k={k!r}: must be an integer of at least 1")

@@ -17,13 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fvae.config import ConfigError, ModelConfig, require, require_integer
-from fvae.data import ImageSource, TensorImages, derived_seed, image_source, steps_per_epoch
+from fvae.data import Array, ImageSource, TensorImages, derived_seed, image_source, steps_per_epoch
 from fvae.epoch_metrics import EpochMetrics
 from fvae.evaluation import ALONE, NonFiniteError, evaluate
 from fvae.finite_guard import FiniteGuard
@@ -51,8 +50,8 @@ class Trainer:
         self,
         model_config: ModelConfig,
         train_config: TrainConfig,
-        train_images: np.ndarray | Tensor | ImageSource,
-        val_images: np.ndarray | Tensor | ImageSource,
+        train_images: Array | ImageSource,
+        val_images: Array | ImageSource,
         device: str | torch.device = "cpu",
         *,
         workers: Workers = ALONE,
@@ -216,7 +215,7 @@ class Trainer:
         self.workers.follow_first(self.model.state_dict().values())
         self.ema.load_state_dict(self.model.state_dict())
 
-    def _source(self, images: np.ndarray | Tensor | ImageSource) -> ImageSource:
+    def _source(self, images: Array | ImageSource) -> ImageSource:
         """In memory: all on the device. A source: as it is, its batches moved one by one."""
         source = image_source(images)
         if isinstance(source, TensorImages):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae.config import ModelConfig
+from fvae.data import Array
+from fvae.evaluation import evaluate
 from fvae.model import Model, build, iwae_bits_per_dim
 from tests.fvae.strategies import EXAMPLES, config_of, model_configs, perturbed_model, random_images, seeds
 
@@ -75,6 +80,114 @@ def test_impossible_samples_are_refused(n: int, temperature: float) -> None:
         build(config_of("flow")).sample(n, temperature)
 
 
+@pytest.mark.parametrize(
+    ("images", "steps", "message"),
+    [
+        (
+            torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
+            8,
+            r"first of shape \(2, 1, 4, 4\): this model needs one image \[1, 4, 4\]",
+        ),
+        (np.zeros((4, 4), np.uint8), 8, r"first of shape \(4, 4\)"),
+        (np.zeros((1, 4, 4), np.float32), 8, "dtype torch.float32: bits/dim needs integer levels"),
+        (np.zeros((1, 4, 4), np.uint8), 0, "steps=0: must be an integer of at least 1"),
+    ],
+)
+def test_an_interpolation_needs_two_images(images: Array, steps: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(config_of("fvae")).interpolate(images, images, steps)
+
+
+def generator() -> torch.Generator:
+    """Always the same noise."""
+    return torch.Generator().manual_seed(3)
+
+
+METHODS: dict[str, Callable[[Model, Array], torch.Tensor]] = {
+    "bits_per_dim": lambda model, images: model.bits_per_dim(images, generator()),
+    "forward": lambda model, images: model(images, generator()),
+    "iwae_bits_per_dim": lambda model, images: iwae_bits_per_dim(model, images, 3, generator()),
+    "evaluate": lambda model, images: evaluate(model, images, k=2),
+    "encode": lambda model, images: model.encode(images),
+    "reconstruct": lambda model, images: model.reconstruct(images),
+    "interpolate": lambda model, images: model.interpolate(images[0], images[1], 3),
+    "mean_sigma1": lambda model, images: torch.tensor(model.mean_sigma1(images)),
+}
+"""Whatever takes images."""
+
+
+def backwards(array: np.ndarray) -> np.ndarray:
+    """The same values, of which the memory runs the other way: torch knows no negative strides."""
+    return array[::-1, :, ::-1].copy()[::-1, :, ::-1]
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """The same values, in memory that nobody may write to: such as Ray's."""
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+ARRAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "uint8": lambda array: array,
+    "uint16": lambda array: array.astype(np.uint16),
+    "uint64": lambda array: array.astype(np.uint64),
+    "int64": lambda array: array.astype(np.int64),
+    "the other byte order": lambda array: array.astype(np.dtype(np.int32).newbyteorder()),
+    "channels last": lambda array: array.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2),
+    "backwards": backwards,
+    "read-only": read_only,
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("name", METHODS)
+def test_arrays_give_what_tensors_give(name: str, kind: str) -> None:
+    model = perturbed_model(config_of("vae", channels=3), 0)
+    images = random_images(model.config, 3)
+    array = ARRAYS[kind](images.numpy())
+    found = METHODS[name](model, array)
+    assert isinstance(found, torch.Tensor)
+    assert torch.equal(found, METHODS[name](model, images))
+    assert np.array_equal(array, images.numpy())
+
+
+def test_actnorm_takes_an_array() -> None:
+    """The same weights from the array as from the tensor."""
+    models = []
+    for kind in (torch.Tensor.numpy, torch.Tensor.clone):
+        torch.manual_seed(0)
+        model = build(config_of("flow"))
+        model.initialize(kind(random_images(model.config, 8)), generator())
+        models.append(model.state_dict())
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
+def test_latents_may_be_an_array(dtype: str) -> None:
+    """They are computed with in the dtype of the weights."""
+    model = perturbed_model(config_of("fvae"), 0).float()
+    latents = model.encode(random_images(model.config, 3)).half()
+    assert torch.equal(model.decode(latents.numpy().astype(dtype)), model.decode(latents.float()))
+
+
+BAD_LATENTS = [
+    (np.zeros((2, 15), np.float32), r"latents of shape \(2, 15\): this model needs \[B, 16\]"),
+    (torch.zeros(16), r"latents of shape \(16,\)"),
+    (np.zeros((2, 1, 4, 4), np.float32), "latents of shape"),
+    (np.zeros((2, 16), np.int64), "latents of dtype torch.int64: this model needs floating point"),
+    (torch.zeros(2, 16, dtype=torch.complex64), "latents of dtype torch.complex64"),
+    (np.full((2, 16), "1"), "latents of dtype <U1: needs numbers"),
+]
+
+
+@pytest.mark.parametrize(("latents", "message"), BAD_LATENTS)
+def test_latents_that_do_not_fit_are_refused(latents: Array, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(config_of("fvae")).decode(latents)
+
+
 BAD_IMAGES = [
     (torch.zeros(2, 1, 4, 5, dtype=torch.uint8), r"shape \(2, 1, 4, 5\): this model needs \[B, 1, 4, 4\]"),
     (torch.zeros(1, 4, 4, dtype=torch.uint8), r"shape \(1, 4, 4\): this model needs \[B, 1, 4, 4\]"),
@@ -83,11 +196,14 @@ BAD_IMAGES = [
     (torch.zeros(2, 1, 4, 4, dtype=torch.bool), "dtype torch.bool"),
     (torch.full((2, 1, 4, 4), 16, dtype=torch.uint8), "levels 16 … 16: this model has bins=16, so 0 … 15"),
     (torch.full((2, 1, 4, 4), -1), "levels -1 … -1"),
+    (torch.zeros(0, 1, 4, 4, dtype=torch.uint8), "empty batch"),
+    (np.full((2, 1, 4, 4), None), "images of dtype object: needs numbers"),
 ]
+BAD_IMAGES += [(images.numpy(), message) for images, message in BAD_IMAGES if isinstance(images, torch.Tensor)]
 
 
 @pytest.mark.parametrize(("images", "message"), BAD_IMAGES)
-def test_images_that_do_not_fit_are_refused(images: torch.Tensor, message: str) -> None:
+def test_images_that_do_not_fit_are_refused(images: Array, message: str) -> None:
     """A wrong level or type would give bits/dim of another quantity, so it never passes."""
     model = build(config_of("fvae"))
     for call in (
@@ -100,6 +216,13 @@ def test_images_that_do_not_fit_are_refused(images: torch.Tensor, message: str) 
     ):
         with pytest.raises(ValueError, match=message):
             call(images)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"mean_sigma1", "evaluate"}))
+def test_other_than_arrays_and_tensors_are_refused(name: str) -> None:
+    images = random_images(config_of("fvae"), 2).tolist()
+    with pytest.raises(TypeError, match="images are list; needs a NumPy array or a tensor"):
+        METHODS[name](build(config_of("fvae")), images)
 
 
 def test_integer_images_of_any_width_give_the_same_bits() -> None:
