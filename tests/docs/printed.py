@@ -13,7 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from pipelines import command_line, schedule
+from pipelines.train_configs import read_tables
 
 SETTINGS = {
     "pipelines.cluster.roles": "RolesSettings",
@@ -79,24 +82,24 @@ def product(words: list[str]) -> Product | None:
 
 
 def check(words: list[str], clone: Path) -> None:
-    """Raise where a command cannot be meant: options that it does not know, files that are not there, no JSON."""
+    """Raise for what cannot work: options that the command does not know, files that are not there or cannot be read."""
     for word in words[1:]:
-        assert not _names_a_file(word) or (clone / word).exists(), f"{word}: there is no such file"
+        if re.match(r"(fvae|pipelines|tune|tests|benchmarks|docs|configs)/", word) or re.search(r"\.ya?ml$", word):
+            assert (clone / word).exists(), f"{word}: there is no such file"
+        if word.endswith(".toml"):
+            read_tables(clone / word)
+        if re.search(r"\.ya?ml$", word):
+            yaml.safe_load((clone / word).read_text())
     if found := product(words):
         found.parse()
-    elif words[0] in ("ray", "mlflow"):
+    if words[0] in ("ray", "mlflow"):
         _check_click(words)
-    elif words[0] == "curl":
+    if words[0] == "curl":
         json.loads(words[words.index("-d") + 1])
 
 
-def _names_a_file(word: str) -> bool:
-    """Whether it looks like a file of the repository."""
-    return bool(re.match(r"(fvae|pipelines|tune|tests|benchmarks|docs|configs)/", word) or re.search(r"\.ya?ml$", word))
-
-
 def _check_click(words: list[str]) -> None:
-    """Ask for the help of a program of the package click: an option that it does not know is an error all the same."""
+    """Ask for the help of a program of the package click: an unknown option or command is an error all the same."""
     with warnings.catch_warnings(action="ignore"):  # of what Ray's commands import
         program = importlib.import_module("ray.scripts.scripts" if words[0] == "ray" else "mlflow.cli").cli
     own = words[1 : words.index("--")] if "--" in words else words[1:]

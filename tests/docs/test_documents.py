@@ -36,6 +36,9 @@ OF_THEIR_OWN = ("README.md", "docs/training.md", "docs/retraining.md")
 """Pages of which a test of its own does what they say."""
 
 
+NO_ACCOUNT = Check("test_every_block_has_an_account reports it")
+
+
 def items_of(found: list[Block]) -> list[Command | Block]:
     """What blocks ask their reader to do, or show: the commands of shell blocks, and the other blocks whole."""
     return [item for block in found for item in (commands(block) if block.language == "bash" else [block])]
@@ -69,7 +72,7 @@ class Reader:
         """Do or check every item of the page."""
         for item in items(self.page):
             with subtests.test(item.place):
-                account = ACCOUNTS[self.page][item.key]
+                account = ACCOUNTS[self.page].get(item.key, NO_ACCOUNT)
                 if isinstance(item, Command):
                     self._type(item, account)
                 elif isinstance(account, Run):

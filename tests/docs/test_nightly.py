@@ -1,4 +1,4 @@
-"""The nightly job of docs/retraining.md as a schedule, a crontab's line and a RayCronJob: the same, at the same times."""
+"""The nightly job of docs/retraining.md: as a schedule, a crontab's line and a RayCronJob it is the same job."""
 
 from __future__ import annotations
 
