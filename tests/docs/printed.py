@@ -82,7 +82,7 @@ def product(words: list[str]) -> Product | None:
 
 
 def check(words: list[str], clone: Path) -> None:
-    """Raise for what cannot work: options that the command does not know, files that are not there or cannot be read."""
+    """Raise for what cannot work: options that the command does not know, files that are not there or not readable."""
     for word in words[1:]:
         if re.match(r"(fvae|pipelines|tune|tests|benchmarks|docs|configs)/", word) or re.search(r"\.ya?ml$", word):
             assert (clone / word).exists(), f"{word}: there is no such file"
