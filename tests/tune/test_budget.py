@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from fvae import ConfigError
 from pipelines.storage import StorageError, open_storage
+from pipelines.tracking import default_tracking_uri
+from tests.commands import call
 from tests.tune.synthetic import record, stopped
-from tests.tune.test_search import mlflow_runs
 from tune import clock as clock_module
+from tune import search as search_command
 from tune.budget import LEAST_GROWTH, Budget, FrontProgress
+from tune.callbacks import LedgerCallback
 from tune.clock import TIME, SearchClock
 from tune.ledger import Ledger, TrialRecord
 from tune.pareto import hypervolume
@@ -26,7 +27,6 @@ from tune.settings import TRIALS, SearchSettings
 
 pytestmark = pytest.mark.core
 
-ROOT = Path(__file__).parents[2]
 BINS = 17
 
 
@@ -270,40 +270,54 @@ def test_a_stopped_trial_that_went_on_counts_again() -> None:
 # --- the real search -------------------------------------------------------------------------------------
 
 
-def test_a_search_whose_time_is_up_puts_trials_aside_and_a_larger_budget_ends_them(tmp_path: Path) -> None:
+def test_a_search_whose_time_is_up_puts_trials_aside_and_a_larger_budget_ends_them(
+    tmp_path: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hands = Time()
+    on_trial_result = LedgerCallback.on_trial_result
+
+    def on_the_first_epoch(*arguments: Any, **info: Any) -> None:
+        on_trial_result(*arguments, **info)
+        hands.now = 3600.0  # an hour after the search began
+
     def search(*options: str) -> str:
-        command = [sys.executable, "tune/search.py", "--storage", str(tmp_path), "--epochs", "120", *options]
-        command += ["--families", "flow", "--trials", "2", "--sampler", "random"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        often = ["--storage", str(tmp_path), "--families", "flow", "--trials", "2", "--sampler", "random"]
+        done = call(search_command.main, SearchSettings, *often, *options)
+        assert done.status == 0, done.out + done.err
+        return done.out
 
     def of_run() -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         folder = tmp_path / "digits"
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("trials/*/trial.json"))]
         return json.loads((folder / "tradeoff.json").read_text()), {each["id"]: each for each in records}
 
-    said = search("--time-budget", "12s")
-    assert "Ended: --time-budget 12s: used up." in said and "failed" not in said
+    def runs() -> list[Any]:
+        client = MlflowClient(default_tracking_uri(open_storage(tmp_path)))
+        experiment = client.get_experiment_by_name("fvae/digits")
+        return list(client.search_runs([experiment.experiment_id]))
+
+    hands.now = 0.0
+    monkeypatch.setattr(clock_module, "time", hands)
+    monkeypatch.setattr(LedgerCallback, "on_trial_result", on_the_first_epoch)
+    said = search("--time-budget", "1h")
+    assert "Ended: --time-budget 1h: used up." in said and "failed" not in said
     tradeoff, records = of_run()
     assert tradeoff["unfinished"] and set(tradeoff["unfinished"]) == {
         trial_id for trial_id, each in records.items() if each["status"] == "running"
     }
     put_aside = [attempt["ended"] for each in records.values() for attempt in each["attempts"]]
     assert "put aside" in put_aside and "" not in put_aside
-    assert 12 <= tradeoff["accounting"]["search_seconds"] < 60
-    _, runs = mlflow_runs(tmp_path)
-    states = {each.info.run_name: (each.info.status, each.data.tags.get("status")) for each in runs}
+    assert tradeoff["accounting"]["search_seconds"] == 3600
+    states = {each.info.run_name: (each.info.status, each.data.tags.get("status")) for each in runs()}
     assert states.pop("digits")[0] == "FINISHED"
     assert set(states) == {trial_id for trial_id, each in records.items() if each["attempts"]}
     assert {states[name] for name in states if records[name]["status"] == "running"} == {("KILLED", "interrupted")}
 
-    started = time.monotonic()
-    again = search("--time-budget", "12s")
-    assert "Ended: --time-budget 12s: used up." in again and "epochs each" not in again
-    assert time.monotonic() - started < 60
+    again = search("--time-budget", "1h")
+    assert "Ended: --time-budget 1h: used up." in again and "epochs each" not in again
+    assert of_run()[1] == records
 
-    said = search("--time-budget", "1h")
+    said = search("--time-budget", "2h")
     tradeoff, after = of_run()
     assert tradeoff["unfinished"] == [] and "Ended: --trials 2: all started." in said
     books = tradeoff["accounting"]
@@ -312,6 +326,5 @@ def test_a_search_whose_time_is_up_puts_trials_aside_and_a_larger_budget_ends_th
         assert [epoch["epoch"] for epoch in each["history"]] == list(range(1, len(each["history"]) + 1))
         before = records.get(trial_id, {"history": []})["history"]
         assert each["history"][: len(before)] == before
-    _, runs = mlflow_runs(tmp_path)
     ended = {trial_id: "FINISHED" if each["status"] == "complete" else "KILLED" for trial_id, each in after.items()}
-    assert {each.info.run_name: each.info.status for each in runs} == {"digits": "FINISHED"} | ended
+    assert {each.info.run_name: each.info.status for each in runs()} == {"digits": "FINISHED"} | ended

@@ -16,6 +16,7 @@ from fvae.train_config import TrainConfig
 from pipelines.storage import open_storage
 from tests.tune.curves import REST
 from tests.tune.small_space import DIGITS, NO_LIMITS, ONE_POINT, SOURCE, SPACE, trial
+from tune import untried
 from tune.candidates import Candidate, SpaceCandidates
 from tune.designs import first_models, spread_order
 from tune.forecasts import Forecasts
@@ -28,6 +29,12 @@ from tune.surrogate import Surrogate, unit_point
 pytestmark = pytest.mark.core
 
 EPOCHS = 60
+
+
+@pytest.fixture
+def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 300 draws, instead of 10,000, it is said that there is no model."""
+    monkeypatch.setattr(untried, "MOST", 300)
 
 
 def proposer(tmp_path: Path, records: list[TrialRecord] = (), **changes: Any) -> FrontProposer:  # type: ignore[assignment]
@@ -132,6 +139,7 @@ def test_limits_hold_and_memory_is_counted_for_the_chosen_one_alone(tmp_path: Pa
     assert sum(memory is not None for memory in counted) == 1
 
 
+@pytest.mark.usefixtures("soon_given_up")
 def test_no_model_within_the_limits_is_one_clear_line(tmp_path: Path) -> None:
     made = proposer(tmp_path, limits=Limits(max_params=3))
     with pytest.raises(ConfigError, match="--max-params 3"):
@@ -141,6 +149,7 @@ def test_no_model_within_the_limits_is_one_clear_line(tmp_path: Path) -> None:
         too_little.propose("flow")
 
 
+@pytest.mark.usefixtures("soon_given_up")
 def test_when_every_model_is_tried_stopped_ones_go_on(tmp_path: Path) -> None:
     source = SpaceCandidates(ONE_POINT, DIGITS, TrainConfig())
     only = source.draw("flow", 1, np.random.default_rng(0))[0]

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from fvae import ConfigError
 from fvae.train_config import TrainConfig
 from tests.tune.small_space import DIGITS, FAMILIES, ONE_POINT, SOURCE, SPACE, made_up_bpd, proposer, trial
+from tune import untried
 from tune.candidates import SpaceCandidates
 from tune.designs import MOST, first_models
 from tune.ledger import TrialRecord
@@ -25,6 +26,12 @@ pytestmark = pytest.mark.core
 
 SAMPLERS: tuple[Sampler, ...] = ("tpe", "nsga2", "gp", "random")
 SMALL = Limits(max_params=6000)
+
+
+@pytest.fixture
+def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 300 draws, instead of 10,000, it is said that there is no model."""
+    monkeypatch.setattr(untried, "MOST", 300)
 
 
 def told(proposer: OptunaProposer) -> Counter[TrialState]:
@@ -85,16 +92,16 @@ def test_the_samplers_learn_both_objectives(sampler: Sampler) -> None:
 
 
 def test_the_gp_sampler_takes_two_objectives_choices_and_running_trials() -> None:
-    one = proposer("gp", families=("fvae",), trials=1)
+    one = proposer("gp", families=("flow",), trials=1)
     threads = torch.get_num_threads()
-    *ended, running = SOURCE.draw("fvae", STARTUP + 1, np.random.default_rng(0))
+    *ended, running = SOURCE.draw("flow", STARTUP + 1, np.random.default_rng(0))
     for number, candidate in enumerate(ended):
         one.tell(trial(number, candidate))
     one.tell(trial(STARTUP, running, "running"))
-    proposed = one.propose("fvae")
-    assert proposed == SOURCE.at("fvae", proposed.suggestion)
+    proposed = one.propose("flow")
+    assert proposed == SOURCE.at("flow", proposed.suggestion)
     assert proposed.key not in {candidate.key for candidate in (*ended, running)}
-    asked = one._studies["fvae"].trials[-1]
+    asked = one._studies["flow"].trials[-1]
     assert "gp:relative_params:0" in asked.system_attrs  # not a uniform draw
     assert told(one) == {TrialState.COMPLETE: STARTUP, TrialState.RUNNING: 2}
     assert torch.get_num_threads() == threads
@@ -102,14 +109,15 @@ def test_the_gp_sampler_takes_two_objectives_choices_and_running_trials() -> Non
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
 def test_what_is_beyond_the_limits_or_tried_is_never_proposed(sampler: Sampler) -> None:
-    one = proposer(sampler, limits=SMALL, families=("flow",), trials=30)
-    records = search(one, 60)
+    one = proposer(sampler, limits=SMALL, families=("flow",), trials=12)
+    records = search(one, 3 * STARTUP)
     assert max(record.params for record in records) <= SMALL.max_params
-    assert len({(str(record.config), str(record.train)) for record in records}) == 60
+    assert len({(str(record.config), str(record.train)) for record in records}) == len(records)
     ended = told(one)
     assert ended[TrialState.COMPLETE] == sum(record.status == "complete" for record in records)
 
 
+@pytest.mark.usefixtures("soon_given_up")
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_nothing_left_is_said_in_one_line(sampler: Sampler) -> None:
     one_flow = SpaceCandidates(ONE_POINT, DIGITS, TrainConfig())
@@ -120,13 +128,14 @@ def test_nothing_left_is_said_in_one_line(sampler: Sampler) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.usefixtures("soon_given_up")
 def test_limits_that_no_model_keeps_are_said_in_one_line() -> None:
     with pytest.raises(ConfigError, match="'vae': no untried model within --max-params 10 is found; raise the limit"):
         proposer(limits=Limits(max_params=10)).propose("vae")
 
 
 def test_memory_that_no_model_keeps_to_is_said_before_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tune.untried.MOST_COUNTED", 5)
+    monkeypatch.setattr(untried, "MOST_COUNTED", 2)
     least = SOURCE.designs("flow", 9)[0]
     one = proposer("random", limits=Limits(max_params=least.params, max_memory=200_000), families=("flow",), trials=1)
     with pytest.raises(ConfigError, match="--max-memory 200,000"):
@@ -208,16 +217,17 @@ def test_earlier_trials_are_observations_and_run_again_only_from_the_front() -> 
 
 
 def test_a_draw_holds_no_candidate_twice_and_repeats_itself() -> None:
-    untried = Untried(SOURCE, SMALL, 0)
-    drawn = untried.draw("flow", 50)
+    small = Untried(SOURCE, SMALL, 0)
+    drawn = small.draw("flow", 50)
     assert len({candidate.key for candidate in drawn}) == 50
-    assert all(candidate in untried for candidate in drawn)
-    assert untried.draw("flow", 50) == drawn
-    untried.take(drawn[0].key)
-    assert drawn[0] not in untried
-    assert untried.draw("flow", 50) != drawn
+    assert all(candidate in small for candidate in drawn)
+    assert small.draw("flow", 50) == drawn
+    small.take(drawn[0].key)
+    assert drawn[0] not in small
+    assert small.draw("flow", 50) != drawn
 
 
+@pytest.mark.usefixtures("soon_given_up")
 def test_fewer_are_drawn_where_there_are_no_more() -> None:
-    untried = Untried(SpaceCandidates(ONE_POINT, DIGITS, TrainConfig()), Limits(), 0)
-    assert len(untried.draw("flow", 5)) == 1
+    one_flow = Untried(SpaceCandidates(ONE_POINT, DIGITS, TrainConfig()), Limits(), 0)
+    assert len(one_flow.draw("flow", 5)) == 1

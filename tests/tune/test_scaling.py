@@ -8,11 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tune.synthetic import ALPHA, A, B, record, stopped, true_bpd, world
+from tune import scaling
 from tune.bootstrap import Front
 from tune.pareto import size_and_bits
 from tune.scaling import BEYOND, REPLICATES, PowerLaw, fit_family, fit_power_law, forecast_front
 
 pytestmark = pytest.mark.core
+
+
+@pytest.fixture
+def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of them: what holds of a band from so few holds of one from more."""
+    monkeypatch.setattr(scaling, "REPLICATES", REPLICATES // 4)
 
 
 @settings(max_examples=25, deadline=None)
@@ -61,6 +68,7 @@ def test_fit_family_reports_the_curve_its_band_and_intervals() -> None:
     assert (band["low"] <= band["high"]).all()
 
 
+@pytest.mark.usefixtures("fewer_resamples")
 def test_band_covers_the_truth() -> None:
     inside = []
     for seed in range(8):
@@ -72,6 +80,7 @@ def test_band_covers_the_truth() -> None:
     assert np.mean(inside) >= 0.75
 
 
+@pytest.mark.usefixtures("fewer_resamples")
 def test_band_narrows_with_more_trials() -> None:
     def width(trials: int) -> float:
         band = fit_family(world(1, trials, scatter=0.05), "flow", seed=0)["band"]
@@ -90,11 +99,13 @@ def test_too_few_front_points_give_a_reason_in_place_of_a_curve() -> None:
     assert fit_family([], "vae", seed=0)["why"]
 
 
+@pytest.mark.usefixtures("fewer_resamples")
 def test_same_seed_same_fit() -> None:
     records = world(1, 10)
     assert fit_family(records, "flow", seed=3) == fit_family(records, "flow", seed=3)
 
 
+@pytest.mark.usefixtures("fewer_resamples")
 def test_forecast_holds_the_truth_beyond_the_largest_model() -> None:
     inside = []
     for seed in range(6):
@@ -107,6 +118,7 @@ def test_forecast_holds_the_truth_beyond_the_largest_model() -> None:
     assert np.mean(inside) >= 0.8
 
 
+@pytest.mark.usefixtures("fewer_resamples")
 def test_no_forecast_is_above_what_a_smaller_model_has_reached() -> None:
     for seed in range(3):
         points = np.array(size_and_bits(world(1, 12, scatter=0.3, seed=seed)))

@@ -16,6 +16,7 @@ from fvae.flops import parameters_and_flops
 from fvae.train_config import TrainConfig
 from pipelines.storage import open_storage
 from tests.tune.small_space import DIGITS, FAMILIES, ONE_POINT, SPACE, finish, searcher
+from tune import untried
 from tune.attempts import Attempt, begun, ended
 from tune.candidates import Candidate, SpaceCandidates
 from tune.ledger import Ledger, TrialRecord
@@ -24,6 +25,12 @@ from tune.searcher import FrontSearcher
 from tune.space import SearchSpace, initial_designs, suggest
 
 pytestmark = pytest.mark.core
+
+
+@pytest.fixture
+def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 300 draws, instead of 10,000, it is said that there is no model."""
+    monkeypatch.setattr(untried, "MOST", 300)
 
 
 def told(search: FrontSearcher) -> Counter[TrialState]:
@@ -153,6 +160,7 @@ def test_unfinished_trials_of_a_family_no_longer_searched_are_finished(tmp_path:
 # --- where models run out ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("soon_given_up")
 def test_a_family_whose_models_are_all_tried_leaves_its_turns_to_others(tmp_path: Path) -> None:
     one_flow = SpaceCandidates(dataclasses.replace(ONE_POINT), DIGITS, TrainConfig())
     search = searcher(tmp_path, trials=5, families=("flow", "vae"), source=one_flow)
@@ -162,6 +170,7 @@ def test_a_family_whose_models_are_all_tried_leaves_its_turns_to_others(tmp_path
     assert "no untried model" in search.exhausted["flow"]
 
 
+@pytest.mark.usefixtures("soon_given_up")
 def test_a_search_whose_models_are_all_tried_is_finished(tmp_path: Path) -> None:
     one_flow = SpaceCandidates(ONE_POINT, DIGITS, TrainConfig())
     search = searcher(tmp_path, trials=5, families=("flow",), source=one_flow)
@@ -169,6 +178,7 @@ def test_a_search_whose_models_are_all_tried_is_finished(tmp_path: Path) -> None
     assert search.suggest("1") == Searcher.FINISHED
 
 
+@pytest.mark.usefixtures("soon_given_up")
 def test_a_family_of_which_no_model_is_possible_is_refused(tmp_path: Path) -> None:
     search = searcher(tmp_path, limits=Limits(max_params=500))
     with pytest.raises(ConfigError, match="--max-params 500"):
