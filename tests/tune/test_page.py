@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from pipelines.storage import open_storage
 from tests.tune.synthetic import SEARCH, failed, read_test, record, stopped, world, write_pictures
 from tests.tune.test_tradeoff import EDGE_CASES
+from tune import scaling
 from tune.figures import size_figure
 from tune.ledger import TrialRecord
 from tune.page import write_page
@@ -44,6 +46,14 @@ class Tags(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._open not in ("script", "style"):
             self.text += data
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """Of each fit: what they say is tested in ``test_scaling.py``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scaling, "REPLICATES", 20)
+        yield
 
 
 @pytest.fixture(scope="module")

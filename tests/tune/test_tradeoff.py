@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ import pytest
 
 from pipelines.storage import open_storage
 from tests.tune.synthetic import SEARCH, failed, read_test, record, stopped, world
+from tune import scaling
 from tune.compute import best_so_far, training_flops
 from tune.figures import size_figure
 from tune.importance import parameter_importance
@@ -36,6 +38,14 @@ EDGE_CASES: dict[str, list[TrialRecord]] = {
 
 def refuse(constant: str) -> NoReturn:
     raise AssertionError(f"{constant} is no JSON")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """Of each fit: what they say is tested in ``test_scaling.py``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scaling, "REPLICATES", 20)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +97,16 @@ def test_part_trained_trials_keep_their_figure_and_enter_nothing(
 
 
 def test_the_goal_of_the_search_decides_whether_there_may_be_a_verdict() -> None:
-    records = world(0.4, 24, scatter=0.03)
+    records = world(0.4, 12, scatter=0.01)
     goals = {goal: SEARCH | {"budget": SEARCH["budget"] | {"goal": goal}} for goal in ("map", "front")}
     claims = {goal: build_tradeoff(records, search)["claim"] for goal, search in goals.items()}
     assert [claim["verdict"] for claim in claims.values()] == ["supported", "undecided"]
 
 
-def test_further_seeds_are_error_bars_and_nothing_else(records: list[TrialRecord], tmp_path: Path) -> None:
-    alone = build_tradeoff(records, SEARCH)
+def test_further_seeds_are_error_bars_and_nothing_else(
+    records: list[TrialRecord], tradeoff: dict[str, Any], tmp_path: Path
+) -> None:
+    alone = tradeoff
     first = next(trial for trial in records if trial.id == alone["fronts"]["flow"][0])
     seeds = [
         dataclasses.replace(first, id=f"{90 + number:04d}-flow", replicate_of=first.id, val_bpd=bpd, test=None)
@@ -118,8 +130,8 @@ def test_further_seeds_are_error_bars_and_nothing_else(records: list[TrialRecord
     points = [value for each in size_figure(with_seeds).data if each.hovertext for value in each.y]
     assert 0.1 not in points and 0.3 not in points
     pictures = []
-    for tradeoff, trials in ((alone, records), (with_seeds, [*records, *seeds])):
-        write_plot(open_storage(tmp_path), tradeoff, trials)
+    for drawn, trials in ((alone, records), (with_seeds, [*records, *seeds])):
+        write_plot(open_storage(tmp_path), drawn, trials)
         pictures.append((tmp_path / "tradeoff.png").read_bytes())
     assert pictures[0] != pictures[1]
 
