@@ -31,8 +31,9 @@ from tune.resources import placement, trials_at_once
 from tune.scheduler import FrontScheduler
 from tune.searcher import FrontSearcher
 from tune.settings import SearchSettings
+from tune.split_readings import read_test_split
 from tune.standings import Standings
-from tune.trial import TrialProcess, read_test_split
+from tune.trial import TrialProcess
 from tune.trial_workers import TrialCoordinator
 
 if TYPE_CHECKING:
@@ -201,21 +202,22 @@ def scratch_folder(run: Storage) -> Iterator[Path]:
 def read_tests(
     room: Room, dataset: Dataset, ledger: Ledger, ids: Sequence[str], warn: Callable[[str], None]
 ) -> Iterator[TrialRecord]:
-    """Read the test split for each model of ``ids``, side by side; yields each record when it is written.
+    """Read the test split for each model of ``ids``, side by side as trials are; yields each record once it is written.
 
     A model that cannot be measured fails its trial, with the reason: the fronts may then be others. A storage that
     fails raises ``OSError`` or ``ConfigError``; ``warn`` gets a line for each retry.
     """
     images = ray.put(dataset.images("test"))
     settings = room.settings
-    pending = {}
-    for record_id in ids:
-        record = ledger.records[record_id]
-        gpus = room.gpus(record.config, record.train)
-        read = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=gpus)(read_test_split)
-        arguments = (images, settings.seed, settings.cpus_per_trial, device(settings))
-        pending[read.remote(ledger.trial_storage(record_id).uri, *arguments)] = record_id
-    while pending:
+    waiting = list(reversed(ids))
+    pending: dict[ray.ObjectRef, str] = {}
+    while waiting or pending:
+        while waiting and (room.trials_at_once is None or len(pending) < room.trials_at_once):
+            record = ledger.records[waiting.pop()]
+            gpus = room.gpus(record.config, record.train)
+            read = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=gpus)(read_test_split)
+            arguments = (images, settings.seed, settings.cpus_per_trial, device(settings))
+            pending[read.remote(ledger.trial_storage(record.id).uri, *arguments)] = record.id
         (done,), _ = ray.wait(list(pending))
         result: dict[str, Any] = ray.get(done)
         record_id = pending.pop(done)

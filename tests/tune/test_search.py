@@ -2,74 +2,57 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mlflow import MlflowClient
 from PIL import Image
 
-import pipelines.ray_environment  # noqa: F401
 from fvae import evaluate, load
 from fvae.data import derived_seed
-from pipelines import command_line
 from pipelines.datasets import load_dataset
 from pipelines.run_place import locked
 from pipelines.storage import open_storage
-from pipelines.tracking import default_tracking_uri
+from tests.commands import call
+from tests.tune.real_search import (
+    EPOCHS,
+    SMALL,
+    TRIALS,
+    called,
+    check_grown,
+    mlflow_runs,
+    records,
+    run_command,
+    tradeoff,
+)
 from tune import search
 from tune.settings import SearchSettings
 
-pytestmark = pytest.mark.core
-
-ROOT = Path(__file__).parents[2]
-SMALL = ("--trials", "6", "--epochs", "4", "--batch-size", "256")
-MINUTES = 300.0
-
-
-def run(
-    storage: Path, *options: str, script: tuple[str, ...] = ("tune/search.py",)
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *script, "--storage", str(storage), *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=MINUTES, check=False)
-
-
-def interrupted(storage: Path, signal_name: str, moment: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return run(storage, *options, script=("tests/tune/interrupted_search.py", signal_name, moment))
-
-
-def tradeoff(storage: Path) -> dict:
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    return json.loads((storage / "digits" / "tradeoff.json").read_text(), parse_constant=refuse)
-
-
-def records(storage: Path) -> dict[str, dict]:
-    paths = sorted((storage / "digits" / "trials").glob("*/trial.json"))
-    return {path.parent.name: json.loads(path.read_text()) for path in paths}
-
-
-def mlflow_runs(storage: Path) -> tuple[MlflowClient, list]:
-    client = MlflowClient(default_tracking_uri(open_storage(storage)))
-    experiment = client.get_experiment_by_name("fvae/digits")
-    return client, list(client.search_runs([experiment.experiment_id]))
+# Also the tests that need no Ray stay in the process of those that do: the finished search is made once.
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("shared_ray")]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The storage folder of a finished search. Tests may read it, not extend it."""
+    """The storage folder of a search that was started from the command line and made a Ray of its own.
+
+    Tests may read it, and work on copies.
+    """
     storage = tmp_path_factory.mktemp("finished")
-    result = run(storage, *SMALL)
+    result = run_command(storage, *SMALL, RAY_ADDRESS=None)
     assert result.returncode == 0, result.stdout + result.stderr
     (storage / "stdout").write_text(result.stdout)
     return storage
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished search."""
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
 # --- what a finished search leaves -------------------------------------------------------------------
@@ -180,115 +163,28 @@ def test_what_is_printed(finished: Path) -> None:
 # --- the same command again ------------------------------------------------------------------------------
 
 
-def test_a_finished_search_is_shown_at_once_and_extended_by_more_trials(finished: Path, tmp_path: Path) -> None:
-    storage = tmp_path / "copy"
-    subprocess.run(["cp", "-a", str(finished), str(storage)], check=True)
-    before = records(storage)
-    (storage / "digits" / "tradeoff.html").unlink()
-    again = run(storage, *SMALL)
-    assert again.returncode == 0, again.stderr
-    assert "[  6/6]" not in again.stdout
-    assert (storage / "digits" / "tradeoff.html").exists()
-    assert records(storage) == before
+def test_a_finished_search_is_shown_at_once_without_ray(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # nobody answers there
+    before = records(copy)
+    (copy / "digits/tradeoff.html").unlink()
+    again = called(copy, *SMALL)
+    assert again.status == 0, again.err
+    assert f"/{TRIALS}]" not in again.out and "Test split read" not in again.out
+    assert (copy / "digits/tradeoff.html").exists()
+    assert records(copy) == before
 
-    more = run(storage, *SMALL, "--trials", "8")
-    assert more.returncode == 0, more.stderr
-    after = records(storage)
+
+def test_more_trials_extend_a_finished_search(copy: Path, ray_address: str) -> None:
+    before = records(copy)
+    more = called(copy, *SMALL, "--trials", "8", "--concurrent", "2")
+    assert more.status == 0, more.err
+    after = records(copy)
     assert len(after) == 8
-    assert {name: after[name]["history"] for name in before} == {name: before[name]["history"] for name in before}
-    assert all(after[name]["test"] == before[name]["test"] for name in before if before[name]["test"])
-
-
-# --- interruptions ---------------------------------------------------------------------------------------
-
-
-def check_whole(storage: Path, before: dict[str, dict], trials: int = 6) -> None:
-    """Nothing lost, nothing twice, nothing left running, the map complete."""
-    after = records(storage)
-    assert len(after) == trials
-    assert all(record["status"] in ("complete", "stopped") for record in after.values())
-    for name, record in before.items():
-        kept = len(record["history"])
-        assert after[name]["history"][:kept] == record["history"]  # no epoch measured twice
-        assert after[name]["config"] == record["config"]
-        if record["status"] != "running":
-            assert after[name]["history"] == record["history"]
-    for record in after.values():
-        assert [epoch["epoch"] for epoch in record["history"]] == list(range(1, len(record["history"]) + 1))
-    client, runs = mlflow_runs(storage)
-    names = Counter(run_.info.run_name for run_ in runs)
-    assert names == Counter([*after, "digits"])
-    assert "RUNNING" not in {run_.info.status for run_ in runs}
-    for run_ in runs:
-        if run_.info.run_name in after:
-            steps = [metric.step for metric in client.get_metric_history(run_.info.run_id, "val/bpd")]
-            assert steps == [epoch["epoch"] for epoch in after[run_.info.run_name]["history"]]
-    result = tradeoff(storage)
-    assert len(result["trials"]) == trials
-    on_fronts = {trial_id for ids in result["fronts"].values() for trial_id in ids}
-    assert all(after[trial_id]["test"] is not None for trial_id in on_fronts)
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """``kill -9`` at one moment, or with ``--every-moment`` also at the first result and between two test readings."""
-    if metafunc.function is test_kill_9_then_the_same_command:
-        more = ["results:1", "tests:1"] if metafunc.config.getoption("--every-moment") else []
-        metafunc.parametrize("moment", ["results:11", *more])
-
-
-def test_kill_9_then_the_same_command(tmp_path: Path, moment: str) -> None:
-    killed = interrupted(tmp_path, "SIGKILL", moment, *SMALL)
-    assert killed.returncode == -signal.SIGKILL
-    before = records(tmp_path)
-    resumed = run(tmp_path, *SMALL)
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    check_whole(tmp_path, before)
-
-
-@pytest.mark.parametrize(("moment", "options"), [("trials:1", ("--concurrent", "1")), ("tests:1", ())])
-def test_ctrl_c_then_the_same_command(tmp_path: Path, moment: str, options: tuple[str, ...]) -> None:
-    stopped = interrupted(tmp_path, "SIGINT", moment, *SMALL, *options)
-    assert stopped.returncode == 1, stopped.stdout + stopped.stderr
-    assert "Interrupted. The same command goes on" in stopped.stdout
-    assert "Traceback" not in stopped.stderr
-    before = records(tmp_path)
-    _, runs = mlflow_runs(tmp_path)
-    assert "RUNNING" not in {run_.info.status for run_ in runs}
-    resumed = run(tmp_path, *SMALL)
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    check_whole(tmp_path, before)
-
-
-def test_a_trial_whose_process_dies_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    survived = interrupted(tmp_path, "SIGKILL", "worker:5", *SMALL)
-    assert survived.returncode == 0, survived.stdout + survived.stderr
-    assert "failed" not in survived.stdout
-    check_whole(tmp_path, {})
-    assert {record["reason"] for record in records(tmp_path).values() if record["status"] == "complete"} == {""}
-
-
-def test_a_full_disk_is_one_line_and_the_search_goes_on_when_there_is_room(tmp_path: Path) -> None:
-    """A file system of 1.5 MB, in a mount namespace of the test's own; then a larger one."""
-    script = (
-        'mount -t tmpfs -o size=1500k tmpfs "$1" && shift && "$@"; echo "status $?"; '
-        'mount -o remount,size=64m "$0"; "$@"; echo "status $?"; ls "$0/digits"'
-    )
-    storage = tmp_path / "small"
-    storage.mkdir()
-    search_command = [sys.executable, "tune/search.py", "--storage", str(storage), *SMALL]
-    result = subprocess.run(
-        ["unshare", "--mount", "--map-root-user", "sh", "-c", script, str(storage), str(storage), *search_command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=MINUTES,
-        check=False,
-    )
-    errors = [line for line in result.stderr.splitlines() if line]
-    assert [line.startswith("error: --storage: cannot be written") for line in errors] == [True], result.stderr
-    assert "status 2" in result.stdout
-    assert "status 0" in result.stdout
-    assert "tradeoff.html" in result.stdout
+    check_grown(before, after)
+    read = re.findall(r"^Test split read for .*: (\S+)$", more.out, re.MULTILINE)
+    assert sorted(read) == [name for name in after if after[name]["test"] and not before.get(name, {}).get("test")]
+    on_fronts = {trial_id for ids in tradeoff(copy)["fronts"].values() for trial_id in ids}
+    assert all(after[trial_id]["test"] for trial_id in on_fronts)
 
 
 # --- bad input -----------------------------------------------------------------------------------------------
@@ -332,7 +228,7 @@ def write_images(folder: Path, height: int, width: int) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
@@ -341,57 +237,58 @@ def test_bad_input_is_one_line_and_status_2(
     write_images(tmp_path / "sizes", 8, 8)
     write_images(tmp_path / "sizes" / "more", 8, 16)
     write_images(tmp_path / "odd", 7, 9)
-    arguments = [option.replace("{tmp}", str(tmp_path)) for option in options]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["search.py", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        command_line.run(search.main, SearchSettings)
-    captured = capsys.readouterr()
-    assert exit_.value.code == 2
-    assert captured.out == ""
-    assert len(captured.err.splitlines()) == 1, captured.err
-    assert captured.err.startswith("error: ")
-    assert said in captured.err
+    refused = call(search.main, SearchSettings, *(option.replace("{tmp}", str(tmp_path)) for option in options))
+    assert refused.status == 2
+    assert refused.out == ""
+    assert len(refused.err.splitlines()) == 1, refused.err
+    assert refused.err.startswith("error: ")
+    assert said in refused.err
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--dataset", "{tmp}/mine", *SMALL], "holds a search of another data set (digits"),
+        ([*SMALL, "--epochs", "5"], f"was searched with --epochs {EPOCHS}, not 5"),
+        ([*SMALL, "--seed", "1"], "was searched with --seed 0, not 1"),
+    ],
+)
 def test_a_run_of_another_data_set_or_budget_is_not_mixed(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, options: list[str], said: str
 ) -> None:
     write_images(tmp_path / "mine", 8, 8)
-    storage = ["--storage", str(finished), "--name", "digits"]
-    for options, said in (
-        (["--dataset", str(tmp_path / "mine"), *SMALL], "holds a search of another data set (digits"),
-        ([*SMALL, "--epochs", "5"], "was searched with --epochs 4, not 5"),
-        ([*SMALL, "--seed", "1"], "was searched with --seed 0, not 1"),
-    ):
-        monkeypatch.setattr(sys, "argv", ["search.py", *storage, *options])
-        with pytest.raises(SystemExit) as exit_:
-            command_line.run(search.main, SearchSettings)
-        assert exit_.value.code == 2
-        assert said in capsys.readouterr().err
+    options = [option.replace("{tmp}", str(tmp_path)) for option in options]
+    refused = called(finished, "--name", "digits", *options)
+    assert refused.status == 2
+    assert said in refused.err
 
 
 def test_two_searches_do_not_share_a_folder(finished: Path) -> None:
     with locked(open_storage(finished / "digits"), "search"):
-        second = run(finished, *SMALL)
-    assert second.returncode == 2
-    assert "another search is running" in second.stderr and "in use by" in second.stderr
+        second = called(finished, *SMALL)
+    assert second.status == 2
+    assert "another search is running" in second.err and "in use by" in second.err
 
 
-def test_more_gpus_than_there_are_is_said(tmp_path: Path) -> None:
-    refused = run(tmp_path, *SMALL, "--gpus-per-trial", "64")
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: --gpus-per-trial=64.0: there are")
-    assert len(refused.stderr.splitlines()) == 1
+def test_more_gpus_than_there_are_is_said(copy: Path, ray_address: str) -> None:
+    refused = called(copy, *SMALL, "--trials", "8", "--gpus-per-trial", "64")
+    assert refused.status == 2
+    assert refused.err.startswith("error: --gpus-per-trial=64.0: there are")
+    assert len(refused.err.splitlines()) == 1
 
 
 def test_help_shows_every_option_with_its_default() -> None:
-    shown = subprocess.run(
-        [sys.executable, "tune/search.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    )
-    for option in ("--dataset", "--streaming", "--trials", "--epochs", "--storage", "--families", "--gpus-per-trial"):
-        assert option in shown.stdout
+    shown = call(search.main, SearchSettings, "--help")
+    assert shown.status == 0
     for option in (
+        "--dataset",
+        "--streaming",
+        "--trials",
+        "--epochs",
+        "--storage",
+        "--families",
+        "--gpus-per-trial",
         "--time-budget",
         "--gpu-hours",
         "--patience",
@@ -400,5 +297,5 @@ def test_help_shows_every_option_with_its_default() -> None:
         "--seeds",
         "--warm-start",
     ):
-        assert option in shown.stdout
-    assert "Default: 48" in shown.stdout and "None" not in shown.stdout
+        assert option in shown.out
+    assert "Default: 48" in shown.out and "None" not in shown.out

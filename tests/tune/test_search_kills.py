@@ -24,20 +24,30 @@ from ray.cluster_utils import Cluster
 
 from tests.pipelines import training_cluster
 from tests.pipelines.training_cluster import grow
-from tests.tune.test_search import check_whole, records, tradeoff
+from tests.tune.real_search import (
+    ROOT,
+    SMALL,
+    TRIALS,
+    Records,
+    check_grown,
+    check_whole,
+    mlflow_runs,
+    records,
+    run_command,
+    tradeoff,
+)
 
 pytestmark = pytest.mark.faults
 
-ROOT = Path(__file__).parents[2]
-TRIALS, EPOCHS, STEPS = 6, 4, 5
-"""``STEPS`` of an epoch."""
-OPTIONS = ("--trials", str(TRIALS), "--epochs", str(EPOCHS), "--batch-size", "256", "--concurrent", "1")
+STEPS = 5
+"""Of an epoch."""
+OPTIONS = (*SMALL, "--concurrent", "1")
 AGAIN = 2
 """Epochs that a loss costs at most: there is a checkpoint after every other one."""
 LOSSES = ("driver", "process", "node")
 """In turn: no trial loses its process more often in a session than Tune starts it again."""
-FEW, MANY = 3, 20
-"""Losses of a search; many with ``--every-moment``."""
+MOMENTS = 20
+"""Losses of a search."""
 SEED = 5
 OF_THE_CLOCK = ("seconds", "images_per_second", "time_ms")
 """What of an epoch no two runs have in common."""
@@ -65,7 +75,7 @@ def whole(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def search(folder: Path, cluster: Cluster, losses: list[Loss]) -> list[dict[str, dict]]:
+def search(folder: Path, cluster: Cluster, losses: list[Loss]) -> list[Records]:
     """The same command again until it has ended by itself; what the ledger held whenever it was killed."""
     ledgers = []
     script = [sys.executable, str(ROOT / "tests/tune/killed_search.py"), str(folder), json.dumps(losses)]
@@ -120,15 +130,6 @@ def figures(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def check_grown(before: dict[str, dict], after: dict[str, dict]) -> None:
-    """What the ledger once held is still there, and what is complete is as it was."""
-    for name, record in before.items():
-        assert after[name]["config"] == record["config"] and after[name]["train"] == record["train"]
-        assert after[name]["history"][: len(record["history"])] == record["history"]
-        if record["status"] == "complete":
-            assert after[name] | {"test": None} == record | {"test": None}
-
-
 def check_nothing_ended_is_begun_again(happened: list[Event]) -> None:
     """A complete trial never; one that was stopped only once the ledger says that it goes on: till then it may at most
     keep where it was."""
@@ -167,15 +168,13 @@ def check_accounts(folder: Path, happened: list[Event], lost: Counter[str]) -> N
         assert accounts["total"][quantity] == pytest.approx(sum(parts), rel=1e-12)
 
 
-@pytest.mark.timeout(1800)  # with every moment
-def test_whatever_is_killed_the_search_ends_as_without_kills(
-    cluster: Cluster, whole: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    losses = draw(events(whole), MANY if request.config.getoption("--every-moment") else FEW)
+@pytest.mark.timeout(1800)  # on a busy machine
+def test_whatever_is_killed_the_search_ends_as_without_kills(cluster: Cluster, whole: Path, tmp_path: Path) -> None:
+    losses = draw(events(whole), MOMENTS)
     ledgers = search(tmp_path, cluster, losses)
     lost = Counter((tmp_path / f"lost-{number}").read_text().split(":")[0] for number, _ in losses)
     assert lost == Counter(loss for _, loss in losses)
-    assert len(ledgers) == lost["driver"]
+    assert len(ledgers) == lost["driver"] and min(lost.values()) >= 2 and set(lost) == set(LOSSES)
 
     # The ledger is exact: nothing lost, nothing twice, nothing left running, in MLflow neither.
     check_whole(tmp_path, {}, TRIALS)
@@ -192,3 +191,24 @@ def test_whatever_is_killed_the_search_ends_as_without_kills(
     assert mine == theirs
     assert tradeoff(tmp_path)["fronts"] == tradeoff(whole)["fronts"]
     assert tradeoff(tmp_path)["hypervolume"] == tradeoff(whole)["hypervolume"]
+
+
+def test_killed_then_interrupted_then_whole_on_a_ray_of_its_own(tmp_path: Path) -> None:
+    """As on a laptop: kill -9, the same command until Ctrl-C at the terminal, and the same command again."""
+    alone = {"RAY_ADDRESS": None}
+    script = "tests/tune/interrupted_search.py"
+    killed = run_command(tmp_path, *SMALL, script=(script, "SIGKILL", "results:11"), **alone)
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    first = records(tmp_path)
+    stopped = run_command(tmp_path, *SMALL, script=(script, "SIGINT", "tests:1"), **alone)
+    assert stopped.returncode == 1, stopped.stdout + stopped.stderr
+    assert "Interrupted. The same command goes on" in stopped.stdout
+    assert "Traceback" not in stopped.stderr
+    second = records(tmp_path)
+    assert [record["test"] is not None for record in second.values()].count(True) == 1
+    _, runs = mlflow_runs(tmp_path)
+    assert "RUNNING" not in {run.info.status for run in runs}
+    resumed = run_command(tmp_path, *SMALL, **alone)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    check_whole(tmp_path, first)
+    check_whole(tmp_path, second)

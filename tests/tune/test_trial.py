@@ -16,7 +16,8 @@ from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.troubles import keep_warnings, raise_trouble, with_warnings
 from tune import trial_files
 from tune.ledger import Ledger, TrialRecord, changes
-from tune.trial import TrialProcess, read_test_split
+from tune.split_readings import read_test_split
+from tune.trial import TrialProcess
 from tune.trial_files import CHECKPOINT, Checkpoints
 
 pytestmark = pytest.mark.core

@@ -1,48 +1,129 @@
-"""Processes of trials as the tests need them; a module of its own, because Ray's processes import it."""
+"""Processes of trials as the tests need them: Ray's processes import this module."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tune import trial_files, trial_workers
+from pipelines import s3_requests
+from tune import trial_files
+from tune import trial_workers as trial_workers_module
 from tune.trial import TrialProcess
 from tune.trial_workers import TrialCoordinator, TrialWorker
 
-SECONDS = 60.0
+SECONDS = 300.0
+WORKER_KILLED = ("0001-fvae", 3)
+"""The trial, and after which epoch."""
+IMPATIENT = {
+    "READ_TIMEOUT": 2.0,
+    "FIRST_WAIT": 0.05,
+    "ATTEMPTS": 4,
+    "PATIENCE": 3.0,
+    "LONGEST_WAIT": 1.0,
+}
+"""Constants of ``pipelines.s3_requests`` with which a store is given up after seconds instead of minutes."""
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
-    """Look until it is so, for a minute at most."""
+    """Look until it is so, for minutes at most."""
     deadline = time.monotonic() + SECONDS
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-class HastyWorker(TrialWorker):
-    """Writes a checkpoint before every epoch."""
+def hasten_checkpoints() -> None:
+    """From now on trials in this process write a checkpoint before every epoch."""
+    trial_files.CHECKPOINT_SECONDS, trial_files.CHECKPOINT_SHARE = 0.0, 1e9
+
+
+class MortalWorker(TrialWorker):
+    """Writes a checkpoint before every epoch; the second of a trial's is killed in the midst of an epoch, once."""
 
     def __init__(self, *arguments: Any) -> None:
-        trial_files.CHECKPOINT_SECONDS, trial_files.CHECKPOINT_SHARE = 0.0, 1e9
+        hasten_checkpoints()
         super().__init__(*arguments)
 
+    def step(self) -> dict[str, Any]:
+        """One epoch, or a part of it: the other worker then waits for this one's gradients."""
+        assert self.training is not None
+        trial, trainer = Path(self.training.storage.local_path), self.training.trainer  # type: ignore[arg-type]
+        killed = trial.parents[1] / "killed"
+        if self.workers.rank == 1 and (trial.name, trainer.epoch) == WORKER_KILLED and not killed.exists():
+            killed.touch()
+            trainer.train_step = lambda: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        return super().step()
 
-class HastyCoordinator(TrialCoordinator):
-    """Has hasty workers."""
+
+class MortalCoordinator(TrialCoordinator):
+    """Has mortal workers."""
 
     def setup(self, *arguments: Any, **options: Any) -> None:
-        trial_workers.TrialWorker = HastyWorker  # type: ignore[misc]
+        trial_workers_module.TrialWorker = MortalWorker  # type: ignore[misc]
         super().setup(*arguments, **options)
 
 
+def trial_workers() -> set[int]:
+    """Process ids of the workers of trials that descend from this process."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "stat").read_text().rpartition(")")[2].split()
+            titles[int(folder.name)] = (folder / "cmdline").read_text()
+        except OSError:  # it ended
+            continue
+        parents[int(folder.name)] = int(status[1]) if status[0] != "Z" else 0
+
+    def descends(process: int) -> bool:
+        while process in parents and process != os.getpid():
+            process = parents[process]
+        return process == os.getpid()
+
+    names = ("ray::TrialWorker", "ray::MortalWorker")
+    return {pid for pid, title in titles.items() if title.startswith(names) and descends(pid)}
+
+
 class MeetingProcess(TrialProcess):
-    """Trains once four trials have begun."""
+    """Trains once two trials have begun."""
 
     def step(self) -> dict[str, Any]:
+        """One epoch."""
         trial = Path(self.training.storage.local_path)  # type: ignore[arg-type]
         (trial.parent / f"{trial.name}.begun").touch()
-        wait_until(lambda: len(list(trial.parent.glob("*.begun"))) >= 4)
+        wait_until(lambda: len(list(trial.parent.glob("*.begun"))) >= 2)
         return super().step()
+
+
+class HastyProcess(TrialProcess):
+    """Writes a checkpoint before every epoch."""
+
+    def setup(self, *arguments: Any, **options: Any) -> None:
+        hasten_checkpoints()
+        super().setup(*arguments, **options)
+
+
+class ImpatientProcess(HastyProcess):
+    """Besides, gives a store up that does not answer for seconds."""
+
+    def setup(self, *arguments: Any, **options: Any) -> None:
+        for name, value in IMPATIENT.items():
+            setattr(s3_requests, name, value)
+        super().setup(*arguments, **options)
+
+
+class MortalProcess(HastyProcess):
+    """The first of the trials from the fourth on that has a second epoch loses its process before anybody hears of that
+    epoch."""
+
+    def step(self) -> dict[str, Any]:
+        result = super().step()
+        trial = Path(self.training.storage.local_path)  # type: ignore[arg-type]
+        exited = trial.parents[2] / "exited"
+        if int(trial.name.split("-")[0]) >= 3 and result["epoch"] == 2 and not exited.exists():
+            exited.touch()
+            os._exit(1)
+        return result

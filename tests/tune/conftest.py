@@ -1,0 +1,21 @@
+"""What several files of searches need: the migrated MLflow database, and the digits as a data set on S3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipelines import ingest
+from pipelines.ingest_settings import IngestSettings
+from tests.commands import call
+from tests.pipelines.conftest import empty_database  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def digits_on_s3(s3_client: Any) -> str:
+    """The digits as a data set in a bucket of its own."""
+    s3_client.create_bucket(Bucket="images")
+    done = call(ingest.main, IngestSettings, "digits", "s3://images/digits", "--processes", "1")
+    assert done.status == 0, done.err
+    return "s3://images/digits"
