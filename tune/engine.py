@@ -202,7 +202,7 @@ def scratch_folder(run: Storage) -> Iterator[Path]:
 def read_tests(
     room: Room, dataset: Dataset, ledger: Ledger, ids: Sequence[str], warn: Callable[[str], None]
 ) -> Iterator[TrialRecord]:
-    """Read the test split for each model of ``ids``, side by side as trials are; yields each record once it is written.
+    """Read the test split for each model of ``ids``, side by side; yields each record when it is written.
 
     A model that cannot be measured fails its trial, with the reason: the fronts may then be others. A storage that
     fails raises ``OSError`` or ``ConfigError``; ``warn`` gets a line for each retry.
@@ -212,7 +212,7 @@ def read_tests(
     waiting = list(reversed(ids))
     pending: dict[ray.ObjectRef, str] = {}
     while waiting or pending:
-        while waiting and (room.trials_at_once is None or len(pending) < room.trials_at_once):
+        while waiting and len(pending) < (settings.concurrent or len(ids)):
             record = ledger.records[waiting.pop()]
             gpus = room.gpus(record.config, record.train)
             read = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=gpus)(read_test_split)

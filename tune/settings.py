@@ -80,7 +80,8 @@ class SearchSettings(RunSettings):
     """Processes that train each trial together, on the machines of a cluster where one has no room for all: for models
     too large for one device."""
     concurrent: Annotated[int | None, _unset("N")] = None
-    """Trials at a time. Default: as many as the machine or cluster has room for."""
+    """Trials at a time, and at the end readings of the test split. Default: as many as the machine or cluster has room
+    for."""
     precision: Precision = "float32"
     """'bf16' runs the networks under autocast; likelihoods stay in float32."""
 

@@ -116,14 +116,14 @@ class ImpatientProcess(HastyProcess):
 
 
 class MortalProcess(HastyProcess):
-    """The first of the trials from the fourth on that has a second epoch loses its process before anybody hears of that
-    epoch."""
+    """The second trial loses its process within its second epoch, once."""
 
     def step(self) -> dict[str, Any]:
+        """One epoch, of which nobody hears where the process ends with it."""
         result = super().step()
         trial = Path(self.training.storage.local_path)  # type: ignore[arg-type]
         exited = trial.parents[2] / "exited"
-        if int(trial.name.split("-")[0]) >= 3 and result["epoch"] == 2 and not exited.exists():
+        if trial.name.startswith("0001-") and result["epoch"] == 2 and not exited.exists():
             exited.touch()
             os._exit(1)
         return result
