@@ -25,7 +25,11 @@ def misplaced(items: Iterable[pytest.Item]) -> list[str]:
 
 
 def group(items: Iterable[pytest.Item]) -> None:
-    """Keep the tests of one file in one process of pytest-xdist, and those that share a Ray in one for all of them."""
+    """Keep the tests of one file in one process of pytest-xdist, and those that share a Ray in one for all of them.
+
+    Files whose tests share something else name a group of their own: ``pytest.mark.xdist_group("services")``.
+    """
     for item in items:
-        shares_ray = SHARED_RAY in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.nodeid.partition("::")[0]))
+        if item.get_closest_marker("xdist_group") is None:
+            shares_ray = SHARED_RAY in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.nodeid.partition("::")[0]))
