@@ -80,9 +80,7 @@ def test_another_browser_of_the_same_make_will_do(folder: Path) -> None:
     assert missing() == {}
 
 
-@pytest.mark.parametrize(
-    ("program", "what"), [("unshare", "namespaces with a network"), ("losetup", "a loop device")]
-)
+@pytest.mark.parametrize(("program", "what"), [("unshare", "namespaces with a network"), ("losetup", "a loop device")])
 def test_what_the_machine_refuses_is_a_line(
     program: str, what: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,19 +30,20 @@ from pipelines.scheduling.runs import (
 from pipelines.scheduling.schedules import Schedule, model_of
 from pipelines.scheduling.store import Store
 from pipelines.storage import StorageError
-from tests.pipelines.postgres import PASSWORD, postgres_server
-
-pytestmark = pytest.mark.core
+from tests.services.head import PATIENCE
+from tests.services.postgres import PASSWORD, postgres_server
 
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    with postgres_server() as uri, pytest.MonkeyPatch.context() as patch:
+    with postgres_server() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PGPASSWORD", PASSWORD)
-        yield uri
+        yield server.uri
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(
+    params=[pytest.param("sqlite", marks=pytest.mark.core), pytest.param("postgresql", marks=pytest.mark.system)]
+)
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Of an empty database."""
     if request.param == "sqlite":
@@ -179,7 +180,7 @@ ROUNDS = 20
 def _claim(uri: str, barrier: Any, found: Any) -> None:
     store = Store(uri)
     for number in range(ROUNDS):
-        barrier.wait(60)
+        barrier.wait(PATIENCE)
         claimed = store.claim(f"s{number}", datetime.now(UTC))
         begun = [run for run in store.open_runs() if run.state == WAITING and store.move(run, SUBMITTING, attempt=1)]
         found.put((claimed is not None, len(begun)))
@@ -196,9 +197,9 @@ def test_two_schedulers_never_have_one_slot_both(uri: str) -> None:
     processes = [context.Process(target=_claim, args=(uri, barrier, found)) for _ in range(2)]
     for process in processes:
         process.start()
-    answers = [found.get(timeout=120) for _ in range(2 * ROUNDS)]
+    answers = [found.get(timeout=PATIENCE) for _ in range(2 * ROUNDS)]
     for process in processes:
-        process.join(60)
+        process.join(PATIENCE)
         assert process.exitcode == 0
     assert sum(claimed for claimed, _ in answers) == ROUNDS
     assert sum(begun for _, begun in answers) == ROUNDS
@@ -259,6 +260,7 @@ def test_a_clock_that_is_put_back_brings_no_slot_twice(store: Store) -> None:
     assert store.claim("nightly", moment + timedelta(minutes=81)) is not None
 
 
+@pytest.mark.core
 def test_the_file_is_its_owner_s_alone_and_holds_no_pickle(tmp_path: Path) -> None:
     path = tmp_path / "new" / "schedules.db"
     with pytest.raises(ConfigError, match="no schedules there yet"):
@@ -277,6 +279,7 @@ def test_the_file_is_its_owner_s_alone_and_holds_no_pickle(tmp_path: Path) -> No
     assert kinds <= {str, int, float, type(None)}
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("bad", "error", "says"),
     [
@@ -298,6 +301,7 @@ def test_a_database_that_will_not_do_is_one_line(bad: str, error: type[Exception
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.core
 def test_the_model_is_what_the_retraining_is_told() -> None:
     assert model_of(("--dataset", "d", "--model", "fvae-a")) == "fvae-a"
     assert model_of(("--model=fvae-b",)) == "fvae-b"
@@ -305,6 +309,7 @@ def test_the_model_is_what_the_retraining_is_told() -> None:
     assert model_of(()) is None
 
 
+@pytest.mark.core
 def test_backoff_doubles_up_to_an_hour() -> None:
     waits = schedule(backoff=60.0)
     assert [waits.pause_after(attempt) for attempt in (1, 2, 3, 7, 1000)] == [60, 120, 240, 3600, 3600]

@@ -15,10 +15,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest import mock
+
+from pipelines.services.__main__ import main
+from pipelines.services.options import Command
+from tests.commands import call
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 240.0
-"""Seconds until something must have happened; far more than it takes."""
+PATIENCE = 540.0
+"""Seconds until something must have happened; far more than it takes, also on a busy machine."""
 _INHERITED = ("AWS_", "PATH", "LANG", "PYTHONPATH")
 
 
@@ -60,14 +65,33 @@ class Head:
     # --- the command -----------------------------------------------------------------------------------
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """``python -m pipelines.services WORDS`` for this data folder, from a folder that is not the repository."""
-        command = [sys.executable, "-m", "pipelines.services", words[0], "--data", str(self.data), *words[1:]]
+        """``python -m pipelines.services WORDS`` for this data folder, in this process, which is a second faster."""
+        umask = os.umask(0o022)  # the command changes it
+        try:
+            with mock.patch.dict(os.environ, self.environment, clear=True):
+                done = call(main, Command, *self._options(words))
+        finally:
+            os.umask(umask)
+        return subprocess.CompletedProcess(words, done.status, done.out, done.err)
+
+    def process(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """The same in a process of its own, from a folder that is not the repository."""
         return subprocess.run(
-            command, cwd=self.home, env=self.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+            [sys.executable, "-m", "pipelines.services", *self._options(words)],
+            cwd=self.home,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
         )
 
+    def _options(self, words: tuple[str, ...]) -> tuple[str, ...]:
+        patience = ("--patience", str(PATIENCE)) if words[0] == "up" and "--patience" not in words else ()
+        return (words[0], "--data", str(self.data), *patience, *words[1:])
+
     def up(self, *options: str) -> str:
-        """``up``, which must succeed; returns what it said."""
+        """``up``, which must succeed; returns its output."""
         result = self.run("up", *options)
         assert result.returncode == 0, result.stdout + result.stderr + self.logs()
         return result.stdout

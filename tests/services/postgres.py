@@ -17,10 +17,12 @@ from tests.services.head import PATIENCE, free_port
 
 USER, PASSWORD, DATABASE = "fvae", "50% p@ss:w/rd", "runs"
 """A password with all that a URI, an .ini file and ~/.pgpass each read in their own way."""
+AS_POSTGRES: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": ()} if os.geteuid() == 0 else {}
+"""For :func:`subprocess.run`."""
 
 
 class Postgres:
-    """One cluster of PostgreSQL in ``folder``; it runs as the user postgres, as it refuses to run as root."""
+    """One cluster of PostgreSQL in ``folder``; root runs it as the user postgres, because it refuses to run as root."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -29,7 +31,7 @@ class Postgres:
         self._folder = folder / "cluster"
         secret = folder / "password"
         secret.write_text(PASSWORD)
-        for path in (folder, secret):
+        for path in (folder, secret) if AS_POSTGRES else ():
             shutil.chown(path, "postgres", "postgres")
         self._do("initdb", "--username", USER, "--pwfile", str(secret), "--auth", "scram-sha-256", "--no-sync")
         self.start()
@@ -39,7 +41,7 @@ class Postgres:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
         log = str(self._folder.with_name("log"))
         self._do("pg_ctl", "--log", log, "--options", options, "--wait", "start")
 
@@ -61,15 +63,15 @@ class Postgres:
     def _do(self, program: str, *options: str) -> None:
         found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
         command = [str(found[-1]) if found else program, "--pgdata", str(self._folder), *options]
-        as_user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
         with tempfile.TemporaryFile() as said:  # not a pipe: the server would hold it open
             done = subprocess.run(
-                [*(as_user if os.geteuid() == 0 else []), *command],
+                command,
                 cwd="/",
                 stdout=said,
                 stderr=said,
                 timeout=PATIENCE,
                 check=False,
+                **AS_POSTGRES,
             )
             said.seek(0)
             assert done.returncode == 0, said.read().decode()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 
 import pytest
 
-from tests.services.head import Head, free_port
+from pipelines.services import at_boot
+from tests.services.head import Head
 
 pytestmark = pytest.mark.core
 
@@ -87,30 +87,16 @@ def test_a_bucket_that_is_not_there(head: Head, s3: str) -> None:
     check(head, ["--artifacts", "s3://no-such-bucket/mlflow"], "no-such-bucket")
 
 
-def test_without_systemd_and_cron_what_to_run_at_boot_is_said(head: Head) -> None:
+def test_without_systemd_and_cron_the_command_for_the_boot_is_in_the_message(
+    head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(at_boot, "_SYSTEMD", head.home / "no systemd")
     head.environment["PATH"] = str(head.home)
-    result = head.run("up", "--port", str(head.port), "--programs", "mlflow", "--at-boot")
+    result = head.run("up", "--programs", "scheduler", "--at-boot")
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert "neither systemd nor crontab" in line
     assert str(head.data / "supervisor" / "supervisord.conf") in line
-
-
-def test_settings_that_would_lose_the_runs_so_far_are_refused(head: Head) -> None:
-    head.first_up()
-    before = head.pids()
-    elsewhere = str(head.home / "elsewhere")
-    for options, said in (
-        (["--artifacts", elsewhere], f"--artifacts={elsewhere}: the runs so far are in {head.data}/artifacts"),
-        (["--port", str(free_port()), "--host", "0.0.0.0"], "--host=0.0.0.0"),
-        (["--artifacts", "/dev/null/artifacts", "--moved"], "cannot be made"),
-    ):
-        result = head.run("up", *options)
-        assert result.returncode == 2
-        assert said in result.stderr
-        assert head.pids() == before
-    assert not Path(elsewhere).exists()
-    assert "mlflow: started again" in head.up("--artifacts", elsewhere, "--moved")
 
 
 def test_a_damaged_settings_file_is_said(head: Head) -> None:

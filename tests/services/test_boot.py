@@ -14,13 +14,20 @@ import pytest
 
 from pipelines.services import at_boot
 from pipelines.services.places import Places
-from tests.services.head import Head, lives, until
+from tests.services.head import PATIENCE, Head, lives, until
 from tests.services.machine import Machine
 
 pytestmark = pytest.mark.system
 
 UP = ("up", "--programs", "mlflow", "--at-boot")
 OWN_LINE = "17 4 * * * /bin/true\n"
+CRON_RUNS = ("sh", "-c", "grep -qx cron /proc/[0-9]*/comm")
+
+
+@pytest.fixture
+def head(migrated_head: Head) -> Head:
+    """A head machine whose databases need no migrations."""
+    return migrated_head
 
 
 @pytest.fixture
@@ -65,7 +72,7 @@ def test_they_come_back_after_the_power_was_cut(head: Head, on_machine: Callable
         assert machine.run("crontab", "-l").stdout == OWN_LINE
 
     with machine.on("cron"):
-        until(lambda: machine.run("pidof", "cron").returncode == 0, "cron runs")
+        until(lambda: machine.run(*CRON_RUNS).returncode == 0, "cron runs")
         assert not (head.data / "supervisor" / "supervisor.sock").exists()
 
 
@@ -100,5 +107,5 @@ def test_the_unit_is_in_order_and_its_command_runs_in_an_empty_environment(head:
         assert "mlflow: unchanged" in head.up()
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(PATIENCE)
     assert head.processes() == []
