@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from pipelines.services import at_boot
-from tests.services.head import Head
+from tests.services.head import Head, until
 
 pytestmark = pytest.mark.core
 
@@ -97,6 +97,7 @@ def test_without_systemd_and_cron_the_command_for_the_boot_is_in_the_message(
     (line,) = result.stderr.splitlines()
     assert "neither systemd nor crontab" in line
     assert str(head.data / "supervisor" / "supervisord.conf") in line
+    until(head.well, "the services run until then")
 
 
 def test_a_damaged_settings_file_is_said(head: Head) -> None:
