@@ -2,9 +2,9 @@
 
     dying_scheduler.py MOMENT serve --store … --address …
 
-MOMENT: ``noted`` (the slot is in the store, nothing of it begun), ``claimed`` (the store says that it is being
-submitted, Ray knows nothing), ``submitted`` (Ray has it, the store does not know), ``ended`` (the job has ended, which
-is not noted), ``recorded`` (noted, and its failure hook not told), ``telling`` (the hook told, and that not noted).
+MOMENT: ``noted`` (the slot is in the store, nothing of it begun), ``claimed`` (the store has it as being submitted, Ray
+knows nothing), ``submitted`` (Ray has it, the store does not know), ``ended`` (the job has ended, which is not noted),
+``recorded`` (noted, and its failure hook not told), ``telling`` (the hook told, and that not noted).
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from pipelines import command_line, schedule
-from pipelines.scheduling import serve
 from pipelines.scheduling.jobs import RayJobs
 from pipelines.scheduling.runs import OPEN, SUBMITTING
 from pipelines.scheduling.store import Store
 
 
-def die(*_arguments: Any, **_options: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def plan(moment: str) -> None:
-    """Let this process die there."""
+def plan(moment: str, die: Callable[..., Any], patch: pytest.MonkeyPatch) -> None:
+    """Let the schedulers of this process call ``die`` at that moment."""
     submit, move = RayJobs.submit, Store.move
 
     def submitting(self: RayJobs, *arguments: Any) -> None:
@@ -43,15 +41,19 @@ def plan(moment: str) -> None:
         return moved
 
     if moment == "claimed":
-        RayJobs.submit = die  # type: ignore[method-assign,assignment]
+        patch.setattr(RayJobs, "submit", die)
     elif moment == "submitted":
-        RayJobs.submit = submitting  # type: ignore[method-assign]
+        patch.setattr(RayJobs, "submit", submitting)
     elif moment == "telling":
-        Store.hook_told = die  # type: ignore[method-assign,assignment]
-    Store.move = moving  # type: ignore[method-assign]
-    assert serve.Scheduler  # the module is loaded, with what was changed
+        patch.setattr(Store, "hook_told", die)
+    patch.setattr(Store, "move", moving)
+
+
+def kill(*_arguments: Any, **_options: Any) -> None:
+    """SIGKILL to this process."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    plan(sys.argv.pop(1))
+    plan(sys.argv.pop(1), kill, pytest.MonkeyPatch())
     command_line.run(schedule.main, schedule.ScheduleSettings)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ ray.shutdown()
 class RayServer:
     """A Ray on this machine whose jobs are taken at ``address``; it may end and be started again there, as a new one.
 
-    It asks for a token, which processes have that are started with ``environment``.
+    It asks for a token: this process's own, if it has one. Processes that are started with ``environment`` have it.
     Its folder is a short one of its own: the path of a Unix socket has 107 characters at most.
     """
 
@@ -55,10 +56,11 @@ class RayServer:
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
         token = Path(self._folder.name) / "auth_token"
         token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
+        token.write_text(os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32))
         without = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
         self.environment = {key: value for key, value in os.environ.items() if key not in without}
         patience = {"RAY_raylet_start_wait_time_s": "180", "RAY_agent_register_timeout_ms": "180000"}
+        patience |= {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180"}
         self.environment |= patience  # a busy machine takes its time
         self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         self._process: subprocess.Popen[str] | None = None
@@ -87,7 +89,9 @@ class RayServer:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self._process.wait()
-        wait_for(lambda: not any(_alive(process) for process in processes), message="Ray's processes do not end")
+        wait_for(
+            lambda: not any(_alive(process) for process in processes), message=lambda: "Ray's processes do not end"
+        )
         self._process = None
 
     def close(self) -> None:
@@ -113,11 +117,13 @@ def _alive(process: int) -> bool:
         return False
 
 
-def wait_for(what: object, seconds: float = 180.0, message: str = "") -> None:
-    """Poll ``what()`` until it is true. Fails after ``seconds``."""
+def wait_for(
+    what: Callable[[], object], seconds: float = 540.0, message: Callable[[], str] = lambda: "it never was"
+) -> None:
+    """Poll ``what()`` until it is true. Fails with ``message()`` after ``seconds``."""
     deadline = time.monotonic() + seconds
-    while not what():  # type: ignore[operator]
-        assert time.monotonic() < deadline, message or f"waited {seconds:g} s for {what}"
+    while not what():
+        assert time.monotonic() < deadline, message()
         time.sleep(0.05)
 
 
