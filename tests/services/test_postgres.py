@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.services.head import Head, until
+from tests.services.head import Head, lives, until
 from tests.services.postgres import PASSWORD, Postgres, postgres_server
 
 pytestmark = pytest.mark.system
@@ -44,7 +44,9 @@ def test_runs_and_users_are_in_postgresql_and_its_absence_is_survived(head: Head
     (line,) = result.stderr.splitlines()
     assert f"127.0.0.1:{postgres.port}/runs: cannot be used (connection to server at" in line
     assert head.pids() == before
+    (listener,) = head.children(before["mlflow"])
     os.kill(before["mlflow"], signal.SIGKILL)  # it cannot start now, and is tried again for ever
+    until(lambda: not lives(listener), "what the killed one had left is ended")
     until(lambda: head.status()[1]["mlflow"][1] not in (0, before["mlflow"]), "MLflow is tried again")
     postgres.start()
     until(head.well, "MLflow is back")
