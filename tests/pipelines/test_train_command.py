@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from mlflow import MlflowClient
-from ray.cluster_utils import Cluster
 
 from fvae import ConfigError, Trainer, load
-from pipelines import command_line, train_worker
-from pipelines import train as train_command
+from pipelines import train_worker
 from pipelines.datasets import load_dataset
 from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.storage import open_storage
+from pipelines.train import main
 from pipelines.train_configs import train_configs
 from pipelines.train_settings import TrainSettings
 from pipelines.train_worker import WorkerTask
 from pipelines.worker_job import carry_out
-from tests.pipelines.training_cluster import HASTE, grow
+from tests.commands import Called, call
+from tests.pipelines.one_process import without_ray
+from tests.pipelines.training_cluster import HASTE
 from tests.pipelines.trainings import EPOCHS, MODEL, OPTIONS, TRAIN, uninterrupted
 
 pytestmark = pytest.mark.core
@@ -40,26 +43,31 @@ def whole() -> Trainer:
     return uninterrupted()
 
 
-def train(cluster: Cluster, storage: str | Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """The command, on the session's cluster."""
-    return subprocess.run(
+def train(storage: str | Path, *options: str) -> Called:
+    """The command in this process, with the small training's options."""
+    return call(main, TrainSettings, *OPTIONS, "--storage", str(storage), *options)
+
+
+def as_a_user_does(storage: Path, *options: str) -> Called:
+    """The command in a process of its own, with a Ray of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
         [sys.executable, "-m", "pipelines.train", *OPTIONS, "--storage", str(storage), *options],
         cwd=ROOT,
-        env={**os.environ, **HASTE, "RAY_ADDRESS": cluster.address},
+        env=environment | HASTE,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
         check=False,
     )
+    return Called(done.returncode, done.stdout, done.stderr)
 
 
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    """The one line that a user's mistake gets, in this process."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *options])
-    with pytest.raises(SystemExit) as exit_:
-        command_line.run(train_command.main, TrainSettings)
-    assert exit_.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+def refused(*options: str) -> str:
+    """The one line that a user's mistake gets."""
+    done = call(main, TrainSettings, *options)
+    assert done.status == 2
+    (line,) = done.err.splitlines()
     return line
 
 
@@ -67,45 +75,54 @@ def result_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "result.json").read_text())
 
 
-@pytest.fixture(
-    scope="module", params=[("--workers", "1"), ("--workers", "2"), ("--elastic", "1:3")], ids=["1", "2", "3"]
-)
-def finished(
-    request: pytest.FixtureRequest, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[int, Path, str]:
-    """A job on so many workers (the elastic one takes all that there is room for): their number, its folder and what
-    it printed."""
+class Finished(NamedTuple):
+    """A job that has ended."""
+
+    workers: int
+    run: Path
+    """Its folder."""
+    out: str
+    """What the command printed."""
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def finished(request: pytest.FixtureRequest, shared_ray: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A job on one worker, as a user starts it, and an elastic one, which takes the shared Ray's three CPUs."""
     runs = tmp_path_factory.mktemp("runs")
-    grow(cluster, 3)
-    done = train(cluster, runs, "--name", "job", *request.param)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return int(request.param[1][-1]), runs / "job", done.stdout
+    if request.param == 1:
+        done = as_a_user_does(runs, "--name", "job")
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {**HASTE, "RAY_ADDRESS": shared_ray}.items():
+                patch.setenv(name, value)
+            done = train(runs, "--name", "job", "--elastic", "1:8")
+    assert done.status == 0, done
+    return Finished(request.param, runs / "job", done.out)
 
 
-def test_the_figures_do_not_depend_on_the_number_of_workers(finished: tuple[int, Path, str], whole: Trainer) -> None:
-    workers, run, _ = finished
-    measured = [[epoch[name] for name in COMPARED] for epoch in result_of(run)["history"]]
+def test_the_figures_do_not_depend_on_the_number_of_workers(finished: Finished, whole: Trainer) -> None:
+    measured = [[epoch[name] for name in COMPARED] for epoch in result_of(finished.run)["history"]]
     expected = [[getattr(epoch, name) for name in COMPARED] for epoch in whole.history]
     assert len(measured) == EPOCHS
-    if workers == 1:  # fvae's own loop, to the bit
+    if finished.workers == 1:  # fvae's own loop, to the bit
         assert measured == expected
         theirs = whole.best_model().state_dict()
-        assert all(torch.equal(tensor, theirs[name]) for name, tensor in load(run / "model").state_dict().items())
+        weights = load(finished.run / "model").state_dict()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights.items())
     for mine, theirs_ in zip(measured, expected, strict=True):
         assert mine[:2] == pytest.approx(theirs_[:2], abs=1e-3)
         assert mine[2:] == pytest.approx(theirs_[2:], rel=1e-2)
 
 
-def test_what_it_says_and_leaves(finished: tuple[int, Path, str], whole: Trainer) -> None:
-    workers, run, out = finished
-    lines = out.splitlines()
+def test_what_it_says_and_leaves(finished: Finished, whole: Trainer) -> None:
+    run, lines = finished.run, finished.out.splitlines()
     assert lines[0].startswith("digits: 1,257 training and 180 validation images of 8×8×1, 17 levels")
-    who = {1: "1 worker", 2: "2 workers", 3: "1 to 3 workers"}[workers]
+    who = {1: "1 worker", 3: "1 to 8 workers"}[finished.workers]
     assert f"on {who}; files in {run}" in lines[1]
     assert [line.split()[1] for line in lines if line.startswith("epoch ")] == [f"{n}/4" for n in range(1, EPOCHS + 1)]
     assert f"{whole.model.parameter_count():,} parameters" in lines[1]
     result = result_of(run)
-    assert f"validation {result['best_val_bpd']:.4f} bits/dim" in out
+    assert f"validation {result['best_val_bpd']:.4f} bits/dim" in finished.out
     assert result["best_epoch"] == EPOCHS
     assert len(list((run / "checkpoints").iterdir())) == 2
     assert {"samples.png", "reconstructions.png", "interpolations.png", "job.json"} <= {p.name for p in run.iterdir()}
@@ -113,18 +130,22 @@ def test_what_it_says_and_leaves(finished: tuple[int, Path, str], whole: Trainer
     assert load(run / "mlflow/model/artifacts/weights").bits_per_dim(images).mean() < 6
 
 
-def test_it_is_one_run_in_mlflow(finished: tuple[int, Path, str]) -> None:
-    workers, run, _ = finished
-    client = MlflowClient(default_tracking_uri(open_storage(run.parent)))
+def logged_runs(runs: Path) -> tuple[MlflowClient, list[Any]]:
+    """The runs in the experiment of the digits, and a client to read more of them."""
+    client = MlflowClient(default_tracking_uri(open_storage(runs)))
     (experiment,) = [each for each in client.search_experiments() if each.name == "fvae/digits"]
-    (logged,) = client.search_runs([experiment.experiment_id])
+    return client, list(client.search_runs([experiment.experiment_id]))
+
+
+def test_it_is_one_run_in_mlflow(finished: Finished) -> None:
+    client, (logged,) = logged_runs(finished.run.parent)
     assert logged.info.status == "FINISHED"
     assert logged.data.params["data.hash"] == load_dataset("digits").content_hash()
     assert logged.data.params["model.flow_depth"] == "2" and logged.data.params["train.batch_size"] == "128"
-    assert logged.data.metrics["system/workers"] == workers
+    assert logged.data.metrics["system/workers"] == finished.workers
     assert logged.data.metrics["system/peak_memory_megabytes"] > 100
     assert logged.data.metrics["images_per_second"] > 10
-    assert logged.data.metrics["best/val_bpd"] == result_of(run)["best_val_bpd"]
+    assert logged.data.metrics["best/val_bpd"] == result_of(finished.run)["best_val_bpd"]
     steps = [metric.step for metric in client.get_metric_history(logged.info.run_id, "train/bpd")]
     assert steps == list(range(1, EPOCHS + 1))
     names = {artifact.path for artifact in client.list_artifacts(logged.info.run_id)}
@@ -132,30 +153,71 @@ def test_it_is_one_run_in_mlflow(finished: tuple[int, Path, str]) -> None:
 
 
 def test_a_finished_job_is_shown_without_ray_and_never_another_in_its_place(
-    finished: tuple[int, Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, run, out = finished
+    run = finished.run
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # nobody is there
-    monkeypatch.setattr(sys, "argv", ["train.py", *OPTIONS, "--storage", str(run.parent), "--name", "job"])
-    with pytest.raises(SystemExit) as exit_:
-        command_line.run(train_command.main, TrainSettings)
-    assert exit_.value.code == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert [line for line in shown if "MLflow …" not in line] == out.splitlines()[-3:]
-    options = (*OPTIONS, "--storage", str(run.parent), "--name", "job", "--train.seed", "1")
-    line = refused(monkeypatch, capsys, *options)
+    shown = train(run.parent, "--name", "job")
+    assert shown.status == 0
+    assert [line for line in shown.out.splitlines() if "MLflow …" not in line] == finished.out.splitlines()[-3:]
+    line = refused(*OPTIONS, "--storage", str(run.parent), "--name", "job", "--train.seed", "1")
     assert line == f"error: {run}: holds another training (train seed=0, not 1); give another --name"
 
 
-def test_a_figure_that_is_not_finite_ends_the_job_with_its_reason(cluster: Cluster, tmp_path: Path) -> None:
+# --- a job that ends early, its loop in this process ---------------------------------------------
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, empty_database: Path, tmp_path: Path) -> None:
+    """No Ray; runs in ``tmp_path`` with MLflow's tables made."""
+    without_ray(monkeypatch)
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+
+
+def test_ctrl_c_and_the_same_command_give_the_uninterrupted_training(
+    alone: None, whole: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_step, checkpoints = Trainer.train_step, tmp_path / "job/checkpoints"
+
+    def interrupted(self: Trainer) -> None:
+        train_step(self)
+        if self.step == 15:
+            deadline = time.monotonic() + 60
+            while not list(checkpoints.glob("step-000000010-*")):  # it is written in the background
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        done = train(tmp_path, "--name", "job")
+    assert done.status == 1
+    assert "Interrupted. The same command goes on from the last checkpoint." in done.out.splitlines(), done
+    assert not (tmp_path / "job/result.json").exists()
+    assert [run.info.status for run in logged_runs(tmp_path)[1]] == ["KILLED"]
+
+    done = train(tmp_path, "--name", "job")
+    assert done.status == 0 and "1 worker goes on from step 0 of epoch 2" in done.out, done
+    measured = [[epoch[name] for name in COMPARED] for epoch in result_of(tmp_path / "job")["history"]]
+    assert measured == [[getattr(epoch, name) for name in COMPARED] for epoch in whole.history]
+    theirs = whole.best_model().state_dict()
+    weights = load(tmp_path / "job/model").state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights.items())
+    client, (logged,) = logged_runs(tmp_path)
+    assert logged.info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(logged.info.run_id, "val/bpd")]
+    assert steps == list(range(1, EPOCHS + 1))
+
+
+def test_a_figure_that_is_not_finite_ends_the_job_with_its_reason(alone: None, tmp_path: Path) -> None:
     options = ("--name", "job", "--train.learning-rate", "1e30", "--train.gradient-clip", "1e30")
-    done = train(cluster, tmp_path, *options)
-    assert done.returncode == 1
+    done = train(tmp_path, *options)
+    assert done.status == 1
     result = result_of(tmp_path / "job")
     assert result["status"] == "failed" and "not finite" in result["reason"] or "nan" in result["reason"]
-    assert f"failed: {result['reason']}" in done.stdout
-    again = train(cluster, tmp_path, *options)
-    assert again.returncode == 1 and result["reason"] in again.stdout
+    assert f"failed: {result['reason']}" in done.out
+    again = train(tmp_path, *options)
+    assert again.status == 1 and result["reason"] in again.out and "parameters" not in again.out
 
 
 # --- what is trained -----------------------------------------------------------------------------
@@ -233,11 +295,7 @@ def test_a_trial_is_trained_again_in_a_run_beside_it(tmp_path: Path) -> None:
     ],
 )
 def test_a_users_mistake_gets_one_line(
-    options: tuple[str, ...],
-    line: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+    options: tuple[str, ...], line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     files = {
         "CONFIG": "family = ",
@@ -251,16 +309,14 @@ def test_a_users_mistake_gets_one_line(
         if option in files:
             (tmp_path / "file.toml").write_text(files[option])
     monkeypatch.chdir(tmp_path)
-    assert line in refused(monkeypatch, capsys, *named)
+    assert line in refused(*named)
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/checkpoints"))
 
 
-def test_a_search_s_folder_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_search_s_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits/search.json").write_text("{}")
-    line = refused(monkeypatch, capsys, "--storage", str(tmp_path), "--name", "digits")
+    line = refused("--storage", str(tmp_path), "--name", "digits")
     assert line == f"error: {tmp_path}/digits: holds a search; give another --name"
     assert [path.name for path in (tmp_path / "digits").iterdir() if path.name != ".lock"] == ["search.json"]
 
@@ -284,22 +340,15 @@ def test_workers_that_see_another_disk_are_refused(tmp_path: Path) -> None:
     assert "is not the driver's" in told[0]["trouble"][1]
 
 
-def test_no_password_of_a_tracking_server_is_shown(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_no_password_of_a_tracking_server_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:SECRET@127.0.0.1:9")
-    monkeypatch.setattr(sys, "argv", ["train.py", "--from-run", "0123", "--storage", str(tmp_path)])
-    with pytest.raises(SystemExit) as exit_:
-        command_line.run(train_command.main, TrainSettings)
-    said = capsys.readouterr()
-    assert exit_.value.code == 1 and "127.0.0.1:9" in said.err
-    assert "SECRET" not in said.out + said.err
+    done = call(main, TrainSettings, "--from-run", "0123", "--storage", str(tmp_path))
+    assert done.status == 1 and "127.0.0.1:9" in done.err
+    assert "SECRET" not in done.out + done.err
 
 
 def test_more_workers_than_there_is_room_for_are_refused_before_anything_starts(
-    cluster: Cluster, tmp_path: Path
+    ray_address: str, tmp_path: Path
 ) -> None:
-    done = train(cluster, tmp_path, "--name", "job", "--workers", "40")
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: --workers=40: each needs 1 CPU, and there is room for ")
+    line = refused("--storage", str(tmp_path), "--name", "job", "--workers", "40")
+    assert line == ("error: --workers=40: each needs 1 CPU, and there is room for 3; use fewer, or more machines")

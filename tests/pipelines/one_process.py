@@ -1,0 +1,58 @@
+"""Training jobs whose only worker is the process of the command itself, for the tests of what surrounds a training.
+
+Ray Train itself runs the workers in ``test_train_command.py``, ``test_retrain.py`` and ``test_train_faults.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray.train
+import torch
+
+from fvae.data import Dataset
+from pipelines import train_worker, worker_job
+from pipelines.troubles import raise_trouble
+from pipelines.worker_job import Loop, carry_out
+from pipelines.worker_resources import WorkerResources
+
+
+def without_ray(patch: pytest.MonkeyPatch) -> None:
+    """Until ``patch`` is undone, a training starts no Ray: its loop runs in the thread that starts the job."""
+    patch.setattr(worker_job, "job_session", lambda dataset, resources: contextlib.nullcontext())
+    patch.setattr(worker_job, "ray_images", _images)
+    patch.setattr(worker_job, "run_job", _run_job)
+    patch.setattr(train_worker, "get_device", lambda: torch.device("cpu"))
+    patch.setattr(ray.train, "get_preemption_info", lambda: None)
+
+
+def _images(dataset: Dataset, splits: Sequence[str]) -> dict[str, Any]:
+    return {split: dataset.images(split) for split in splits}
+
+
+def _run_job(
+    loop: Loop,
+    config: Any,
+    *,
+    name: str,
+    resources: WorkerResources,
+    max_failures: int,
+    on_event: Callable[[dict[str, Any]], None],
+    resize_seconds: float = 0.0,
+) -> None:
+    """:func:`pipelines.worker_job.run_job` with one worker, which is not started again."""
+
+    def put(event: dict[str, Any]) -> None:
+        raise_trouble(event)
+        on_event(event)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(resources.cpus)
+    try:
+        carry_out(loop, config, SimpleNamespace(put=put))  # type: ignore[arg-type]
+    finally:
+        torch.set_num_threads(threads)
