@@ -1,10 +1,11 @@
-"""``python -m pipelines.train`` that loses something at set moments: run as a script by the tests.
+"""``python -m pipelines.train`` that loses something at set moments: as a script, in a fork, or in the test's process.
 
     faulty_training.py FOLDER '[["step:1", "worker"], ["evaluation:2", "node"]]' --workers 2 …
 
-Moments: ``step:N`` (N steps are done), ``write:N`` (the first checkpoint of N steps or more is half written, or not
-yet uploaded), ``evaluation:N`` (in the middle of epoch N's validation), ``end`` (all is trained, the model is not yet
-kept). What is lost, by SIGKILL: ``worker``, ``node`` (with all its processes), ``driver``; ``outside`` makes
+Moments of the workers: ``step:N`` (N steps are done), ``write:N`` (the first checkpoint of N steps or more is half
+written, or not yet uploaded), ``evaluation:N`` (in the middle of epoch N's validation), ``end`` (all is trained, the
+model is not yet kept). Of the driver: ``result`` (before ``result.json`` is written) and ``told`` (after that, before
+MLflow has it). What is lost, by SIGKILL: ``worker``, ``node`` (with all its processes), ``driver``; ``outside`` makes
 FOLDER/MOMENT and waits for FOLDER/MOMENT.done, so that the test may end something of its own just then. Every fault
 happens once.
 FOLDER/log tells at which step workers began and faults came.
@@ -17,46 +18,56 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pipelines.ray_environment  # noqa: F401
 from pipelines import command_line, train_worker
 from pipelines import train as train_command
+from pipelines.checkpoints import CHECKPOINTS, CheckpointStore
+from pipelines.storage import open_storage
 from pipelines.train_settings import TrainSettings
+from tests.waiting import DEADLINE, until
+
+STEPS = 10
+"""Of an epoch."""
+Plan = Sequence[Sequence[str]]
+"""Moments, and what is lost at each."""
 
 
 class Faults:
-    """What is to happen in this worker; travels to it with the script's own code."""
+    """What is to happen in this process; travels to workers with the training function."""
 
-    def __init__(self, folder: Path, faults: list[list[str]], driver: int) -> None:
-        self.folder, self.faults, self.driver = folder, faults, driver
+    def __init__(self, folder: Path, plan: Plan, driver: int) -> None:
+        self.folder, self.plan, self.driver = folder, plan, driver
         self.losing = False
 
-    def reach(self, kind: str, number: int, step: int) -> None:
-        """A moment of this worker: SIGKILL where that is planned and has not happened yet."""
+    def reach(self, kind: str, number: int, step: int, before: Callable[[], None] = lambda: None) -> None:
+        """A moment of this process: the loss where one is planned and has not happened yet, after ``before()``."""
         from fvae.workers import Workers
 
         workers = Workers.of_process_group()
         if workers.rank != (workers.count - 1 if kind in ("step", "evaluation") else 0):
             return
         if self.losing:  # in another thread: the end of this process, or of its driver, is near
-            time.sleep(600)
-        for moment, loss in self.faults:
+            time.sleep(DEADLINE)
+        for moment, loss in self.plan:
             planned, _, at = moment.partition(":")
             if planned != kind or number < int(at or 0):
                 continue
-            try:
-                (self.folder / moment).touch(exist_ok=False)
-            except FileExistsError:
+            if (self.folder / moment).exists():
                 continue
+            if loss != "outside":
+                before()
+            (self.folder / moment).touch(exist_ok=False)
             self.say({"fault": moment, "step": step})
             self.lose(moment, loss)
 
     def lose(self, moment: str, loss: str) -> None:
+        """End what is to be lost."""
         if loss == "outside":
-            while not (self.folder / f"{moment}.done").exists():
-                time.sleep(0.02)
+            until((self.folder / f"{moment}.done").exists, f"{moment}.done")
             return
         self.losing = True
         doomed = [os.getpid()]
@@ -68,15 +79,24 @@ class Faults:
             doomed = [raylet, *(int(child) for child in children if int(child) != os.getpid()), os.getpid()]
         for process in doomed:
             os.kill(process, signal.SIGKILL)
-        time.sleep(600)  # what is left of this worker does nothing more, however long Ray takes to end it
+        time.sleep(DEADLINE)  # what is left of this worker does nothing more, however long Ray takes to end it
 
     def say(self, line: dict[str, Any]) -> None:
+        """Add a line to the log."""
         with (self.folder / "log").open("a") as log:
             log.write(json.dumps(line) + "\n")
 
 
-def faulty_train(task: Any, events: Any, faults: Faults) -> None:
+def faulty(faults: Faults) -> Callable[[Any, Any], None]:
     """The training function with moments in it."""
+
+    def train(task: Any, events: Any) -> None:
+        _train(task, events, faults)
+
+    return train
+
+
+def _train(task: Any, events: Any, faults: Faults) -> None:
     from fvae import train as fvae_train
     from fvae import training_state
     from fvae.files import written_whole
@@ -85,7 +105,13 @@ def faulty_train(task: Any, events: Any, faults: Faults) -> None:
 
     load_state, train_step, evaluate = Trainer.load_state, Trainer.train_step, fvae_train.evaluate
     write_tensors, keep_model = training_state.write_tensors, train_worker.keep_model
+    store = CheckpointStore(open_storage(task.storage).child(CHECKPOINTS), 1)
     restored = [0]
+
+    def epoch_is_kept(step: int) -> None:
+        """Checkpoints are written in the background: what is lost before that is no interval but two."""
+        if step > STEPS:
+            until(lambda: any(each.step >= step - STEPS for each in store.all()), f"a checkpoint since {step - STEPS}")
 
     def loading(self: Any, state: Any, where: str = "") -> None:
         load_state(self, state, where)
@@ -96,12 +122,16 @@ def faulty_train(task: Any, events: Any, faults: Faults) -> None:
             faults.say({"begin": restored[0], "rank": self.workers.rank, "workers": self.workers.count})
             restored[0] = None  # type: ignore[call-overload]
         train_step(self)
-        faults.reach("step", self.step, self.step)
+        faults.reach("step", self.step, self.step, lambda: epoch_is_kept(self.step))
 
     def evaluating(model: Any, images: Any, **options: Any) -> Any:
         step = current[0].step
         epoch = step // current[0].steps_per_epoch
-        return evaluate(model, images, **options, advance=lambda count: faults.reach("evaluation", epoch, step))
+
+        def advance(count: int) -> None:
+            faults.reach("evaluation", epoch, step, lambda: epoch_is_kept(step))
+
+        return evaluate(model, images, **options, advance=advance)
 
     def writing(path: Path, tensors: Any, metadata: dict[str, Any]) -> None:
         write_tensors(path, tensors, metadata)
@@ -132,15 +162,30 @@ def faulty_train(task: Any, events: Any, faults: Faults) -> None:
     fvae_train.evaluate, training_state.write_tensors = evaluating, writing  # type: ignore[assignment]
     train_worker.keep_model = keeping  # type: ignore[assignment]
     checkpoint_clock.LOOK_SECONDS = 0.5
-    train_worker.train(task, events)  # the worker's own, which nobody has replaced
+    THEIRS(task, events)
+
+
+THEIRS = train_worker.train
+"""The product's training function."""
+
+
+def run(faults: Faults, options: Sequence[str]) -> None:
+    """The command with these faults, in a process of its own."""
+    write_result = train_command.write_result
+
+    def writing(storage: Any, result: Any) -> None:
+        steps = len(result.history) * STEPS
+        faults.reach("result", 0, steps)
+        write_result(storage, result)
+        faults.reach("told", 0, steps)
+
+    train_command.write_result = writing  # type: ignore[assignment]
+    train_worker.train = faulty(faults)  # type: ignore[assignment]
+    sys.argv = ["train.py", *options]
+    command_line.run(train_command.main, TrainSettings)
 
 
 if __name__ == "__main__":
-    plan = Faults(Path(sys.argv[1]), json.loads(sys.argv[2]), os.getpid())
+    from tests.pipelines import faulty_training  # by this name the workers find it too
 
-    def with_faults(task: Any, events: Any) -> None:
-        faulty_train(task, events, plan)
-
-    train_worker.train = with_faults  # type: ignore[assignment]
-    sys.argv = ["train.py", *sys.argv[3:]]
-    command_line.run(train_command.main, TrainSettings)
+    faulty_training.run(faulty_training.Faults(Path(sys.argv[1]), json.loads(sys.argv[2]), os.getpid()), sys.argv[3:])

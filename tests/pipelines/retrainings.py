@@ -1,9 +1,4 @@
-"""Data sets that grow, and retrainings of tiny models on them: in this process, as a command, or as one that dies.
-
-retrainings.py epoch --model fvae-scans …      the command, which ends by SIGKILL once an epoch is trained;
-retrainings.py reading …                       once the first reading of the test images is kept;
-retrainings.py alias …                         when the alias is about to move
-"""
+"""Data sets that grow, and retrainings of tiny models on them: in this process, as a command, or as one that dies."""
 
 from __future__ import annotations
 
@@ -14,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from mlflow import MlflowClient
@@ -22,7 +17,6 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
-from pipelines import command_line
 from pipelines import retrain as retrain_command
 from pipelines.ingest import ingest
 from pipelines.ingest_settings import IngestSettings
@@ -31,6 +25,7 @@ from pipelines.progress import Steps
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.storage import open_storage
 from tests.commands import Called, call
+from tests.waiting import DEADLINE, until
 
 ROOT = Path(__file__).parents[2]
 NAME, MODEL = "scans", "fvae-scans"
@@ -62,29 +57,31 @@ def config_file(path: Path, train: dict[str, Any] | None = None, model: dict[str
     return str(path)
 
 
+def options_of(storage: str | Path, *options: str) -> list[str]:
+    """All options of a retraining."""
+    return ["--model", MODEL, "--storage", str(storage), *options]
+
+
 def command(storage: str | Path, *options: str) -> list[str]:
     """The command line."""
-    return [sys.executable, "-m", "pipelines.retrain", "--model", MODEL, "--storage", str(storage), *options]
+    return [sys.executable, "-m", "pipelines.retrain", *options_of(storage, *options)]
 
 
-def retrain(
-    storage: str | Path, *options: str, cwd: Path = ROOT, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """The command, run to its end."""
+def retrain(storage: str | Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, run to its end."""
     return subprocess.run(
         command(storage, *options),
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=DEADLINE,
         check=False,
     )
 
 
 def called(storage: str | Path, *options: str) -> Called:
     """The command, in this process."""
-    return call(retrain_command.main, RetrainSettings, "--model", MODEL, "--storage", str(storage), *options)
+    return call(retrain_command.main, RetrainSettings, *options_of(storage, *options))
 
 
 class Registry:
@@ -132,41 +129,64 @@ class Registry:
         return [run for run in runs if "model.family" in run.data.params]
 
 
-def _die(*arguments: Any, **options: Any) -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("alive")
+MOMENTS = ("epoch", "trained", "reading", "alias", "moved")
+"""Of :func:`die_at`."""
 
 
-def _die_at(moment: str) -> None:
+def die_at(moment: str) -> None:
+    """From now on SIGKILL ends this process at a moment.
+
+    ``epoch``: an epoch is trained; ``trained``: all is trained and not yet registered; ``reading``: the first reading
+    of the test images is kept; ``alias``: the champion's alias is about to move; ``moved``: it has moved.
+    """
+    from pipelines import train as train_command
     from pipelines.readings import KeptReadings
     from pipelines.retraining.registered import CHAMPION, RegisteredModel
     from pipelines.train import Training
 
     hear, add, set_alias = Training._on_event, KeptReadings.add, RegisteredModel.set_alias
+    write_result = train_command.write_result
+
+    def reach(reached: str) -> None:
+        if reached == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def hearing(self: Training, event: dict[str, Any]) -> None:
         hear(self, event)
         if "epoch" in event:
-            _die()
+            reach("epoch")
+
+    def writing(storage: Any, result: Any) -> None:
+        write_result(storage, result)
+        reach("trained")
 
     def adding(self: KeptReadings, measured: Any) -> None:
         add(self, measured)
-        _die()
+        reach("reading")
 
     def setting(self: RegisteredModel, alias: str, number: int) -> None:
         if alias == CHAMPION:
-            _die()
+            reach("alias")
         set_alias(self, alias, number)
+        if alias == CHAMPION:
+            reach("moved")
 
-    if moment == "epoch":
-        Training._on_event = hearing  # type: ignore[method-assign]
-    if moment == "reading":
-        KeptReadings.add = adding  # type: ignore[method-assign]
-    if moment == "alias":
-        RegisteredModel.set_alias = setting  # type: ignore[method-assign]
+    Training._on_event = hearing  # type: ignore[method-assign]
+    train_command.write_result = writing  # type: ignore[assignment]
+    KeptReadings.add = adding  # type: ignore[method-assign]
+    RegisteredModel.set_alias = setting  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
-    _die_at(sys.argv[1])
-    sys.argv = ["retrain.py", *sys.argv[2:]]
-    command_line.run(retrain_command.main, RetrainSettings)
+def wait_at_the_first_epoch(folder: Path) -> None:
+    """From now on this process makes ``folder/begun`` once an epoch is trained, and waits for ``folder/go``."""
+    from pipelines.train import Training
+
+    hear = Training._on_event
+
+    def hearing(self: Training, event: dict[str, Any]) -> None:
+        hear(self, event)
+        if "epoch" in event:
+            (folder / "begun").touch()
+            until((folder / "go").exists, "the file 'go'")
+
+    Training._on_event = hearing  # type: ignore[method-assign]

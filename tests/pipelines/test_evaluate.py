@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -354,50 +353,6 @@ def test_damaged_readings_are_measured_again(run: Path, tmp_path: Path, taken: l
         taken.clear()
         assert measured(run)["results"][0]["bits_per_dim"] == expected
         assert len(taken) == 1
-
-
-# --- several workers ----------------------------------------------------------------------------------------
-
-
-def descendants() -> Iterator[tuple[int, str]]:
-    """Id and title of every process that this one has started, and theirs: those of the Ray of this process."""
-    parents: dict[int, int] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
-    for pid in parents:
-        ancestor = pid
-        while ancestor in parents and ancestor != os.getpid():
-            ancestor = parents[ancestor]
-        if ancestor == os.getpid():
-            with contextlib.suppress(OSError):
-                yield pid, Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-
-
-def test_workers_give_one_worker_s_figures_also_when_one_is_killed(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    keep, killed = KeptReadings.add, []
-
-    def killing(self: KeptReadings, done: Measured) -> None:
-        keep(self, done)
-        if not killed:
-            killed.append(next(pid for pid, title in descendants() if "TrainWorker" in title))
-            os.kill(killed[0], signal.SIGKILL)
-
-    options: dict[str, Any] = {"k": (1, 64), "noise_seeds": 2}
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(KeptReadings, "add", killing)
-    together = measured(run, "together", workers=2, **options)
-    assert len(killed) == 1
-    assert "they start again" in capsys.readouterr().out
-    monkeypatch.setattr(KeptReadings, "add", keep)
-    alone = measured(run, "alone", **options)
-    tables = [pq.read_table(tmp_path / place / "bits.parquet") for place in ("together", "alone")]
-    assert tables[0].num_rows == 360
-    assert tables[0].equals(tables[1])  # to the bit, every image once
-    for one, other in zip(together["results"], alone["results"], strict=True):
-        assert one["bits_per_dim"] == other["bits_per_dim"]
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from ray.cluster_utils import Cluster
+import ray
 
+from fvae.config import ConfigError
 from pipelines.cluster.auth_token import make_token
+from pipelines.ray_session import ray_session
 from tests.services.head import free_port
 
 pytestmark = pytest.mark.core
@@ -22,42 +24,53 @@ import ray
 from fvae.config import ConfigError
 from pipelines.ray_session import ray_session
 try:
-    with ray_session(0, {"CPU": ("--cpus-per-worker", CPUS)}):
+    with ray_session(0, {}):
         print("in", len(ray.nodes()))
 except ConfigError as error:
     print("refused:", error)
 """
 
 
-def session(cpus: float = 0.0, **variables: str | None) -> str:
+def session(**variables: str | None) -> str:
     """What a new process says that asks for a Ray, with these changes to its environment."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     done = subprocess.run(
-        [sys.executable, "-c", SESSION.replace("CPUS", str(cpus))],
+        [sys.executable, "-c", SESSION],
         env={name: value for name, value in environment.items() if value is not None},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_the_token_of_our_own_ray_is_nobody_else_s(tmp_path: Path) -> None:
-    home = {"HOME": str(tmp_path), "RAY_AUTH_TOKEN": None, "RAY_AUTH_MODE": None}
+def refusal(**needed: float) -> str:
+    """The line with which this process is refused a Ray."""
+    with pytest.raises(ConfigError) as refused, ray_session(0, {"CPU": ("--cpus-per-worker", needed.get("cpus", 0.0))}):
+        pass
+    return str(refused.value)
+
+
+def test_the_token_of_our_own_ray_is_nobody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = tmp_path / ".ray" / "auth_token"
-    assert session(**home) == "in 1\n"
+    said = session(HOME=str(tmp_path), RAY_ADDRESS=None, RAY_AUTH_TOKEN=None, RAY_AUTH_MODE=None)
+    assert said == "in 1\n"
     assert (token.stat().st_mode & 0o777, token.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     first = token.read_text()
     token.chmod(0o644)  # as Ray itself makes it
-    assert session(**home) == "in 1\n"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_token()
     assert (token.stat().st_mode & 0o777, token.read_text()) == (0o600, first)
 
 
-def test_a_home_that_cannot_be_written_is_one_line() -> None:
-    said = session(HOME="/proc/none", RAY_AUTH_TOKEN=None)
-    assert said.startswith("refused: a Ray on this machine: cannot be used (") and said.count("\n") == 1
+def test_a_home_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/proc/none")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    said = refusal()
+    assert said.startswith("a Ray on this machine: cannot be used (") and "\n" not in said
 
 
 def test_who_makes_a_token_at_once_has_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,19 +90,19 @@ def test_who_makes_a_token_at_once_has_the_same(tmp_path: Path, monkeypatch: pyt
     assert made(0)
 
 
-def test_a_cluster_that_asks_for_another_token_is_one_line(cluster: Cluster) -> None:
-    assert session(RAY_ADDRESS=cluster.address).startswith("in ")
-    said = session(RAY_ADDRESS=cluster.address, RAY_AUTH_TOKEN="0" * 64)
-    assert said.startswith(f"refused: RAY_ADDRESS={cluster.address}: cannot be used (") and said.count("\n") == 1
+def test_a_cluster_that_asks_for_another_token_is_one_line(ray_address: str) -> None:
+    with ray_session(0, {}):
+        assert len(ray.nodes()) == 1
+    said = session(RAY_ADDRESS=ray_address, RAY_AUTH_TOKEN="0" * 64)
+    assert said.startswith(f"refused: RAY_ADDRESS={ray_address}: cannot be used (") and said.count("\n") == 1
     assert "token" in said.lower()
 
 
-def test_no_ray_at_the_address_is_one_line() -> None:
+def test_no_ray_at_the_address_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"127.0.0.1:{free_port()}"
-    said = session(RAY_ADDRESS=address)
-    assert said == f"refused: RAY_ADDRESS={address}: no Ray cluster answers there ([Errno 111] Connection refused)\n"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert refusal() == f"RAY_ADDRESS={address}: no Ray cluster answers there ([Errno 111] Connection refused)"
 
 
-def test_more_than_a_machine_has_is_one_line() -> None:
-    said = session(cpus=1e6)
-    assert said.startswith("refused: --cpus-per-worker=1000000.0: there ") and "on the largest node" in said
+def test_more_than_a_machine_has_is_one_line(ray_address: str) -> None:
+    assert refusal(cpus=1e6) == "--cpus-per-worker=1000000.0: there are 3 on the largest node"

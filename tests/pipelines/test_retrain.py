@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from ray.cluster_utils import Cluster
 
-from fvae import load
+from fvae import Model, evaluate, load
+from fvae.data import Dataset
 from pipelines.datasets import load_dataset
+from pipelines.lease import exclusive
 from pipelines.readings import Reading
 from pipelines.registry import model_location
 from pipelines.retraining import hooks
 from pipelines.retraining.comparison import compare
+from pipelines.retraining.desk import Desk
+from pipelines.retraining.weighing import Scales
+from pipelines.storage import open_storage
 from tests.commands import Called
+from tests.pipelines.one_process import without_ray
 from tests.pipelines.retrainings import MODEL, Registry, called, config_file, data_set, pixels
-from tests.pipelines.training_cluster import HASTE, grow
+from tests.pipelines.training_cluster import HASTE
 
 pytestmark = pytest.mark.core
 
@@ -64,6 +70,19 @@ class Story:
     def data(self, images: int) -> str:
         return data_set(self.folder, pixels(images))
 
+    def data_as_it_was(self, images: int) -> Dataset:
+        """The data set of an earlier night."""
+        return load_dataset(data_set(self.folder / f"of-{images}", pixels(images)))
+
+    def images(self, images: int) -> np.ndarray:
+        """Its test images."""
+        return np.asarray(self.data_as_it_was(images).images("test"))
+
+    def model(self, version: int) -> Model:
+        """As MLflow serves it."""
+        with model_location(f"models:/{MODEL}/{version}", f"sqlite:///{self.runs}/mlflow.db") as folder:
+            return load(folder)
+
     def config(self, name: str, **train: float) -> str:
         return config_file(self.folder / f"{name}.json", train)
 
@@ -85,19 +104,22 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    grow(cluster, 1)
+def story(shared_ray: str, empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """The first night on Ray's workers; what follows is trained and measured in this process."""
     story = Story(tmp_path_factory.mktemp("story"))
+    story.runs.mkdir()
+    shutil.copyfile(empty_database, story.runs / "mlflow.db")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setenv("RAY_ADDRESS", cluster.address)
+        patch.setenv("RAY_ADDRESS", shared_ray)
         for name, value in HASTE.items():
             patch.setenv(name, value)
         patch.chdir(story.folder)
         data = ("--dataset", story.data(500))
-        story.night("first", *data, "--config", story.config("first", epochs=3))
+        story.night("first", *data, "--config", story.config("first", epochs=3), "--workers", "2")
+        without_ray(patch)
         story.night("same", *data)
         story.data(800)
         better = ("--config", story.config("better", epochs=8))
@@ -114,8 +136,7 @@ def story(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         other = data_set(story.folder / "other", np.kron(pixels(60), np.ones((2, 2), np.uint8)))
         story.night("other images", "--dataset", other)
         story.data(1100)
-        grow(cluster, 2)
-        story.night("own configuration", *data, "--least-gain", "5", "--workers", "2")
+        story.night("own configuration", *data, "--least-gain", "5")
         yield story
     torch.set_num_threads(threads)
 
@@ -126,6 +147,17 @@ def test_the_first_sound_model_becomes_the_champion(story: Story) -> None:
     assert (step.champion, step.challenger, step.outcomes) == (1, 1, ["promoted"])
     assert step.tags["champion.before"] == "none" and step.tags["reason"].startswith("the first model: ")
     assert "promoted: version 1 is the champion" in step.said.out
+
+
+def test_several_workers_train_and_measure_as_one_does(story: Story) -> None:
+    step = story.steps["first"]
+    assert "on 2 workers" in step.said.out
+    # Each test image once, by one of them, with three kinds of noise.
+    assert "Measuring the challenger, version 1: 375 samples" in step.said.out
+    images, model = story.images(500), story.model(1)
+    bits = [evaluate(model, images, seed=Reading(1, noise).seed(0, "test")).numpy() for noise in range(3)]
+    assert len(images) == 125
+    assert step.metrics["challenger/test_bpd"] == np.stack(bits).mean()
 
 
 def test_nothing_new_and_nothing_is_trained(story: Story) -> None:
@@ -144,18 +176,9 @@ def test_a_better_one_takes_its_place_with_figures_that_anyone_can_check(story: 
     assert (step.tags["champion.before"], step.tags["champion.after"], step.tags["challenger"]) == ("1", "2", "2")
     assert step.tags["split"] == "test" and step.tags["k"] == "1 4" and step.tags["noise_seeds"] == "3"
     # The very figures, from the models that MLflow serves, on the images that it says.
-    data_set(story.folder / "as it was", pixels(800))
-    images = load_dataset(str(story.folder / "as it was/data"))
-    assert step.tags["data.hash"] == images.content_hash()
-    from fvae import evaluate
-
-    bits = []
-    for version in (2, 1):
-        uri = f"sqlite:///{story.runs}/mlflow.db"
-        with model_location(f"models:/{MODEL}/{version}", uri) as folder:
-            model = load(folder)
-        seeds = [Reading(1, noise).seed(0, "test") for noise in range(3)]
-        bits.append(np.stack([evaluate(model, images.images("test"), seed=seed).numpy() for seed in seeds]))
+    images, seeds = story.images(800), [Reading(1, noise).seed(0, "test") for noise in range(3)]
+    assert step.tags["data.hash"] == story.data_as_it_was(800).content_hash()
+    bits = [np.stack([evaluate(story.model(number), images, seed=seed).numpy() for seed in seeds]) for number in (2, 1)]
     found = compare(*bits)
     assert step.metrics["challenger/test_bpd"] == pytest.approx(found.challenger, abs=1e-6)
     assert step.metrics["champion/test_bpd"] == pytest.approx(found.champion, abs=1e-6)
@@ -232,8 +255,7 @@ def test_by_itself_it_trains_the_champions_configuration_and_asks_for_the_least_
     assert (training["train.epochs"], training["model.flow_depth"]) == ("3", "2")
     assert (step.champion, step.outcomes[-1]) == (1, "kept")
     assert "is not better by 5" in step.tags["reason"]
-    # Measured by both workers, each image once: 275 test images with three kinds of noise.
-    assert "on 2 workers" in step.said.out
+    # 275 test images with three kinds of noise.
     assert "Measuring the challenger, version 4: 825 samples" in step.said.out
     assert "Measuring the champion, version 1: 825 samples" in step.said.out
 
@@ -299,3 +321,76 @@ def test_a_hook_that_fails_is_a_warning(story: Story, monkeypatch: pytest.Monkey
     said = called(story.runs, "--dataset", "/nowhere", "--on-failure", f"{sys.executable} -c 'raise SystemExit(3)'")
     assert said.status == 2 and f"warning: hook {sys.executable}: exit status 3" in said.out
     assert "/nowhere" in said.err
+
+
+def test_who_waits_too_long_gives_up(tmp_path: Path) -> None:
+    runs, data = tmp_path / "runs", data_set(tmp_path, pixels(100))
+    with exclusive(open_storage(runs).child(f"retrain-{MODEL}")):
+        said = called(runs, "--dataset", data, "--wait", "1s")
+    assert said.status == 1
+    assert "error: another retraining of fvae-scans still runs after 1s of waiting" in said.err
+
+
+# --- a hand in the registry -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(
+    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, tuple[str, ...], Registry]:
+    """Runs with version 1 in service and version 2, which is much better, on the shelf; a job whose data has grown."""
+    without_ray(monkeypatch)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    runs, data = tmp_path / "runs", data_set(tmp_path, pixels(500))
+    runs.mkdir()
+    shutil.copyfile(empty_database, runs / "mlflow.db")
+    assert called(runs, "--dataset", data, "--config", config_file(tmp_path / "first.json")).status == 0
+    data_set(tmp_path, pixels(800))
+    long = config_file(tmp_path / "long.json", {"epochs": 25})
+    assert called(runs, "--dataset", data, "--config", long).status == 0
+    assert called(runs, "--rollback").status == 0
+    data_set(tmp_path, pixels(900))
+    options = ("--dataset", data, "--config", config_file(tmp_path / "better.json", {"epochs": 6}))
+    registry = Registry.of(runs)
+    assert registry.alias() == 1
+    return runs, options, registry
+
+
+def test_a_champion_set_by_hand_meanwhile_is_what_the_challenger_must_beat(
+    two: tuple[Path, tuple[str, ...], Registry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, options, registry = two
+    weigh, calls = Scales.weigh, []
+
+    def weighing(self: Scales, model: Any, what: str) -> Any:
+        calls.append(what)
+        if len(calls) == 2:  # while the champion is measured
+            registry.client.set_registered_model_alias(MODEL, "champion", "2")
+        return weigh(self, model, what)
+
+    monkeypatch.setattr(Scales, "weigh", weighing)
+    said = called(runs, *options)
+    assert said.status == 0, said
+    assert "Somebody else has changed the champion meanwhile: deciding again" in said.out
+    assert calls == ["challenger, version 3", "champion, version 1", "challenger, version 3", "champion, version 2"]
+    assert said.out.count("Training ") == 1
+    last = registry.decisions()[-1].data
+    assert registry.outcomes() == ["promoted", "promoted", "rolled-back", "kept"]
+    assert registry.alias() == 2 and last.tags["champion.before"] == last.tags["champion.after"] == "2"
+    assert last.metrics["difference/low"] > 0
+
+    # Somebody who never stops changing it is left alone.
+    calls.clear()
+    carry_out = Desk.carry_out
+
+    def interfering(self: Desk, decision: Any, check: Any) -> Any:
+        now = registry.alias()
+        registry.client.set_registered_model_alias(MODEL, "champion", "1" if now == 2 else "2")
+        return carry_out(self, decision, check)
+
+    monkeypatch.setattr(Desk, "carry_out", interfering)
+    said = called(runs, *options, "--again")
+    assert said.status == 1
+    assert "the champion was changed 3 times while this was decided, and is left as it is" in said.err
+    assert registry.outcomes() == ["promoted", "promoted", "rolled-back", "kept"]

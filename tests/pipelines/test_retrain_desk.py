@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import threading
 from collections.abc import Callable
@@ -14,12 +13,10 @@ import pytest
 from fvae import ConfigError
 from pipelines.lease import exclusive
 from pipelines.mlflow_settings import default_tracking_uri
-from pipelines.retraining import registered as registered_module
 from pipelines.retraining.decision import Decision
 from pipelines.retraining.desk import PENDING, Desk, previous_of
 from pipelines.retraining.registered import CHAMPION, PREVIOUS, ROLLED_BACK, RegisteredModel
 from pipelines.storage import Storage, StorageError, open_storage
-from tests.pipelines.mlflow_server import Server
 from tests.pipelines.retrainings import MODEL, NAME, Registry
 
 pytestmark = pytest.mark.core
@@ -75,7 +72,6 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(registered_module, "PATIENCE", 0.5)
     runs = open_storage(tmp_path / "runs")
     (tmp_path / "runs").mkdir()
     shutil.copyfile(database, tmp_path / "runs/mlflow.db")
@@ -298,7 +294,7 @@ def test_a_decision_travels_as_json(place: Place) -> None:
     assert len(promotion(reasons=("long " * 5000,)).tags()["reason"]) <= 4000
 
 
-# --- who waits, and a server that is away -----------------------------------------------------------------------------
+# --- who waits --------------------------------------------------------------------------------------------------------
 
 
 def test_two_that_decide_at_once_do_it_one_after_the_other(place: Place) -> None:
@@ -328,38 +324,3 @@ def test_waiting_has_an_end(place: Place) -> None:
     ):
         place.desk(wait_seconds=0.2).carry_out(promotion())
     assert place.registry.alias() == 1
-
-
-def test_a_server_that_is_away_at_any_step_costs_nothing(
-    tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = Server(tmp_path / "server")
-    shutil.copyfile(database, tmp_path / "server/mlflow.db")
-    monkeypatch.setattr(registered_module, "PATIENCE", 0.5)
-    try:
-        server.start()
-        place = Place(open_storage(tmp_path / "runs"), server.url)
-        registered = place.registered()
-        set_alias = registered.set_alias
-
-        def lost(alias: str, number: int) -> None:
-            server.kill()
-            set_alias(alias, number)
-
-        monkeypatch.setattr(registered, "set_alias", lost)
-        with pytest.raises(StorageError, match="fvae-scans@champion: http://127.0.0.1") as failure:
-            place.desk(registered).carry_out(promotion())
-        assert "\n" not in str(failure.value)
-        with pytest.raises(StorageError):
-            place.desk().complete()
-        assert place.pending.exists()
-        monkeypatch.setattr(registered_module, "PATIENCE", 60.0)
-        server.start()
-        assert place.registry.alias() == 1
-        completed = place.desk().complete()
-        assert completed is not None and dataclasses.replace(completed, id="") == dataclasses.replace(
-            promotion(), id="", began=completed.began
-        )
-        assert place.registry.alias() == 2 and place.registry.outcomes() == ["promoted"]
-    finally:
-        server.kill()

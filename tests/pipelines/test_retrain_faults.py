@@ -1,13 +1,11 @@
-"""Retrainings that are killed, meet each other, or lose MLflow, S3 or the champion on the way: nothing is half done."""
+"""Retrainings that are killed, meet each other, or lose MLflow, S3 or their search on the way: nothing is half done."""
 
 from __future__ import annotations
 
-import contextlib
 import os
+import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,23 +16,30 @@ from ray.cluster_utils import Cluster
 
 from pipelines.retraining import registered as registered_module
 from pipelines.retraining.desk import Desk
-from pipelines.retraining.weighing import Scales
+from pipelines.retraining.registered import CHAMPION, RegisteredModel
 from pipelines.storage import open_storage
 from pipelines.tracking_database import database_path
+from pipelines.train import Training
+from tests.pipelines import forked_commands
+from tests.pipelines.forks import Fork
 from tests.pipelines.mlflow_server import Server
+from tests.pipelines.one_process import without_ray
 from tests.pipelines.retrainings import (
     MODEL,
+    MOMENTS,
     ROOT,
     Registry,
     called,
     command,
     config_file,
     data_set,
+    options_of,
     pixels,
     retrain,
 )
 from tests.pipelines.training_cluster import HASTE, grow
 from tests.s3 import FaultProxy
+from tests.waiting import ended, until
 
 pytestmark = pytest.mark.faults
 
@@ -42,12 +47,8 @@ BETTER = {"epochs": 6}
 
 
 @pytest.fixture(autouse=True)
-def ready(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Room for a worker, whatever the test before has lost; one thread for what is measured here."""
-    grow(cluster, 1)
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    for name, value in HASTE.items():
-        monkeypatch.setenv(name, value)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Default places are in ``tmp_path``; one thread for what is measured in this process."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
@@ -56,14 +57,27 @@ def ready(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     torch.set_num_threads(threads)
 
 
-def dying(moment: str, storage: str | Path, *options: str) -> str:
-    """The command, killed at a moment; what it said."""
-    script = [sys.executable, str(ROOT / "tests/pipelines/retrainings.py"), moment]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = command(storage, *options)[3:]
-    done = subprocess.run([*script, *words], env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def runs(tmp_path: Path, empty_database: Path) -> Path:
+    """A place for runs, with MLflow's tables made."""
+    (tmp_path / "runs").mkdir()
+    shutil.copyfile(empty_database, tmp_path / "runs/mlflow.db")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Ray: commands in this process train in it."""
+    without_ray(monkeypatch)
+
+
+@pytest.fixture
+def room(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for a worker on the cluster, which commands use."""
+    grow(cluster, 1)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    for name, value in HASTE.items():
+        monkeypatch.setenv(name, value)
 
 
 def first_champion(storage: str | Path, data: str, folder: Path) -> None:
@@ -71,29 +85,32 @@ def first_champion(storage: str | Path, data: str, folder: Path) -> None:
     assert said.status == 0, said
 
 
-def test_killed_again_and_again_the_job_is_done_once(tmp_path: Path) -> None:
-    runs, data = tmp_path / "runs", data_set(tmp_path, pixels(500))
+def test_killed_again_and_again_the_job_is_done_once(alone: None, runs: Path, tmp_path: Path) -> None:
+    data = data_set(tmp_path, pixels(500))
     first_champion(runs, data, tmp_path)
     data_set(tmp_path, pixels(800))
     options = ("--dataset", data, "--config", config_file(tmp_path / "better.json", BETTER))
     registry = Registry.of(runs)
     said = {}
-    for moment in ("epoch", "reading", "alias"):
-        said[moment] = dying(moment, runs, *options)
-        assert registry.alias() == 1
+    for moment in MOMENTS:
+        fork = Fork(tmp_path / f"said-{moment}", forked_commands.retrain, options_of(runs, *options), moment)
+        assert fork.end() == -signal.SIGKILL, fork.said()
+        said[moment] = fork.said()
+        assert registry.alias() == (2 if moment == "moved" else 1)
         finished = [run for run in registry.decisions() if run.info.status == "FINISHED"]
         assert [run.data.tags["decision"] for run in finished] == ["promoted"]
-    done = retrain(runs, *options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Completing a decision that was interrupted: promoted: version 2" in done.stdout
+    done = called(runs, *options)
+    assert done.status == 0, done
+    assert "Completing a decision that was interrupted: promoted: version 2" in done.out
     assert registry.alias() == 2 and registry.outcomes() == ["promoted", "promoted"]
     trainings = registry.trainings()
     assert len(trainings) == 2 and registry.versions() == [1, 2]
     (second,) = [run for run in trainings if run.data.params["train.epochs"] == "6"]
     epochs = registry.client.get_metric_history(second.info.run_id, "val/bpd")
     assert sorted(metric.step for metric in epochs) == [1, 2, 3, 4, 5, 6]
-    assert "goes on from step" in said["reading"]
-    assert not [line for line in said["alias"].splitlines() if line.startswith("epoch ")]
+    assert "goes on from step" in said["trained"]
+    for moment in ("reading", "alias"):  # it was trained already
+        assert not [line for line in said[moment].splitlines() if line.startswith("epoch ")]
     # Of the three readings of 200 test images the first was kept.
     assert "Measuring the challenger, version 2: 400 samples" in said["alias"]
     assert "Measuring the champion, version 1: 600 samples" in said["alias"]
@@ -102,131 +119,73 @@ def test_killed_again_and_again_the_job_is_done_once(tmp_path: Path) -> None:
     assert again.status == 0 and registry.outcomes()[-1] == "unchanged"
 
 
-def test_ctrl_c_leaves_a_job_that_goes_on(tmp_path: Path) -> None:
-    runs, data = tmp_path / "runs", data_set(tmp_path, pixels(500))
-    options = ("--dataset", data, "--config", config_file(tmp_path / "long.json", {"epochs": 150}))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command(runs, *options), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    said = ""
-    for line in process.stdout:
-        said += line
-        if line.split()[:2] == ["epoch", "3/150"]:
-            process.send_signal(signal.SIGINT)
-    assert process.wait() == 1, said
-    assert "Interrupted. The same command goes on where it stopped" in said
+def test_ctrl_c_leaves_a_job_that_goes_on(
+    room: None, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = data_set(tmp_path, pixels(500))
+    options = ("--dataset", data, "--config", config_file(tmp_path / "long.json", {"epochs": 60}))
+    hear = Training._on_event
+
+    def hearing(self: Training, event: dict[str, Any]) -> None:
+        hear(self, event)
+        if event.get("epoch", {}).get("epoch") == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_on_event", hearing)
+        done = called(runs, *options)
+    assert done.status == 1, done
+    assert "Interrupted. The same command goes on where it stopped" in done.out
     assert Registry.of(runs).decisions() == []
+    without_ray(monkeypatch)
     again = called(runs, *options)
     assert again.status == 0 and "goes on from step" in again.out.replace("\n", " "), again
     (training,) = Registry.of(runs).trainings()
     logged = Registry.of(runs).client.get_metric_history(training.info.run_id, "val/bpd")
-    assert sorted(metric.step for metric in logged) == list(range(1, 151))
+    assert sorted(metric.step for metric in logged) == list(range(1, 61))
     assert Registry.of(runs).outcomes() == ["promoted"]
 
 
-def test_of_two_at_once_one_waits_and_finds_nothing_to_do(tmp_path: Path) -> None:
-    runs, data = tmp_path / "runs", data_set(tmp_path, pixels(500))
-    options = ("--dataset", data, "--config", config_file(tmp_path / "first.json", {"epochs": 30}))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    first, second = (
-        subprocess.Popen(
-            command(runs, *options), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for _ in range(2)
-    )
-    said = [process.communicate(timeout=300)[0] for process in (first, second)]
-    assert [process.returncode for process in (first, second)] == [0, 0], said
-    waited, trained = sorted(said, key=lambda text: "Waiting for another retraining of fvae-scans: " not in text)
-    assert "Waiting for another retraining of fvae-scans: " in waited and "unchanged: version 1" in waited, said
-    assert "promoted: version 1" in trained and "Waiting" not in trained, said
+def test_of_two_at_once_one_waits_and_finds_nothing_to_do(runs: Path, tmp_path: Path) -> None:
+    data = data_set(tmp_path, pixels(500))
+    options = options_of(runs, "--dataset", data, "--config", config_file(tmp_path / "first.json"))
+    first = Fork(tmp_path / "first", forked_commands.slow_retrain, options, tmp_path)
+    until((tmp_path / "begun").exists, "the first trains")
+    second = Fork(tmp_path / "second", forked_commands.retrain, options)
+    until(lambda: "Waiting for another retraining of fvae-scans: " in second.said(), "the second waits")
+    (tmp_path / "go").touch()
+    assert (first.end(), second.end()) == (0, 0), first.said() + second.said()
+    assert "promoted: version 1" in first.said() and "Waiting" not in first.said()
+    assert "unchanged: version 1" in second.said()
     assert Registry.of(runs).outcomes() == ["promoted", "unchanged"]
     assert len(Registry.of(runs).trainings()) == 1
-
-
-def test_who_waits_too_long_gives_up(tmp_path: Path) -> None:
-    from pipelines.lease import exclusive
-
-    runs, data = tmp_path / "runs", data_set(tmp_path, pixels(100))
-    with exclusive(open_storage(runs).child(f"retrain-{MODEL}")):
-        said = called(runs, "--dataset", data, "--wait", "1s")
-    assert said.status == 1
-    assert "error: another retraining of fvae-scans still runs after 1s of waiting" in said.err
-
-
-# --- a hand in the registry -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def two(tmp_path: Path) -> tuple[Path, tuple[str, ...], Registry]:
-    """Runs with version 1 in service and version 2, which is much better, on the shelf; a job whose data has grown."""
-    runs, data = tmp_path / "runs", data_set(tmp_path, pixels(500))
-    first_champion(runs, data, tmp_path)
-    data_set(tmp_path, pixels(800))
-    long = config_file(tmp_path / "long.json", {"epochs": 25})
-    assert called(runs, "--dataset", data, "--config", long).status == 0
-    assert called(runs, "--rollback").status == 0
-    data_set(tmp_path, pixels(900))
-    options = ("--dataset", data, "--config", config_file(tmp_path / "better.json", BETTER))
-    registry = Registry.of(runs)
-    assert registry.alias() == 1
-    return runs, options, registry
-
-
-def test_a_champion_set_by_hand_meanwhile_is_what_the_challenger_must_beat(
-    two: tuple[Path, tuple[str, ...], Registry], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs, options, registry = two
-    weigh, calls = Scales.weigh, []
-
-    def weighing(self: Scales, model: Any, what: str) -> Any:
-        calls.append(what)
-        if len(calls) == 2:  # while the champion is measured
-            registry.client.set_registered_model_alias(MODEL, "champion", "2")
-        return weigh(self, model, what)
-
-    monkeypatch.setattr(Scales, "weigh", weighing)
-    said = called(runs, *options)
-    assert said.status == 0, said
-    assert "Somebody else has changed the champion meanwhile: deciding again" in said.out
-    assert calls == ["challenger, version 3", "champion, version 1", "challenger, version 3", "champion, version 2"]
-    assert said.out.count("Training ") == 1
-    last = registry.decisions()[-1].data
-    assert registry.outcomes() == ["promoted", "promoted", "rolled-back", "kept"]
-    assert registry.alias() == 2 and last.tags["champion.before"] == last.tags["champion.after"] == "2"
-    assert last.metrics["difference/low"] > 0
-
-    # Somebody who never stops changing it is left alone.
-    calls.clear()
-    carry_out = Desk.carry_out
-
-    def interfering(self: Desk, decision: Any, check: Any) -> Any:
-        now = registry.alias()
-        registry.client.set_registered_model_alias(MODEL, "champion", "1" if now == 2 else "2")
-        return carry_out(self, decision, check)
-
-    monkeypatch.setattr(Desk, "carry_out", interfering)
-    said = called(runs, *options, "--again")
-    assert said.status == 1
-    assert "the champion was changed 3 times while this was decided, and is left as it is" in said.err
-    assert registry.outcomes() == ["promoted", "promoted", "rolled-back", "kept"]
 
 
 # --- MLflow and S3 ----------------------------------------------------------------------------------------------------
 
 
-def test_a_server_of_mlflow_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_of_mlflow_that_is_away(
+    alone: None, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = Server(tmp_path / "server")
+    shutil.copyfile(empty_database, tmp_path / "server/mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
-    monkeypatch.setattr(registered_module, "PATIENCE", 0.5)
     runs, data = tmp_path / "runs", data_set(tmp_path, pixels(500))
-    try:
-        said = called(runs, "--dataset", data, "--config", config_file(tmp_path / "first.json"))
-        assert said.status == 1 and "epoch" not in said.out
+    pending = runs / f"retrain-{MODEL}" / "decision" / "pending.json"
+    better = ("--dataset", data, "--config", config_file(tmp_path / "better.json", BETTER))
+
+    def without_server(*options: str) -> None:
+        """The command gives MLflow up after half a second, and says so in one line."""
+        with monkeypatch.context() as patch:
+            patch.setattr(registered_module, "PATIENCE", 0.5)
+            said = called(runs, *options)
+        assert said.status == 1, said
         (line,) = said.err.splitlines()
         assert line.startswith("error: ") and server.url in line
-        monkeypatch.setattr(registered_module, "PATIENCE", 60.0)
+        assert not [line for line in said.out.splitlines() if line.startswith("epoch ")]
+
+    try:
+        without_server("--dataset", data, "--config", config_file(tmp_path / "first.json"))
         server.start()
         first_champion(runs, data, tmp_path)
         registry = Registry(server.url)
@@ -235,31 +194,52 @@ def test_a_server_of_mlflow_that_is_away(tmp_path: Path, monkeypatch: pytest.Mon
         assert place.startswith("mlflow-artifacts:")  # the models go through the server too
 
         data_set(tmp_path, pixels(800))
-        options = ("--dataset", data, "--config", config_file(tmp_path / "better.json", BETTER))
         with monkeypatch.context() as patch:  # when all is weighed
             carry_out = Desk.carry_out
 
             def lost(self: Desk, decision: Any, check: Any) -> Any:
                 server.kill()
+                patch.setattr(registered_module, "PATIENCE", 0.5)
                 return carry_out(self, decision, check)
 
             patch.setattr(Desk, "carry_out", lost)
-            patch.setattr(registered_module, "PATIENCE", 0.5)
-            said = called(runs, *options)
+            said = called(runs, *better)
         assert said.status == 1 and len(said.err.splitlines()) == 1, said
+        assert not pending.exists()
+
         server.start()
         assert registry.alias() == 1 and registry.outcomes() == ["promoted"]
-        said = called(runs, *options)
-        assert said.status == 0 and "starting" not in said.out, said
+        with monkeypatch.context() as patch:  # when the decision is written and the alias is about to move
+            set_alias = RegisteredModel.set_alias
+
+            def lost_again(self: RegisteredModel, alias: str, number: int) -> None:
+                if alias == CHAMPION:
+                    server.kill()
+                    patch.setattr(registered_module, "PATIENCE", 0.5)
+                set_alias(self, alias, number)
+
+            patch.setattr(RegisteredModel, "set_alias", lost_again)
+            said = called(runs, *better)
+        assert said.status == 1 and len(said.err.splitlines()) == 1, said
+        assert f"error: {MODEL}@champion: {server.url}" in said.err
+        assert "starting" not in said.out and pending.exists()
         assert not [line for line in said.out.splitlines() if line.startswith("epoch ")]  # it was trained already
+        without_server(*better)
+        assert pending.exists()
+
+        server.start()
+        assert registry.alias() == 1
+        said = called(runs, *better)
+        assert said.status == 0, said
+        assert "Completing a decision that was interrupted: promoted: version 2" in said.out
         assert registry.alias() == 2 and registry.outcomes() == ["promoted", "promoted"]
-        assert len(registry.trainings()) == 2
+        assert len(registry.trainings()) == 2 and not pending.exists()
     finally:
         server.kill()
 
 
 def test_a_store_that_is_away(
-    s3: str, bucket: str, impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: None, s3: str, bucket: str, impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, data = f"{bucket}/runs", data_set(tmp_path, pixels(500), f"{bucket}/data")
     with FaultProxy(s3) as proxy:
@@ -309,30 +289,27 @@ def test_a_store_that_is_away(
 
 
 def test_a_search_that_lost_its_parent_ends_and_the_next_job_goes_on_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    room: None, runs: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv("RAY_ADDRESS")
-    runs, data = tmp_path / "runs", data_set(tmp_path, pixels(500))
+    data = data_set(tmp_path, pixels(500))
     words = "--search-options=--trials 2 --families flow --epochs 60 --concurrent 1"
-    options = ("--dataset", data, "--search", "5m", words, "--max-params", "3000")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command(runs, *options), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    (search,) = wait_for(lambda: list(runs.glob("retrain-search-scans-*")), process)
-    wait_for(lambda: list(search.glob("trials/*/trial.json")), process)
-    child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 120
-    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
-        if "Z" in Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]:
-            break
-        time.sleep(0.1)
-    with contextlib.suppress(OSError):
-        assert Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    done = retrain(runs, *options, cwd=tmp_path)
+    options = ("--dataset", data, "--search", "20m", words, "--max-params", "3000")
+    with (tmp_path / "output").open("w") as output:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(command(runs, *options), env=environment, stdout=output, stderr=output)
+
+    def trials() -> list[Path]:
+        assert process.poll() is None, (tmp_path / "output").read_text()
+        return list(runs.glob("retrain-search-scans-*/trials/*/trial.json"))
+
+    try:
+        until(lambda: len(trials()) > 0, "a trial")
+        child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+    finally:
+        process.kill()
+        process.wait()
+    until(lambda: ended(child), "the search ends")
+    done = retrain(runs, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     registry = Registry.of(runs)
     assert registry.alias() == 1 and registry.outcomes() == ["promoted"]
@@ -341,15 +318,3 @@ def test_a_search_that_lost_its_parent_ends_and_the_next_job_goes_on_with_it(
     assert "of the search retrain-search-scans-" in tags["config"]
     assert " on validation images" in tags["config"]
     assert registry.decisions()[0].data.metrics["size/params"] <= 3000
-
-
-def wait_for(found: Any, process: subprocess.Popen[str]) -> Any:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        if got := found():
-            return got
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
-    process.kill()
-    raise AssertionError(process.communicate()[0])

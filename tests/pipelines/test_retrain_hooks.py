@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from fvae import ConfigError
 from pipelines.retraining import hooks
 from pipelines.retraining.hooks import require_hook, run_hook
+from tests.waiting import ended, until
 
 pytestmark = pytest.mark.core
 
@@ -73,21 +75,29 @@ def test_values_that_no_environment_takes(tmp_path: Path) -> None:
 
 
 def test_a_command_that_hangs_is_ended_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "COMMAND_SECONDS", 1.5)
     pids = tmp_path / "pids"
+
+    class Late(subprocess.Popen[bytes]):
+        """Its time is over once it has begun."""
+
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is None:
+                return super().wait()
+            assert timeout == hooks.COMMAND_SECONDS
+            until(lambda: pids.exists() and len(pids.read_text().split()) == 3, "the command begins")
+            return super().wait(0)
+
+    monkeypatch.setattr(hooks.subprocess, "Popen", Late)
     command = script(
         tmp_path / "hook.py",
         "import os, subprocess, time\n"
         "child = subprocess.Popen(['sleep', '600'])\n"
-        f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
+        f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}} written')\n"
         "time.sleep(600)",
     )
-    began = time.monotonic()
-    said = run_hook(command, EVENT)
-    assert said == f"hook {sys.executable}: ended, because it took more than 1.5 s"
-    assert time.monotonic() - began < 30
-    for pid in pids.read_text().split():
-        wait_for_end(int(pid))
+    assert run_hook(command, EVENT) == f"hook {sys.executable}: ended, because it took more than 60 s"
+    for pid in pids.read_text().split()[:2]:
+        until(lambda pid=pid: ended(int(pid)), f"process {pid} ends")  # type: ignore[misc]
 
 
 def test_a_command_may_leave_something_running(tmp_path: Path) -> None:
@@ -96,23 +106,10 @@ def test_a_command_may_leave_something_running(tmp_path: Path) -> None:
         tmp_path / "hook.py",
         f"import subprocess\nopen({str(pid)!r}, 'w').write(str(subprocess.Popen(['sleep', '600']).pid))",
     )
-    began = time.monotonic()
     assert run_hook(command, EVENT) is None
-    assert time.monotonic() - began < 30
-    os.kill(int(pid.read_text()), 9)
-
-
-def wait_for_end(pid: int) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return
-        if state in "ZX":
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"process {pid} still runs")
+    left = int(pid.read_text())
+    assert not ended(left)
+    os.kill(left, signal.SIGKILL)
 
 
 # --- web servers ------------------------------------------------------------------------------------------------------
@@ -123,6 +120,9 @@ class Web:
 
     def __init__(self) -> None:
         self.status, self.slow = 200, False
+        self.dribbled = threading.Event()
+        """A part of a slow answer is sent."""
+        self.closed = threading.Event()
         self.got: list[tuple[str, str, Any]] = []
         web = self
 
@@ -131,12 +131,10 @@ class Web:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 web.got.append((self.path, self.headers["Content-Type"], json.loads(body)))
                 if web.slow:
-                    for _ in range(600):  # a byte at a time: no read takes long
-                        try:
-                            self.connection.sendall(b"H")
-                        except OSError:
-                            return
-                        time.sleep(0.05)
+                    while not web.closed.wait(0.05):  # a byte at a time: no read takes long
+                        self.connection.sendall(b"H")
+                        web.dribbled.set()
+                    return
                 self.send_response(web.status)
                 if web.status in (301, 302):
                     self.send_header("Location", "/elsewhere")
@@ -152,6 +150,7 @@ class Web:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def close(self) -> None:
+        self.closed.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -189,10 +188,16 @@ def test_an_address_that_is_none_never_raises(hook: str) -> None:
 
 def test_a_web_server_that_dribbles_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     web.slow = True
-    monkeypatch.setattr(hooks, "HTTP_SECONDS", 0.5)
-    began = time.monotonic()
-    assert run_hook(web.url, EVENT) == "hook at 127.0.0.1: no answer within 1 s"
-    assert time.monotonic() - began < 20
+
+    class Late(threading.Thread):
+        """The time to wait for its end is over once the answer has begun."""
+
+        def join(self, timeout: float | None = None) -> None:
+            assert timeout == 2 * hooks.HTTP_SECONDS
+            assert web.dribbled.wait(60)
+
+    monkeypatch.setattr(hooks.threading, "Thread", Late)
+    assert run_hook(web.url, EVENT) == "hook at 127.0.0.1: no answer within 40 s"
 
 
 # --- before anything runs ---------------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +22,25 @@ from ray.cluster_utils import Cluster
 
 import pipelines.ray_environment  # noqa: F401
 from fvae import Trainer, load
+from pipelines import train_worker
 from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.storage import open_storage
+from pipelines.train import main
+from pipelines.train_settings import TrainSettings
+from tests.commands import Called, call
+from tests.pipelines import forked_commands
+from tests.pipelines.faulty_training import STEPS, Faults, faulty
+from tests.pipelines.forks import ROOT, Fork
 from tests.pipelines.mlflow_server import Server
 from tests.pipelines.training_cluster import HASTE, grow
 from tests.pipelines.trainings import EPOCHS, OPTIONS, uninterrupted
 from tests.s3 import FaultProxy
+from tests.waiting import DEADLINE, until
 
 pytestmark = pytest.mark.faults
 
-ROOT = Path(__file__).parents[2]
-STEPS = 10
-"""Of an epoch."""
 MOMENTS = ("step:1", f"step:{STEPS + 5}", "write:3", "evaluation:3", "end")
 """Before the first checkpoint, in mid-epoch, while a checkpoint is written, in a validation, when all is trained."""
-USUAL = {"driver": (1, 4), "node": (0, 3), "mlflow": (2, 4), "s3": (1, 2)}
-"""Which of them, where ``--every-moment`` is not given; a worker is lost at all of them."""
-
-
-@pytest.fixture
-def moments(request: pytest.FixtureRequest) -> Callable[[str], tuple[str, ...]]:
-    """When something of this kind is lost."""
-
-    def of(kind: str) -> tuple[str, ...]:
-        usual = MOMENTS if kind == "worker" else tuple(MOMENTS[number] for number in USUAL[kind])
-        return MOMENTS if request.config.getoption("--every-moment") else usual
-
-    return of
 
 
 @pytest.fixture(scope="module")
@@ -55,70 +49,87 @@ def whole() -> Trainer:
     return uninterrupted()
 
 
-Moments = Callable[[str], tuple[str, ...]]
+@pytest.fixture
+def room(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The cluster with room for two workers, which commands in this process and those started from it use."""
+    grow(cluster, 2)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    for name, value in HASTE.items():
+        monkeypatch.setenv(name, value)
+    return cluster
 
 
 class Job:
-    """One job and the faults that come to it."""
+    """One job and the faults that come to it. Every start of it goes on with the faults that have not come yet."""
 
     def __init__(
-        self,
-        folder: Path,
-        cluster: Cluster,
-        storage: str,
-        loss: str,
-        moments: tuple[str, ...],
-        *options: str,
-        **environment: str,
+        self, folder: Path, loss: str, *options: str, storage: str | None = None, moments: tuple[str, ...] = MOMENTS
     ) -> None:
-        grow(cluster, 2)
-        self.folder, self.storage, self.moments, self.options = folder, storage, moments, options
-        self.faults = json.dumps([[moment, loss] for moment in moments])
-        self.environment = {**os.environ, **HASTE, "RAY_ADDRESS": cluster.address, **environment}
+        self.folder, self.storage, self.moments = folder, storage or str(folder / "runs"), moments
+        self.plan = [[moment, loss] for moment in moments]
+        where = ("--storage", self.storage, "--name", "job", "--checkpoint-minutes", "0.0003")
+        self.options = [*OPTIONS, *where, *options]
+        self._forks = 0
+
+    def here(self, patch: pytest.MonkeyPatch) -> Called:
+        """The command in this process, its workers on the cluster."""
+        patch.setattr(train_worker, "train", faulty(Faults(self.folder, self.plan, os.getpid())))
+        return call(main, TrainSettings, *self.options)
 
     def start(self) -> subprocess.Popen[str]:
-        script = [sys.executable, str(ROOT / "tests/pipelines/faulty_training.py"), str(self.folder), self.faults]
-        where = ["--storage", self.storage, "--name", "job", "--checkpoint-minutes", "0.0003"]
-        return subprocess.Popen(
-            [*script, *OPTIONS, *where, *self.options],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        """The command in a process of its own, its workers on the cluster; its output is in the file ``output``."""
+        script = [sys.executable, str(ROOT / "tests/pipelines/faulty_training.py"), str(self.folder)]
+        with (self.folder / "output").open("w") as output:
+            return subprocess.Popen(
+                [*script, json.dumps(self.plan), *self.options],
+                cwd=self.folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=output,
+                stderr=output,
+                text=True,
+            )
 
-    def run(self) -> tuple[int, str]:
-        """Exit status, and what it said."""
-        process = self.start()
-        try:
-            said = process.communicate(timeout=550)[0]
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise AssertionError(process.communicate()[0]) from None
-        return process.returncode, said
+    def fork(self) -> Fork:
+        """The command in a fork, which is its only worker too."""
+        self._forks += 1
+        log = self.folder / f"said-{self._forks}"
+        return Fork(log, forked_commands.train, self.folder, self.plan, self.options)
+
+    def output(self) -> str:
+        """What the command that was started has printed."""
+        return (self.folder / "output").read_text()
 
     def log(self) -> list[dict[str, Any]]:
+        """Where workers began and faults came."""
         return [json.loads(line) for line in (self.folder / "log").read_text().splitlines()]
 
-    def outside(self, deed: Callable[[], None]) -> threading.Event:
-        """Do something whenever the job has come to a moment, while it waits, until the event is set."""
+    @contextmanager
+    def outside(self, deed: Callable[[str], None]) -> Iterator[None]:
+        """Within the block, ``deed(moment)`` is done whenever the job has come to a moment, where it then waits."""
 
         def serve() -> None:
-            left = set(self.moments)
+            left = list(self.moments)
             while left and not over.wait(0.02):
                 for moment in [each for each in left if (self.folder / each).exists()]:
-                    deed()
-                    (self.folder / f"{moment}.done").touch()
+                    deed(moment)
                     left.remove(moment)
 
         over = threading.Event()
-        threading.Thread(target=serve, daemon=True).start()
-        return over
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def go_on(self, moment: str) -> None:
+        """Let the job go on from a moment at which it waits."""
+        (self.folder / f"{moment}.done").touch()
 
 
 def check(job: Job, whole: Trainer, to_the_bit: bool = True, tracking_uri: str | None = None) -> None:
-    """All five faults came; nothing but time was lost."""
+    """All faults came; nothing but time was lost."""
     storage = open_storage(job.storage)
     run = storage.child("job")
     result = json.loads(run.read("result.json"))
@@ -146,111 +157,117 @@ def check(job: Job, whole: Trainer, to_the_bit: bool = True, tracking_uri: str |
     logged = sorted(client.get_metric_history(mlflow_run.info.run_id, "val/bpd"), key=lambda metric: metric.timestamp)
     assert [metric.step for metric in logged] == list(range(1, EPOCHS + 1))
     assert [metric.value for metric in logged] == [each[2] for each in measured]
+    assert "model" in {artifact.path for artifact in client.list_artifacts(mlflow_run.info.run_id)}
+
+    log = [line for line in job.log() if line.get("rank", 0) == 0]
+    faults = [line["fault"] for line in log if "fault" in line]
+    assert sorted(faults) == sorted(job.moments)  # writing is in the background, so their order may be another
 
 
 def check_losses(job: Job) -> None:
     """After each loss the job went on from the last checkpoint: at most an interval before it."""
     log = [line for line in job.log() if line.get("rank", 0) == 0]
-    faults = [index for index, line in enumerate(log) if "fault" in line]
-    assert sorted(log[index]["fault"] for index in faults) == sorted(job.moments)  # writing is in the background
-    assert len([line for line in log if "begin" in line]) >= len(job.moments)
-    for index in faults:
-        later = [line["begin"] for line in log[index:] if "begin" in line]
-        if later:  # none is after the end: nothing was left to train
-            assert log[index]["step"] - STEPS <= later[0] <= log[index]["step"]
+    before_the_end = [moment for moment in job.moments if ":" in moment]
+    assert len([line for line in log if "begin" in line]) > len(before_the_end)
+    for index, line in enumerate(log):
+        later = [each["begin"] for each in log[index:] if "begin" in each]
+        if "fault" in line and later:  # none is after the end: nothing was left to train
+            assert line["step"] - STEPS <= later[0] <= line["step"]
 
 
-def test_the_worker_is_killed(cluster: Cluster, whole: Trainer, moments: Moments, tmp_path: Path) -> None:
-    job = Job(tmp_path, cluster, str(tmp_path / "runs"), "worker", moments("worker"))
-    status, said = job.run()
-    assert status == 0, said
+def test_the_worker_is_killed(room: Cluster, whole: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(tmp_path, "worker")
+    done = job.here(monkeypatch)
+    assert done.status == 0, done
     check(job, whole)
     check_losses(job)
-    assert said.count("goes on") == len(job.moments)
+    assert done.out.count("goes on") == len(job.moments)
 
 
-def test_the_driver_is_killed(cluster: Cluster, whole: Trainer, moments: Moments, tmp_path: Path) -> None:
-    job = Job(tmp_path, cluster, str(tmp_path / "runs"), "driver", moments("driver"))
-    assert [job.run()[0] for _ in job.moments] == [-signal.SIGKILL] * len(job.moments)
-    status, said = job.run()
-    assert status == 0, said
-    check(job, whole)
-    check_losses(job)
-
-
-def test_whole_machines_are_killed(cluster: Cluster, whole: Trainer, moments: Moments, tmp_path: Path) -> None:
-    job = Job(tmp_path, cluster, str(tmp_path / "runs"), "node", moments("node"), "--workers", "2")
+def test_whole_machines_are_killed(room: Cluster, whole: Trainer, tmp_path: Path) -> None:
+    job = Job(tmp_path, "node", "--workers", "2", "--max-failures", "100")
     process = job.start()
-    lost = 0
-    while process.poll() is None:
-        if len([moment for moment in job.moments if (tmp_path / moment).exists()]) > lost:
-            lost += 1
-            cluster.add_node(num_cpus=1)  # in this thread, says Ray
-        time.sleep(0.05)
-    said = process.communicate()[0]
-    assert process.returncode == 0, said
+    replaced: set[str] = set()
+    try:
+        deadline = time.monotonic() + 2 * DEADLINE
+        while process.poll() is None and time.monotonic() < deadline:
+            for moment in job.moments:
+                if moment not in replaced and (tmp_path / moment).exists():
+                    replaced.add(moment)
+                    room.add_node(wait=False, num_cpus=1)  # in this thread, says Ray
+            time.sleep(0.05)
+        assert process.poll() == 0, job.output()
+    finally:
+        process.kill()
+        process.wait()
     check(job, whole, to_the_bit=False)
     check_losses(job)
 
 
-def test_the_mlflow_server_is_killed(cluster: Cluster, whole: Trainer, moments: Moments, tmp_path: Path) -> None:
+def test_the_driver_is_killed(room: Cluster, whole: Trainer, tmp_path: Path) -> None:
+    job = Job(tmp_path, "driver", moments=(MOMENTS[1],))
+    assert job.start().wait(DEADLINE) == -signal.SIGKILL, job.output()
+    assert job.start().wait(DEADLINE) == 0, job.output()
+    check(job, whole)
+    check_losses(job)
+
+
+def test_the_process_of_driver_and_worker_is_killed(whole: Trainer, empty_database: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    shutil.copyfile(empty_database, tmp_path / "runs/mlflow.db")
+    job = Job(tmp_path, "driver", moments=(*MOMENTS, "result", "told"))
+    for _ in job.moments:
+        fork = job.fork()
+        assert fork.end() == -signal.SIGKILL, fork.said()
+    fork = job.fork()
+    assert fork.end() == 0, fork.said()
+    check(job, whole)
+    check_losses(job)
+
+
+def test_the_mlflow_server_is_killed(
+    whole: Trainer, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = Server(tmp_path / "server")
+    shutil.copyfile(empty_database, tmp_path / "server/mlflow.db")
     server.start()
-    job = Job(tmp_path, cluster, str(tmp_path / "runs"), "outside", moments("mlflow"), MLFLOW_TRACKING_URI=server.url)
-    busy = threading.Lock()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    job = Job(tmp_path, "outside")
 
-    def start_again() -> None:
-        with busy:
-            server.start()
+    def kill(moment: str) -> None:
+        server.kill()
+        job.go_on(moment)
+        server.start()
 
-    def kill() -> None:
-        with busy:
-            server.kill()
-        threading.Thread(target=start_again, daemon=True).start()
-
-    over = job.outside(kill)
     try:
-        status, said = job.run()
-        assert status == 0, said
-        with busy:
-            status, said = job.run()
-        assert status == 0 and "warning" not in said, said
+        with job.outside(kill):
+            fork = job.fork()
+            assert fork.end() == 0, fork.said()
+        fork = job.fork()  # whatever MLflow still lacks, the same command brings it
+        assert fork.end() == 0 and "warning" not in fork.said(), fork.said()
         check(job, whole, tracking_uri=server.url)
     finally:
-        over.set()
-        with busy:
-            server.kill()
+        server.kill()
 
 
 def test_s3_is_away_for_a_while(
-    cluster: Cluster,
-    whole: Trainer,
-    moments: Moments,
-    s3: str,
-    bucket: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
+    room: Cluster, whole: Trainer, s3: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where the job keeps its working copy of MLflow's database
-    seconds = 60.0 if request.config.getoption("--every-moment") else 2.0
     with FaultProxy(s3) as proxy:
-        job = Job(tmp_path, cluster, bucket, "outside", moments("s3"), AWS_ENDPOINT_URL=proxy.url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        job = Job(tmp_path, "outside", storage=bucket)
 
-        def locked_lately() -> bool:
-            """The store answered when the job last renewed its lock: no two outages may cost it its lease."""
-            renewals = [each for each in proxy.requests if each.method == "PUT" and "/.lock" in each.path]
-            return not proxy.dead and bool(renewals) and not renewals[-1].fault
-
-        def away() -> None:
-            while not locked_lately() and not over.is_set():
-                time.sleep(0.05)
+        def away(moment: str) -> None:
+            before = len(proxy.requests)
             proxy.dead = True
-            threading.Timer(seconds, lambda: setattr(proxy, "dead", False)).start()
+            job.go_on(moment)
+            until(lambda: len(proxy.requests) > before + 1, f"two requests while S3 is away at {moment}")
+            proxy.dead = False
 
-        over = job.outside(away)
-        status, said = job.run()
-        over.set()
-    assert status == 0, said
+        with job.outside(away):
+            done = job.here(monkeypatch)
+    assert done.status == 0, done
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     check(job, whole)
-    assert "attempt" in said  # it says that it tries again
+    assert "attempt" in done.out  # it says that it tries again

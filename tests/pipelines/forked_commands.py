@@ -1,0 +1,81 @@
+"""Commands that run in forks (:mod:`tests.pipelines.forks`), without Ray, and may end by SIGKILL at set moments."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipelines import command_line, evaluation_job, evaluation_worker
+from pipelines.evaluate import main as evaluate_main
+from pipelines.evaluate_settings import EvaluateSettings
+from pipelines.mlflow_settings import quiet_mlflow
+from pipelines.readings import KeptReadings, Measured
+from pipelines.retrain import main as retrain_main
+from pipelines.retraining.settings import RetrainSettings
+from tests.pipelines import faulty_training, retrainings
+from tests.pipelines.one_process import without_ray
+from tests.waiting import until
+
+quiet_mlflow()
+
+import mlflow  # noqa: E402, F401  (takes a second or two: not for each of the forks)
+
+
+def train(folder: Path, plan: faulty_training.Plan, options: list[str]) -> None:
+    """``python -m pipelines.train`` that loses what is planned: see :mod:`tests.pipelines.faulty_training`."""
+    without_ray(pytest.MonkeyPatch())
+    faulty_training.run(faulty_training.Faults(folder, plan, os.getpid()), options)
+
+
+def retrain(options: list[str], moment: str = "") -> None:
+    """``python -m pipelines.retrain``, which ends at a moment of :func:`tests.pipelines.retrainings.die_at`."""
+    without_ray(pytest.MonkeyPatch())
+    retrainings.die_at(moment)
+    _retrain(options)
+
+
+def slow_retrain(options: list[str], folder: Path) -> None:
+    """``python -m pipelines.retrain``, which waits: see :func:`tests.pipelines.retrainings.wait_at_the_first_epoch`."""
+    without_ray(pytest.MonkeyPatch())
+    retrainings.wait_at_the_first_epoch(folder)
+    _retrain(options)
+
+
+def _retrain(options: list[str]) -> None:
+    sys.argv = ["retrain.py", *options]
+    command_line.run(retrain_main, RetrainSettings)
+
+
+def evaluate(options: list[str], folder: Path) -> None:
+    """``python -m pipelines.evaluate`` on several workers.
+
+    They make ``folder/measured`` once a reading is taken, and wait for ``folder/go``; SIGKILL ends the command once the
+    third reading is kept.
+    """
+    add, done = KeptReadings.add, []
+
+    def adding(self: KeptReadings, measured: Measured) -> None:
+        add(self, measured)
+        done.append(measured.reading)
+        if len(done) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def waiting(task: Any, events: Any) -> None:
+        def put(event: dict[str, Any]) -> None:
+            events.put(event)
+            if "measured" in event:
+                (folder / "measured").touch()
+                until((folder / "go").exists, "the file 'go'")
+
+        evaluation_worker.evaluate_task(task, SimpleNamespace(put=put))  # type: ignore[arg-type]
+
+    KeptReadings.add = adding  # type: ignore[method-assign]
+    evaluation_job.evaluate_task = waiting  # type: ignore[assignment]
+    sys.argv = ["evaluate.py", *options]
+    command_line.run(evaluate_main, EvaluateSettings)
