@@ -17,6 +17,7 @@ import ray.train
 import torch
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -172,9 +173,13 @@ def run_job(
 
 
 class _Trainer(TorchTrainer):
-    """A trainer that can be ended from outside."""
+    """A trainer that can be ended from outside, and has no actor for Ray's datasets: none are read here, and every
+    start of the workers would wait for it."""
 
     _controller: Any = None
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller  # Ctrl-C stays what it is everywhere else: KeyboardInterrupt

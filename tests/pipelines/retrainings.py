@@ -136,10 +136,12 @@ MOMENTS = ("epoch", "trained", "reading", "alias", "moved")
 def die_at(moment: str) -> None:
     """From now on SIGKILL ends this process at a moment.
 
-    ``epoch``: an epoch is trained; ``trained``: all is trained and not yet registered; ``reading``: the first reading
-    of the test images is kept; ``alias``: the champion's alias is about to move; ``moved``: it has moved.
+    ``epoch``: an epoch is trained and its checkpoint written; ``trained``: all is trained and not yet registered;
+    ``reading``: the first reading of the test images is kept; ``alias``: the champion's alias is about to move;
+    ``moved``: it has moved.
     """
     from pipelines import train as train_command
+    from pipelines.checkpoints import CHECKPOINTS
     from pipelines.readings import KeptReadings
     from pipelines.retraining.registered import CHAMPION, RegisteredModel
     from pipelines.train import Training
@@ -153,7 +155,8 @@ def die_at(moment: str) -> None:
 
     def hearing(self: Training, event: dict[str, Any]) -> None:
         hear(self, event)
-        if "epoch" in event:
+        if "epoch" in event and moment == "epoch":
+            until(lambda: list(self.run.child(CHECKPOINTS).list()) != [], "its checkpoint, written in the background")
             reach("epoch")
 
     def writing(storage: Any, result: Any) -> None:
