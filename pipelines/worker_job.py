@@ -179,7 +179,8 @@ class _Trainer(TorchTrainer):
     _controller: Any = None
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees Ray Train's first version
+        return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller  # Ctrl-C stays what it is everywhere else: KeyboardInterrupt

@@ -17,7 +17,7 @@ import torch
 from fvae.data import Dataset
 from pipelines import train_worker, worker_job
 from pipelines.troubles import raise_trouble
-from pipelines.worker_job import Loop, carry_out
+from pipelines.worker_job import carry_out
 from pipelines.worker_resources import WorkerResources
 
 
@@ -35,7 +35,7 @@ def _images(dataset: Dataset, splits: Sequence[str]) -> dict[str, Any]:
 
 
 def _run_job(
-    loop: Loop,
+    loop: Callable[[Any, Any], None],
     config: Any,
     *,
     name: str,
