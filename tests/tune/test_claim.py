@@ -18,6 +18,12 @@ pytestmark = pytest.mark.core
 
 
 @pytest.fixture
+def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of them, for what is asked of many searches."""
+    monkeypatch.setattr("tune.claim.REPLICATES", 250)
+
+
+@pytest.fixture
 def front() -> Front:
     return Front(np.array([100.0, 1000.0, 10000.0]), np.array([3.0, 2.5, 2.0]))
 
@@ -38,11 +44,13 @@ def test_verdict_finds_a_large_ratio(ratio: float, verdict: str, seed: int) -> N
     assert f"{measured['headline']:.3g} times" in claim["why"]
 
 
+@pytest.mark.usefixtures("fewer_resamples")
 def test_equal_families_seldom_get_a_verdict() -> None:
     verdicts = [build_claim(world(1, 10, scatter=0.1, seed=seed), seed)["verdict"] for seed in range(40)]
     assert verdicts.count("undecided") >= 37  # 5% of 40 is 2; by chance 3
 
 
+@pytest.mark.usefixtures("fewer_resamples")
 def test_interval_holds_the_true_ratio() -> None:
     held = 0
     for seed in range(30):

@@ -28,4 +28,5 @@ def test_a_cluster_s_processes_find_the_same_store_with_credentials_of_their_own
         monkeypatch.setenv(name, value)
     with engine.search_session(SearchSettings(), load_dataset("digits")):
         told = ray.get(ray.remote(of_a_node).remote())
-    assert told == CREDENTIALS | STORE
+    assert told == told | CREDENTIALS | STORE
+    assert not set(SECRETS.values()) & set(told.values())
