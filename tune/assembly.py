@@ -101,7 +101,7 @@ def assemble(
     if source is None:
         source = in_space
     elif settings.sampler != "front" or settings.warm_start is not None:
-        raise ValueError("a source of one's own needs the sampler 'front' and no warm start")
+        raise ValueError("another source needs the sampler 'front' and no warm start")
     limits = limits_of(settings)
     earlier = _earlier(settings, images, in_space, ledger)
     fronts = earlier.fronts if earlier else None

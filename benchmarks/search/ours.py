@@ -79,7 +79,7 @@ class TableCandidates:
 
 @dataclasses.dataclass(frozen=True)
 class TableImages:
-    """What the rows of the table were trained on, as far as a search asks."""
+    """What the rows of the table were trained on, as far as a search needs to know."""
 
     shape: tuple[int, int, int]
     bins: int
@@ -91,7 +91,7 @@ class TableImages:
         return cls(model.image_shape, curves.bins)
 
     def content_hash(self) -> str:
-        """Of no use: the replay starts from nothing."""
+        """A replay has no warm start, which alone needs it."""
         raise NotImplementedError
 
 

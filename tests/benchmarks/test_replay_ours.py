@@ -50,7 +50,7 @@ def test_a_seed_is_one_search() -> None:
 
 
 def test_what_is_left_out_changes_the_search() -> None:
-    """All but the share of each size: nothing starves in so small a table, nor in the large one."""
+    """The share of each size is the exception: nothing starves in so small a table, nor in the large one."""
     same = ("ours", "whole", "without a share per size")
     assert len({rows(name) for name in same}) == 1
     others = {rows(name) for name in ALL if name not in same}

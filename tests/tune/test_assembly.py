@@ -129,5 +129,5 @@ def test_a_strategy_decides_how_many_sound_models_come_first(tmp_path: Path, des
 def test_only_this_project_s_sampler_chooses_from_another_source(tmp_path: Path) -> None:
     ledger = Ledger(open_storage(tmp_path))
     for options in ({"sampler": "tpe"}, {"warm_start": "earlier"}):
-        with pytest.raises(ValueError, match="sampler 'front' and no warm start"):
+        with pytest.raises(ValueError, match="another source needs the sampler 'front'"):
             assemble(SearchSettings(**options), IMAGES, ledger, Allowed(1), source=SOURCE)  # type: ignore[arg-type]

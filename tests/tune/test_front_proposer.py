@@ -33,7 +33,7 @@ EPOCHS = 60
 
 @pytest.fixture
 def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After 300 draws, instead of 10,000, it is said that there is no model."""
+    """A search for an untried model gives up after 300 draws instead of 10,000."""
     monkeypatch.setattr(untried, "MOST", 300)
 
 

@@ -50,7 +50,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples() -> Iterator[None]:
-    """Of each fit: what they say is tested in ``test_scaling.py``."""
+    """The fits get few resamples: ``test_scaling.py`` tests what they are for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scaling, "REPLICATES", 20)
         yield

@@ -30,7 +30,7 @@ SMALL = Limits(max_params=6000)
 
 @pytest.fixture
 def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After 300 draws, instead of 10,000, it is said that there is no model."""
+    """A search for an untried model gives up after 300 draws instead of 10,000."""
     monkeypatch.setattr(untried, "MOST", 300)
 
 

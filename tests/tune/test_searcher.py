@@ -29,7 +29,7 @@ pytestmark = pytest.mark.core
 
 @pytest.fixture
 def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After 300 draws, instead of 10,000, it is said that there is no model."""
+    """A search for an untried model gives up after 300 draws instead of 10,000."""
     monkeypatch.setattr(untried, "MOST", 300)
 
 
