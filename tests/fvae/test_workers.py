@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +13,13 @@ from fvae import ConfigError, Trainer, evaluate
 from fvae.train import EpochMetrics
 from fvae.workers import Workers
 from tests.fvae.distributed_cases import CASES, images, largest_difference, model_config, train_config
+from tests.fvae.worker_process import main
 
 pytestmark = pytest.mark.core
+
+FORKS = multiprocessing.get_context("forkserver")
+"""Processes that are forked from one that has imported torch."""
+FORKS.set_forkserver_preload(["tests.fvae.worker_process"])
 
 
 def alone(name: str, **execution: Any) -> Trainer:
@@ -41,11 +45,12 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     for _ in range(case.checkpoint_step):
         half.train_step()
     half.save(folder / "alone.safetensors")
-    command = [sys.executable, "-m", "tests.fvae.worker_process"]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(request.param), str(folder)]) for rank in range(request.param)
-    ]
-    assert [process.wait(240) for process in processes] == [0] * request.param
+    processes = [FORKS.Process(target=main, args=(rank, request.param, folder)) for rank in range(request.param)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0] * request.param
     results = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
     for result in results:
         result["folder"] = folder

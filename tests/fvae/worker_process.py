@@ -1,15 +1,12 @@
-"""One of several workers that train and evaluate together: ``worker_process.py RANK COUNT FOLDER``, run by the tests.
-
-Every worker writes what it saw to FOLDER/RANK.pt.
-"""
+"""One of several workers that train and evaluate together, each in a process of its own."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # an optimizer imports it, which takes a second: not in each of the forks
 import torch.distributed as distributed
 
 from fvae import NonFiniteError, Trainer
@@ -43,6 +40,7 @@ def train(name: str, workers: Workers, folder: Path) -> dict[str, Any]:
 
 
 def main(rank: int, count: int, folder: Path) -> None:
+    """What a worker does; it writes what it has seen to ``folder/RANK.pt``."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=count)
     workers = Workers.of_process_group()
@@ -69,7 +67,3 @@ def main(rank: int, count: int, folder: Path) -> None:
         seen["non-finite"] = str(error)
     torch.save(seen, folder / f"{rank}.pt")
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,4 +1,4 @@
-"""An MLflow database and a Ray cluster for every test that asks for one."""
+"""One thread, and an MLflow database and a Ray cluster for every test that asks for one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from ray.cluster_utils import Cluster
 
 from pipelines.mlflow_settings import quiet_mlflow
 from tests.pipelines import training_cluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The models here are too small for more, and the machine may be shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,8 @@ from tests.waiting import until
 
 quiet_mlflow()
 
-import mlflow  # noqa: E402, F401  (takes a second or two: not for each of the forks)
+import mlflow  # noqa: E402, F401  (takes a second or two, as does what an optimizer imports: not in each of the forks)
+import torch._dynamo  # noqa: E402, F401
 
 
 def train(folder: Path, plan: faulty_training.Plan, options: list[str]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.waiting import DEADLINE
 
@@ -64,6 +65,7 @@ def _run(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    torch.set_num_threads(1)
     with Path(log).open("w", buffering=1) as file:
         sys.stdout = sys.stderr = file
         function(*arguments)

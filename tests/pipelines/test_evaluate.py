@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,6 @@ SHAPE = {"channels": 1, "height": 8, "width": 8, "bins": 17}
 CONFIG = ModelConfig(family="fvae", **SHAPE, flow_levels=1, flow_depth=1, coupling_width=8, encoder_width=4)
 FILES = {"evaluation.json", "bits.parquet", "samples.png", "reconstructions.png", "interpolations.png"}
 FILES |= {"temperatures.png"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
 
 from fvae import Model, evaluate, load
 from fvae.data import Dataset
@@ -109,8 +108,6 @@ def story(shared_ray: str, empty_database: Path, tmp_path_factory: pytest.TempPa
     story = Story(tmp_path_factory.mktemp("story"))
     story.runs.mkdir()
     shutil.copyfile(empty_database, story.runs / "mlflow.db")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv("RAY_ADDRESS", shared_ray)
@@ -138,7 +135,6 @@ def story(shared_ray: str, empty_database: Path, tmp_path_factory: pytest.TempPa
         story.data(1100)
         story.night("own configuration", *data, "--least-gain", "5")
         yield story
-    torch.set_num_threads(threads)
 
 
 def test_the_first_sound_model_becomes_the_champion(story: Story) -> None:

@@ -6,12 +6,10 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from ray.cluster_utils import Cluster
 
 from pipelines.retraining import registered as registered_module
@@ -47,14 +45,10 @@ BETTER = {"epochs": 6}
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Default places are in ``tmp_path``; one thread for what is measured in this process."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Default places are in ``tmp_path``."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -79,15 +79,12 @@ SMALL: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Model]:
     """One model of each family, hardly trained."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     digits, models = load_dataset("digits"), {}
     for family, sizes in SMALL.items():
         config = ModelConfig(family=family, **SHAPE, **sizes)  # type: ignore[arg-type]
         trainer = Trainer(config, TrainConfig(epochs=1, warmup_steps=5), digits.images("train"), digits.images("val"))
         trainer.train_epoch()
         models[family] = trainer.best_model()
-    torch.set_num_threads(threads)
     return models
 
 

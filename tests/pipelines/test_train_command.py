@@ -21,6 +21,7 @@ from pipelines import train_worker
 from pipelines.datasets import load_dataset
 from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.storage import open_storage
+from pipelines.tracking import SearchTracker, TrialSnapshot
 from pipelines.train import main
 from pipelines.train_configs import train_configs
 from pipelines.train_settings import TrainSettings
@@ -246,9 +247,8 @@ def test_the_configuration_of_the_paper_is_read() -> None:
         configs(config=str(ROOT / "configs/paper-64x64.toml"))
 
 
-def test_a_trial_is_trained_again_in_a_run_beside_it(tmp_path: Path) -> None:
-    from pipelines.tracking import SearchTracker, TrialSnapshot
-
+def test_a_trial_is_trained_again_in_a_run_beside_it(empty_database: Path, tmp_path: Path) -> None:
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
     runs = open_storage(tmp_path)
     trial_params = {f"model.{name}": value for name, value in configs(config=None).model.to_dict().items()}
     trial_params |= {"model.family": "vae", "model.encoder_width": 8, "data.hash": "other", "data.name": "letters"}
