@@ -5,19 +5,26 @@ Only ssh and rsync are stood in for, as no machine is behind moto's addresses: t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import boto3
 import yaml
+from ray.autoscaler._private import commands
+from ray.autoscaler._private.aws import utils
+from ray.autoscaler._private.providers import _clear_provider_cache
 
-from tests.s3 import CREDENTIALS
+from tests.s3 import CREDENTIALS, moto_server
 
 ROOT = Path(__file__).parents[2]
 CLUSTER_FILE = ROOT / "cluster.yaml"
@@ -114,12 +121,43 @@ class Account:
     def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
         """A command of the user's, in this project's folder."""
         return subprocess.run(
-            command, cwd=ROOT, env=self.environment() | more, capture_output=True, text=True, timeout=240, check=False
+            command, cwd=ROOT, env=self.environment() | more, capture_output=True, text=True, timeout=540, check=False
         )
 
     def make_roles(self, path: Path) -> subprocess.CompletedProcess[str]:
         """What the administrator does once."""
         return self.run(sys.executable, "-m", "pipelines.cluster.roles", str(path))
+
+    def up(self, path: Path) -> str:
+        """``ray up --yes --no-config-cache`` in this process, which is three seconds faster; its output.
+
+        Raises ``SystemExit`` where it refuses.
+        """
+        options = {"no_restart": False, "restart_only": False, "yes": True, "no_config_cache": True}
+        return self._in_process(
+            lambda: commands.create_or_update_cluster(
+                str(path), override_min_workers=None, override_max_workers=None, **options
+            )
+        )
+
+    def down(self, path: Path) -> str:
+        """``ray down --yes`` in this process; its output."""
+        options = {"workers_only": False, "keep_min_workers": False}
+        return self._in_process(
+            lambda: commands.teardown_cluster(str(path), yes=True, override_cluster_name=None, **options)
+        )
+
+    def _in_process(self, command: Callable[[], object]) -> str:
+        forget()
+        with (
+            tempfile.TemporaryFile("w+") as printed,  # a file, which ssh and rsync print to as well
+            mock.patch.dict(os.environ, self.environment(), clear=True),
+            contextlib.chdir(ROOT),
+            contextlib.redirect_stdout(printed),
+        ):
+            command()
+            printed.seek(0)
+            return printed.read()
 
     def ray(self, verb: str, path: Path, *options: str) -> subprocess.CompletedProcess[str]:
         """``ray up`` and the like."""
@@ -148,6 +186,23 @@ class Account:
             "roles": [one["RoleName"] for one in iam.list_roles()["Roles"]],
             "files": sorted(str(path.relative_to(self.home)) for path in self.home.rglob("*") if path.is_file()),
         }
+
+
+@contextlib.contextmanager
+def aws_server(folder: Path) -> Iterator[str]:
+    """The URL of a moto server whose EC2 has the images that ``cluster.yaml`` pins; the credentials are set for it."""
+    (folder / "images.json").write_text(json.dumps(images()))
+    variables = CREDENTIALS | {"MOTO_AMIS_PATH": str(folder / "images.json")}
+    with mock.patch.dict(os.environ, variables), moto_server(folder) as url:
+        yield url
+
+
+def forget() -> None:
+    """Let Ray's launcher make its clients anew."""
+    utils.resource_cache.cache_clear()
+    utils.client_cache.cache_clear()
+    boto3.setup_default_session()
+    _clear_provider_cache()
 
 
 def tags(resource: dict[str, Any]) -> dict[str, str]:

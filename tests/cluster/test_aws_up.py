@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,7 @@ import yaml
 
 from tests.cluster.aws_account import BUCKET, KEY, OURS, REGION, Account, tags
 
-pytestmark = pytest.mark.system
-
-
-@pytest.fixture(scope="module")
-def up(aws_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    """An account in which the cluster is up."""
-    account = Account(endpoint=aws_endpoint, folder=tmp_path_factory.mktemp("up"))
-    account.reset()
-    path = account.fill_in()
-    roles = account.make_roles(path)
-    assert roles.returncode == 0, roles.stderr
-    result = account.ray("up", path)
-    assert result.returncode == 0, result.stdout + result.stderr
-    yield account
+pytestmark = [pytest.mark.core, pytest.mark.xdist_group("aws")]
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +161,7 @@ def test_another_network_for_ssh_takes_the_old_one_away(up: Account, head: dict[
         GroupId=group_id(up, "fvae-ssh"),
         IpPermissions=[{"IpProtocol": "tcp", "FromPort": 8265, "ToPort": 8265, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}],
     )
-    result = up.ray("up", path)
-    assert result.returncode == 0, result.stdout + result.stderr
+    up.up(path)
     found = json.dumps(rules(up, "fvae-ssh"))
     assert "203.0.113.7/32" in found
     assert "2001:db8:7::/48" in found
@@ -188,17 +173,16 @@ def test_another_network_for_ssh_takes_the_old_one_away(up: Account, head: dict[
 def test_after_down_the_data_disk_is_left_and_the_next_head_gets_it(up: Account, head: dict[str, Any]) -> None:
     path = up.folder / "cluster.yaml"
     data = next(d["Ebs"]["VolumeId"] for d in head["BlockDeviceMappings"] if d["DeviceName"] == "/dev/sdf")
-    result = up.ray("down", path)
-    assert result.returncode == 0, result.stdout + result.stderr
+    up.down(path)
     assert up.instances() == []
     assert data in up.made()["volumes"]
     config = yaml.safe_load(Path(path).read_text())
     zone = head["Placement"]["AvailabilityZone"]
     config["provider"]["availability_zone"] = f"{REGION}d,{zone}"  # the first choice is another zone by now
     path.write_text(yaml.safe_dump(config))
-    result = up.ray("up", path)
-    assert result.returncode == 0, result.stdout + result.stderr
+    up.up(path)
     (new,) = up.instances()
     assert new["InstanceId"] != head["InstanceId"]
     assert new["Placement"]["AvailabilityZone"] == zone, "where the disk is"
     assert data in [one["Ebs"]["VolumeId"] for one in new["BlockDeviceMappings"]]
+    up.up(up.fill_in())

@@ -11,30 +11,17 @@ from typing import Any
 import boto3
 import pytest
 import yaml
-from ray.autoscaler._private.aws import utils
-from ray.autoscaler._private.providers import _clear_provider_cache, _get_node_provider
+from ray.autoscaler._private.providers import _get_node_provider
 from ray.autoscaler.v2.instance_manager.config import FileConfigReader
 from ray.autoscaler.v2.instance_manager.node_provider import NodeProviderAdapter
 
-from tests.cluster.aws_account import REGION, Account, tags
+from tests.cluster.aws_account import REGION, Account, forget, tags
 from tests.cluster.ec2_proxy import Launch, ec2_proxy
 from tests.cluster.iam_rules import Context, allows
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.core, pytest.mark.xdist_group("aws")]
 
-DEADLINE = 60.0
-
-
-@pytest.fixture(scope="module")
-def up(aws_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Account:
-    """An account in which the cluster is up."""
-    account = Account(endpoint=aws_endpoint, folder=tmp_path_factory.mktemp("up"))
-    account.reset()
-    path = account.fill_in()
-    account.make_roles(path)
-    result = account.ray("up", path)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return account
+DEADLINE = 540.0
 
 
 @pytest.fixture(autouse=True)
@@ -43,18 +30,11 @@ def fresh(up: Account, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in up.environment().items():
         if name not in ("PATH", "TMPDIR"):
             monkeypatch.setenv(name, value)
-    _forget()
+    forget()
     yield
-    _forget()
+    forget()
     if left := [one["InstanceId"] for one in workers(up)]:
         up.client("ec2").terminate_instances(InstanceIds=left)
-
-
-def _forget() -> None:
-    utils.resource_cache.cache_clear()
-    utils.client_cache.cache_clear()
-    boto3.setup_default_session()
-    _clear_provider_cache()
 
 
 def workers(account: Account) -> list[dict[str, Any]]:
@@ -130,7 +110,7 @@ def test_without_spot_capacity_in_any_zone_it_launches_on_demand(up: Account) ->
 
     with ec2_proxy(up.endpoint, no_spot) as (url, launches), pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL_EC2", url)
-        _forget()
+        forget()
         assert launch(autoscaler(up), {"one_gpu": 2}, 2) == []
     found = workers(up)
     assert len(found) == 2
@@ -148,7 +128,7 @@ def test_a_zone_without_capacity_is_passed_over(up: Account) -> None:
 
     with ec2_proxy(up.endpoint, not_in_the_first_zone) as (url, _), pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL_EC2", url)
-        _forget()
+        forget()
         assert launch(autoscaler(up), {"four_gpu": 1}, 1) == []
     (one,) = workers(up)
     assert one["InstanceLifecycle"] == "spot"
@@ -161,7 +141,7 @@ def test_where_there_is_spot_for_a_part_the_rest_is_on_demand(up: Account) -> No
 
     with ec2_proxy(up.endpoint, one_spot) as (url, _), pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL_EC2", url)
-        _forget()
+        forget()
         assert launch(autoscaler(up), {"one_gpu": 3}, 3) == []
     markets = [one.get("InstanceLifecycle", "on demand") for one in workers(up)]
     assert sorted(markets) == ["on demand", "on demand", "spot"]
@@ -173,7 +153,7 @@ def test_the_fallback_can_be_turned_off_and_failures_reach_the_autoscaler(up: Ac
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("AWS_ENDPOINT_URL_EC2", url)
-        _forget()
+        forget()
         (error,) = launch(autoscaler(up, on_demand_fallback=False), {"one_gpu": 1}, 1)
         assert "InsufficientInstanceCapacity" in str(error.__cause__)
         assert all(is_spot(asked) for asked in launches)
@@ -189,7 +169,7 @@ def head_policy(account: Account) -> dict[str, Any]:
 def test_the_launches_that_it_makes_are_those_that_its_role_allows(up: Account) -> None:
     with ec2_proxy(up.endpoint, lambda asked: None) as (url, launches), pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL_EC2", url)
-        _forget()
+        forget()
         assert launch(autoscaler(up), {"cpu": 1, "one_gpu": 1, "four_gpu": 1}, 3) == []
     policy, account_id = head_policy(up), "123456789012"
     ec2 = f"arn:aws:ec2:{REGION}:{account_id}"
@@ -241,7 +221,7 @@ def test_with_the_heads_role_it_scales_up_and_down_and_can_do_no_more(up: Accoun
         patch.setenv("AWS_ACCESS_KEY_ID", role["AccessKeyId"])
         patch.setenv("AWS_SECRET_ACCESS_KEY", role["SecretAccessKey"])
         patch.setenv("AWS_SESSION_TOKEN", role["SessionToken"])
-        _forget()
+        forget()
         check_from(up, "0")
         try:
             adapter = autoscaler(up)
@@ -259,6 +239,7 @@ def test_with_the_heads_role_it_scales_up_and_down_and_can_do_no_more(up: Accoun
                     forbidden()
         finally:
             check_from(up, "inf")
+    iam.put_role_policy(RoleName="fvae-head", PolicyName="fvae-head", PolicyDocument=json.dumps(policy))
     assert workers(up) == []
 
 
