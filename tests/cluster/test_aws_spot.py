@@ -1,30 +1,24 @@
-"""The watcher on spot notices, with a real metadata service over HTTP, a real Ray and a real supervisord."""
+"""The watcher on spot notices, with a real metadata service over HTTP."""
 
 from __future__ import annotations
 
-import contextlib
+import datetime
+import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-import ray
-from ray._raylet import GcsClient
-from ray.cluster_utils import Cluster
 
-from pipelines.cluster.spot_watcher import Metadata, read_notice
+from pipelines.cluster import spot_watcher
+from pipelines.cluster.spot_watcher import Metadata, WatcherSettings, read_notice
 from tests.cluster.aws_account import ROOT
 from tests.cluster.metadata_server import MetadataServer, metadata_server
 
 pytestmark = pytest.mark.core
 
-DEADLINE = 60.0
-OURS, OTHERS = "i-0aaaaaaaaaaaaaaaa", "i-0bbbbbbbbbbbbbbbb"
+OURS = "i-0aaaaaaaaaaaaaaaa"
 
 
 @pytest.fixture
@@ -34,27 +28,19 @@ def service() -> Iterator[MetadataServer]:
         yield service
 
 
-def until(holds: Callable[[], Any], what: str) -> Any:
-    """What ``holds`` returns, once that is true."""
-    end = time.monotonic() + DEADLINE
-    while not (found := holds()):
-        assert time.monotonic() < end, f"not within {DEADLINE:.0f} s: {what}"
-        time.sleep(0.1)
-    return found
+class Clock:
+    """A clock of which a second passes when somebody sleeps for a second."""
 
+    def __init__(self) -> None:
+        self.now = datetime.datetime.now(datetime.UTC).timestamp()
 
-@contextlib.contextmanager
-def watcher(service: MetadataServer, address: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The watcher as a process of its own."""
-    command = [sys.executable, "-m", "pipelines.cluster.spot_watcher", "--address", address, "--seconds", "0.1"]
-    environment = os.environ | {"AWS_EC2_METADATA_SERVICE_ENDPOINT": service.url}
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    def time(self) -> float:
+        """Seconds since 1970."""
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
 
 
 def test_no_notice_is_no_notice(service: MetadataServer) -> None:
@@ -67,7 +53,8 @@ def test_a_notice_is_read_with_its_time(service: MetadataServer) -> None:
     notice = read_notice(Metadata(service.url))
     assert notice is not None
     assert notice.action == "terminate"
-    assert 118 < notice.time - time.time() <= 120
+    given = json.loads(service.texts["spot/instance-action"])["time"]
+    assert datetime.datetime.fromtimestamp(notice.time, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ") == given
 
 
 def test_a_token_that_expired_is_fetched_anew(service: MetadataServer) -> None:
@@ -78,104 +65,36 @@ def test_a_token_that_expired_is_fetched_anew(service: MetadataServer) -> None:
     assert service.refused == 1
 
 
-def test_no_metadata_service_is_one_line(service: MetadataServer, tmp_path: Path) -> None:
+def test_no_metadata_service_is_one_line(service: MetadataServer) -> None:
+    """As a command in a process of its own."""
     service.broken = True
-    with watcher(service, "127.0.0.1:1", tmp_path / "log") as process:
-        assert process.wait(DEADLINE) == 2
-    assert (tmp_path / "log").read_text().startswith("error: this is no EC2 instance: ")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cluster.spot_watcher", "--address", "127.0.0.1:1"],
+        cwd=ROOT,
+        env=os.environ | {"AWS_EC2_METADATA_SERVICE_ENDPOINT": service.url},
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: this is no EC2 instance: ")
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head without room and two machines, which know their instance ids as the autoscaler gives them."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for instance in (OURS, OTHERS):
-        monkeypatch.setenv("RAY_CLOUD_INSTANCE_ID", instance)
-        cluster.add_node(num_cpus=2)
-    monkeypatch.delenv("RAY_CLOUD_INSTANCE_ID")
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
-@ray.remote(num_cpus=1)
-class Holder:
-    """Work under way."""
-
-    def where(self) -> str:
-        """The Ray node it runs on."""
-        return ray.get_runtime_context().get_node_id()
-
-
-@ray.remote(num_cpus=1)
-def where() -> str:
-    """The Ray node that a task was given to."""
-    return ray.get_runtime_context().get_node_id()
-
-
-def test_a_noticed_machine_is_drained_and_gets_no_new_work(
-    cluster: Cluster, service: MetadataServer, tmp_path: Path
+def test_a_head_that_cannot_be_reached_is_tried_again_to_the_end(
+    service: MetadataServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gcs = GcsClient(address=cluster.address)
-    nodes = {info.instance_id: info.node_id.hex() for info in gcs.get_all_node_info(timeout=10).values()}
-    stays = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(nodes[OURS], soft=False)
-    holder = Holder.options(scheduling_strategy=stays).remote()
-    assert ray.get(holder.where.remote()) == nodes[OURS], "work under way, or Ray would end the machine's node at once"
-    log = tmp_path / "log"
-    with watcher(service, cluster.address, log) as process:
-        until(lambda: "watching" in log.read_text(), "the watcher runs")
-        assert gcs.get_draining_nodes() == {}
-        assert {ray.get(where.remote()) for _ in range(4)} <= set(nodes.values())
-        service.give_notice(20)
-        until(gcs.get_draining_nodes, "Ray drains the machine")
-        draining = {(key if isinstance(key, str) else key.hex()): end for key, end in gcs.get_draining_nodes().items()}
-        assert list(draining) == [nodes[OURS]]
-        assert abs(draining[nodes[OURS]] / 1000 - (time.time() + 20)) < 15, "with the time that EC2 gave"
-        tasks = ray.get([where.remote() for _ in range(6)], timeout=DEADLINE)
-        assert set(tasks) == {nodes[OTHERS]}, "new work goes elsewhere"
-        assert ray.get(holder.where.remote(), timeout=DEADLINE) == nodes[OURS], "old work may finish"
-        assert process.poll() is None
-        assert process.wait(DEADLINE) == 0, "its time is up"
-    assert "drained: Ray gives i-0aaaaaaaaaaaaaaaa no new work" in log.read_text()
-
-
-def test_a_head_that_cannot_be_reached_is_tried_again_to_the_end(service: MetadataServer, tmp_path: Path) -> None:
-    service.give_notice(8)
-    log = tmp_path / "log"
-    with watcher(service, "127.0.0.1:1", log) as process:
-        assert process.wait(DEADLINE) == 0
-    assert "trying again" in log.read_text()
-    assert "Traceback" not in log.read_text()
-
-
-def test_supervisord_starts_a_killed_watcher_again(service: MetadataServer, tmp_path: Path) -> None:
-    environment = os.environ | {
-        "HOME": str(tmp_path),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_HEAD_IP": "127.0.0.1",
-        "AWS_EC2_METADATA_SERVICE_ENDPOINT": service.url,
-    }
-    config = ROOT / "pipelines" / "cluster" / "spot_watcher.conf"
-
-    def control(*words: str) -> str:
-        command = ["supervisorctl", "-c", str(config), *words]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout.strip()
-
-    def pid() -> int:
-        said = control("pid", "spot-watcher")
-        return int(said) if said.isdigit() else 0
-
-    log = tmp_path / "spot-watcher.log"
-    subprocess.run(["supervisord", "-c", str(config)], env=environment, check=True)
-    try:
-        first = until(pid, "supervisord starts the watcher")
-        until(lambda: log.exists() and "watching" in log.read_text(), "it watches")
-        until(lambda: "RUNNING" in control("status"), "supervisord calls it running")
-        os.kill(first, signal.SIGKILL)
-        until(lambda: pid() not in (0, first), "another one is started")
-        until(lambda: log.read_text().count("watching") == 2, "it watches too")
-        assert (tmp_path / ".spot-watcher.sock").stat().st_mode & 0o077 == 0
-    finally:
-        control("shutdown")
-        until(lambda: not (tmp_path / ".spot-watcher.pid").exists(), "supervisord ends")
+    clock = Clock()
+    monkeypatch.setattr(spot_watcher, "time", clock)
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.url)
+    service.give_notice(60)
+    end = datetime.datetime.fromisoformat(json.loads(service.texts["spot/instance-action"])["time"]).timestamp()
+    clock.now = end - 60
+    assert spot_watcher.main(WatcherSettings(address="127.0.0.1:1")) == 0
+    assert end <= clock.now < end + spot_watcher.RETRY_SECONDS
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"watching for a spot notice to {OURS}"
+    assert lines[1].startswith(f"EC2 will terminate {OURS} in ")
+    assert len(lines) == 2 + 60
+    assert all(line.startswith("Ray at 127.0.0.1:1: ") and line.endswith("; trying again") for line in lines[2:])
