@@ -24,7 +24,8 @@ BIN = ROOT / ".venv" / "bin"
 SUBNET = "10.77.0"
 SHARED = "/mnt"
 """The folder that all machines see, as one would be by NFS."""
-COMMAND_SECONDS = 120.0
+PATIENCE = 540.0
+"""Seconds until something must have happened; far more than it takes, also on a busy machine."""
 
 INIT = r"""
 set -e
@@ -72,7 +73,7 @@ PrintMotd no
 """
 
 
-def wait_for(holds: Callable[[], object], seconds: float, what: str) -> None:
+def wait_for(holds: Callable[[], object], seconds: float = PATIENCE, what: str = "") -> None:
     """Look until ``holds()``. Raises ``TimeoutError`` that names ``what``."""
     deadline = time.monotonic() + seconds
     while not holds():
@@ -117,7 +118,7 @@ class Host:
             assert unshare.poll() is None, f"{name}: no namespaces ({log.read_text().strip()})"
             return ready.exists() and ready.read_text() == "ready\n"
 
-        wait_for(is_ready, 20, f"the namespaces of {name}")
+        wait_for(is_ready, what=f"the namespaces of {name}")
         self.init = int(Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text().split()[0])
         """The id of its process 1 on this machine."""
         # `ray stop` ends every Ray process that it sees, so it must see no others.
@@ -150,7 +151,7 @@ class Host:
         }
 
     def attempt(
-        self, command: str, env: Mapping[str, str] | None = None, timeout: float = COMMAND_SECONDS
+        self, command: str, env: Mapping[str, str] | None = None, timeout: float = PATIENCE
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in bash; stdout and stderr come together."""
         return subprocess.run(
@@ -164,7 +165,7 @@ class Host:
             check=False,
         )
 
-    def run(self, command: str, env: Mapping[str, str] | None = None, timeout: float = COMMAND_SECONDS) -> str:
+    def run(self, command: str, env: Mapping[str, str] | None = None, timeout: float = PATIENCE) -> str:
         """Its output. Raises ``AssertionError`` with the output where the command fails."""
         done = self.attempt(command, env, timeout)
         assert done.returncode == 0, f"{self.name}: {command}: exit status {done.returncode}\n{done.stdout}"

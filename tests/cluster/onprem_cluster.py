@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tests.cluster.hosts import ROOT, SHARED, Host, Network, wait_for
+from tests.cluster.hosts import PATIENCE, ROOT, SHARED, Host, Network, wait_for
 
 SERVER = "http://127.0.0.1:8265"
 """The job server, through the tunnel."""
@@ -31,6 +31,7 @@ class OnPremises:
         self.head_options: list[str] = []
         """Further options of the head's ``ray start``."""
         self._tunnel: subprocess.Popen[str] | None = None
+        self._up = False
         self.head = self.add("head")
         self.workers = [self.add(f"worker{number}") for number in range(1, workers + 1)]
 
@@ -71,11 +72,21 @@ class OnPremises:
 
     def up(self) -> str:
         """``ray up``; returns what it said."""
-        return self.laptop.run(f"cd {ROOT} && ray up --yes {self.write()} 2>&1", TOKEN, timeout=180)
+        printed = self.laptop.run(f"cd {ROOT} && ray up --yes {self.write()} 2>&1", TOKEN)
+        self._up = True
+        return printed
+
+    def be_up(self) -> None:
+        """Where it is not up: ``ray up``, the tunnel, and all workers."""
+        if not self._up:
+            self.up()
+            self.open_tunnel()
+            self.await_workers()
 
     def down(self) -> str:
         """``ray down``; returns what it said."""
-        return self.laptop.run(f"ray down --yes {SHARED}/cluster.yaml 2>&1", TOKEN, timeout=180)
+        self._up = False
+        return self.laptop.run(f"ray down --yes {SHARED}/cluster.yaml 2>&1", TOKEN)
 
     def exec(self, command: str) -> str:
         """``ray exec`` of a command for the head's shell."""
@@ -88,9 +99,10 @@ class OnPremises:
             return {}
         return {node["node_ip"]: node["resources_total"].get("CPU", 0.0) for node in yaml.safe_load(listed.stdout)}
 
-    def await_workers(self, addresses: Sequence[str], seconds: float = 120) -> None:
-        """Until just these are in the cluster, besides the head."""
-        wait_for(lambda: set(self.nodes()) == {self.head.address, *addresses}, seconds, f"workers {addresses}")
+    def await_workers(self, addresses: Sequence[str] | None = None) -> None:
+        """Until just these are in the cluster, besides the head; all workers, unless ``addresses`` says otherwise."""
+        wanted = [each.address for each in self.workers] if addresses is None else addresses
+        wait_for(lambda: set(self.nodes()) == {self.head.address, *wanted}, what=f"workers {wanted}")
 
     def open_tunnel(self) -> None:
         """The way to the head's job server, as ``ray dashboard`` opens it; after a reboot of the head, again."""
@@ -100,7 +112,7 @@ class OnPremises:
         options = "-o StrictHostKeyChecking=no -o ExitOnForwardFailure=yes -o ServerAliveInterval=5"
         command = f"ssh -N {options} -L 8265:127.0.0.1:8265 root@{self.head.address}"
         self._tunnel = self.laptop.start(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(lambda: any(port == 8265 for _, port, _ in self.laptop.listening()), 30, "the tunnel")
+        wait_for(lambda: any(port == 8265 for _, port, _ in self.laptop.listening()), what="the tunnel")
 
     def start_here(self, command: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """A command on the laptop, in the project's folder, with the job server's URL; its output is one stream."""
@@ -108,17 +120,24 @@ class OnPremises:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         return self.laptop.start(f"env --chdir={ROOT} {command}", environment, **pipes)
 
-    def here(self, command: str, env: dict[str, str] | None = None, seconds: float = 240) -> tuple[int, str]:
+    def here(self, command: str, env: dict[str, str] | None = None) -> tuple[int, str]:
         """:meth:`start_here` to its end: exit status and output."""
         process = self.start_here(command, env)
         try:
-            output, _ = process.communicate(timeout=seconds)
+            output, _ = process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             seen = self.report()
             process.kill()
             output, _ = process.communicate()
-            raise AssertionError(f"{command}: no end after {seconds:g} s\n{output}\n{seen}") from None
+            raise AssertionError(f"{command}: no end after {PATIENCE:g} s\n{output}\n{seen}") from None
         return process.returncode, output
+
+    def job_until(self, name: str, end: str) -> subprocess.Popen[str]:
+        """The laptop's command for a job that runs until there is a file ``end`` in the shared folder."""
+        command = f"bash -c 'until [ -e {SHARED}/{end} ]; do sleep 0.2; done'"
+        job = self.start_here(f"ray job submit --submission-id {name} -- {command}")
+        wait_for(lambda: self.head.processes(f"{SHARED}/{end}"), what="the job")
+        return job
 
     def report(self) -> str:
         """What runs on each host, and the last lines of Ray's newest logs there."""

@@ -1,62 +1,60 @@
-"""``ray up cluster.onprem.yaml`` on several hosts: a cluster that runs, loses machines, changes, and goes."""
+"""``ray up cluster.onprem.yaml`` on several hosts: machines, jobs of a laptop, and who else gets in."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from tests.cluster.hosts import ROOT, SHARED, wait_for
+from pipelines import submit
+from tests.cluster.hosts import PATIENCE, ROOT, SHARED, Host
 from tests.cluster.onprem_cluster import SERVER, TOKEN, OnPremises
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.xdist_group("hosts"), pytest.mark.timeout(3 * PATIENCE)]
 
 PORTS = {22, 6379, 6380, 6381, 6382, 6383, 10001, 52365}
 """That any machine of the cluster may reach on another: see docs/cluster.md. Workers' own are from 10002 to 19999."""
+REFUSED = f"error: RAY_ADDRESS={SERVER}: refused; RAY_AUTH_MODE=token and the cluster's token "
+SEARCH = f"python tune/search.py --trials 3 --epochs 2 --storage {SHARED}/runs"
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnPremises]:
-    """A head and two workers, up. The tests of this file use it in their order."""
-    cluster = OnPremises(tmp_path_factory.mktemp("network"), workers=2)
-    try:
-        cluster.up()
-        cluster.open_tunnel()
-        cluster.await_workers([each.address for each in cluster.workers])
-        yield cluster
-    finally:
-        cluster.close()
+@pytest.fixture
+def stranger(onpremises: OnPremises) -> Host:
+    """A host on the same network that is none of the cluster's."""
+    return onpremises.network.hosts.get("stranger") or onpremises.network.add("stranger", ssh=False)
 
 
-def ledger(cluster: OnPremises, name: str) -> list[dict[str, Any]]:
-    """The records of a search in the shared folder."""
-    paths = (cluster.network.shared / "runs" / name / "trials").glob("*/trial.json")
-    return [json.loads(path.read_text()) for path in sorted(paths)]
+def job_of(output: str) -> str:
+    """The id in what a command has printed."""
+    found = re.search(r"[Tt]he job (\S+?)[.;]? ", output)
+    assert found, output
+    return found[1]
 
 
-def job_until(cluster: OnPremises, name: str, end: str) -> subprocess.Popen[str]:
-    """A job that runs until there is a file ``end`` in the shared folder."""
-    command = f"bash -c 'until [ -e {SHARED}/{end} ]; do sleep 0.2; done'"
-    job = cluster.start_here(f"ray job submit --submission-id {name} -- {command}")
-    wait_for(lambda: cluster.head.processes(f"{SHARED}/{end}"), 60, "the job")
-    return job
+def read_until(process: subprocess.Popen[str], start: str) -> str:
+    """What a command prints, up to the first line that begins so."""
+    lines: list[str] = []
+    assert process.stdout
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(start):
+            return "".join(lines)
+    raise AssertionError("".join(lines))
 
 
 def test_every_machine_is_in_the_cluster_and_the_head_trains_nothing(cluster: OnPremises) -> None:
     assert cluster.nodes() == {cluster.head.address: 0.0} | {each.address: 1.0 for each in cluster.workers}
     said = cluster.exec("ray status")
-    assert re.search(r"2 worker\b", said), said
-    assert "0.0/2.0 CPU" in said
+    assert re.search(rf"{len(cluster.workers)} worker\b", said), said
+    assert f"0.0/{len(cluster.workers)}.0 CPU" in said
 
 
 def test_up_again_changes_nothing_and_ends_no_job(cluster: OnPremises) -> None:
-    job = job_until(cluster, "patient", "enough")
+    job = cluster.job_until("patient", "enough")
     before = cluster.ray_processes()
     assert all(len(found) >= 1 for found in before.values())
 
@@ -65,7 +63,7 @@ def test_up_again_changes_nothing_and_ends_no_job(cluster: OnPremises) -> None:
     assert "Ray runs as it should: nothing to do." in said
     assert cluster.ray_processes() == before
     (cluster.network.shared / "enough").touch()
-    output, _ = job.communicate(timeout=60)
+    output, _ = job.communicate(timeout=PATIENCE)
     assert job.returncode == 0, output
 
 
@@ -78,87 +76,63 @@ def test_two_machines_train_one_model_together(cluster: OnPremises) -> None:
     assert json.loads((cluster.network.shared / "runs/both/result.json").read_text())["status"] == "complete"
 
 
-def test_a_worker_is_lost_in_the_middle_of_a_search_and_comes_back(cluster: OnPremises) -> None:
-    search = cluster.start_here(
-        f"python tune/search.py --name lossy --trials 3 --epochs 30 --storage {SHARED}/runs --seed 3"
-    )
+def test_a_search_runs_there_with_the_code_from_here(cluster: OnPremises) -> None:
+    status, output = cluster.here(SEARCH)
 
-    def training() -> list[int]:
-        """The workers that are in the middle of a trial."""
-        assert search.poll() is None, search.communicate()[0]
-        running = [record for record in ledger(cluster, "lossy") if record["status"] == "running"]
-        if not any(2 <= len(record["history"]) <= 20 for record in running):
-            return []
-        return [place for place, each in enumerate(cluster.workers) if each.processes("_Inner.train")]
-
-    wait_for(training, 150, "a trial")
-    place = training()[0]
-    lost, kept = cluster.workers[place], cluster.workers[1 - place]
-    cluster.network.cut(lost.name)
-    lost.lose()
-
-    output, _ = search.communicate(timeout=400)
-    assert search.returncode == 0, output
-    records = ledger(cluster, "lossy")
-    assert [record["status"] for record in records] == ["complete"] * 3
-    assert any(attempt["ended"] == "lost" for record in records for attempt in record["attempts"])
-    assert cluster.nodes() == {cluster.head.address: 0.0, kept.address: 1.0}
-
-    cluster.workers[place] = cluster.add(lost.name)  # the power is back
-    cluster.await_workers([each.address for each in cluster.workers], seconds=240)
+    assert status == 0, output
+    assert "[  3/3]" in output
+    assert "WARNING" not in output
+    assert (cluster.network.shared / "runs" / "digits" / "tradeoff.json").exists()
+    listed = cluster.head.run("ls -d /tmp/ray/session_latest/runtime_resources/working_dir_files/_ray_pkg_*/")
+    (shipped,) = listed.split()
+    assert set(cluster.head.run(f"ls -A {shipped}").split()) == set(submit.SHIPPED)
+    assert cluster.head.run(f"cat {shipped}/requirements.lock") == (ROOT / "requirements.lock").read_text()
 
 
-def test_a_new_worker_joins_without_an_end_to_ray_or_its_jobs(cluster: OnPremises) -> None:
-    job = job_until(cluster, "steady", "joined")
-    before = cluster.ray_processes()
-    cluster.workers.append(cluster.add("worker3"))
-
-    assert "The autoscaler has started again" in cluster.up()
-
-    cluster.await_workers([each.address for each in cluster.workers])
-    after = cluster.ray_processes()
-    assert {name: after[name] for name in before} == before
-    (cluster.network.shared / "joined").touch()
-    output, _ = job.communicate(timeout=60)
-    assert job.returncode == 0, output
+def test_the_same_command_shows_what_is_finished(cluster: OnPremises) -> None:
+    status, output = cluster.here(SEARCH)
+    assert status == 0, output
+    assert "Submitted as the job search-" in output
+    assert "[  1/3]" not in output
+    assert "Verdict on the paper's claim" in output
 
 
-def test_other_options_wait_for_the_jobs_that_run(cluster: OnPremises) -> None:
-    job = job_until(cluster, "first", "ended")
-    before = cluster.ray_processes()
-    cluster.head_options = ["--labels=changed=yes"]
+def test_ctrl_c_detaches_the_same_command_follows_and_a_job_that_is_stopped_is_no_success(cluster: OnPremises) -> None:
+    command = f"python -m pipelines.train --train.epochs 4000 --storage {SHARED}/runs --name followed"
+    first = cluster.start_here(command)
+    job = job_of(read_until(first, "epoch    2/4000"))
+    cluster.laptop.run("kill -INT $(pgrep -f '^python -m pipelines.train ')")
+    output, _ = first.communicate(timeout=PATIENCE)
+    assert first.returncode == 1
+    assert f"Detached; the job {job} goes on." in output
+    assert f"`ray job logs --address {SERVER} --follow {job}`" in output
+    assert "RUNNING" in cluster.laptop.run(f"ray job status --address {SERVER} {job} 2>&1", TOKEN)
 
-    said = cluster.up()
-
-    assert re.search(r"warning: Ray stays as it is, because it runs first;", said), said
-    assert cluster.ray_processes() == before
-    (cluster.network.shared / "ended").touch()
-    output, _ = job.communicate(timeout=60)
-    assert job.returncode == 0, output
-    assert "What Ray is started with has changed" in cluster.up()
-    assert not cluster.ray_processes()["head"] & before["head"]
-    cluster.open_tunnel()
-    cluster.await_workers([each.address for each in cluster.workers], seconds=240)
-
-
-def test_after_a_reboot_the_head_comes_back_and_a_search_waits_for_its_workers(cluster: OnPremises) -> None:
-    crontab = cluster.head.run("crontab -l")
-    cluster.head.lose()
-    cluster.head = cluster.add("head")
-    assert cluster.head.run("crontab -l") == crontab
-    (line,) = [line for line in crontab.splitlines() if line.startswith("@reboot")]
-
-    cluster.head.run(f"env -i HOME=/root PATH=/usr/bin:/bin sh -c '{line.removeprefix('@reboot ')}'")  # as cron does
-    search = f"python tune/search.py --name early --trials 1 --epochs 1 --storage {SHARED}/runs"
-    said = cluster.head.run(f"cd {ROOT} && {search}", TOKEN | {"RAY_ADDRESS": "auto"}, timeout=300)
-
-    assert "Waiting for machines (1 CPU) …" in said
-    assert [record["status"] for record in ledger(cluster, "early")] == ["complete"]
-    cluster.await_workers([each.address for each in cluster.workers], seconds=240)
-    cluster.open_tunnel()
+    second = cluster.start_here(command)
+    output = read_until(second, "epoch")
+    assert f"The job {job} runs already: following it." in output
+    assert output.splitlines()[-1].startswith("epoch    1/4000")
+    cluster.laptop.run(f"ray job stop --address {SERVER} {job}", TOKEN)
+    output, _ = second.communicate(timeout=PATIENCE)
+    assert second.returncode == 1
+    assert f"error: the job {job} has ended as STOPPED" in output
 
 
-def test_only_the_ports_that_are_told_of_are_open(cluster: OnPremises) -> None:
+def test_a_mistake_that_shows_there_only_has_its_exit_status(cluster: OnPremises) -> None:
+    status, output = cluster.here(f"python tune/search.py --dataset /nowhere --storage {SHARED}/runs")
+    assert status == 2, output
+    assert output.splitlines()[-1].startswith("error: --dataset=/nowhere") or "error: /nowhere" in output, output
+
+
+@pytest.mark.parametrize("env", [{"RAY_AUTH_MODE": "disabled"}, {"HOME": "/tmp"}])
+def test_a_laptop_without_the_token_is_refused_in_one_line(cluster: OnPremises, env: dict[str, str]) -> None:
+    status, output = cluster.here("python tune/search.py --storage /mnt/x", env)
+    assert status == 2, output
+    (line,) = output.splitlines()
+    assert line.startswith(REFUSED)
+
+
+def test_only_the_documented_ports_are_open(cluster: OnPremises) -> None:
     for host in (cluster.head, *cluster.workers):
         for address, port, program in host.listening():
             reachable = not address.startswith("127.") and address != "::ffff:127.0.0.1"
@@ -166,8 +140,7 @@ def test_only_the_ports_that_are_told_of_are_open(cluster: OnPremises) -> None:
     assert [address for address, port, _ in cluster.head.listening() if port == 8265] == ["127.0.0.1"]
 
 
-def test_no_port_answers_a_stranger(cluster: OnPremises) -> None:
-    stranger = cluster.network.add("stranger", ssh=False)
+def test_no_port_answers_a_stranger(cluster: OnPremises, stranger: Host) -> None:
     for host in (cluster.head, cluster.workers[0]):
         ports = sorted({port for _, port, _ in host.listening()} - {22})
         said = stranger.run(
@@ -181,8 +154,7 @@ def test_no_port_answers_a_stranger(cluster: OnPremises) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "0" * 64])
-def test_without_the_token_nothing_is_done(cluster: OnPremises, token: str) -> None:
-    stranger = cluster.network.hosts["stranger"]
+def test_without_the_token_nothing_is_done(cluster: OnPremises, stranger: Host, token: str) -> None:
     mode = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
     status = stranger.attempt(f"ray status --address {cluster.head.address}:6379", mode)
     job = cluster.laptop.attempt("ray job submit -- touch /mnt/taken", mode | {"RAY_ADDRESS": SERVER, "HOME": "/tmp"})
@@ -192,14 +164,6 @@ def test_without_the_token_nothing_is_done(cluster: OnPremises, token: str) -> N
             refused.stdout
         )
     assert not (cluster.network.shared / "taken").exists()
-
-
-def test_down_leaves_nothing_running(cluster: OnPremises) -> None:
-    said = cluster.down()
-    assert "No nodes remaining" in said, said
-    for host in (cluster.head, *cluster.workers):
-        left = [command for command in host.processes() if "ray" in command or "python" in command]
-        assert left == [], host.name
 
 
 def test_what_is_missing_is_one_line_and_nothing_is_touched(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Commands of a laptop that run as jobs on a cluster, through a tunnel to its job server."""
+"""Commands that become jobs on a cluster elsewhere: what is refused here, what goes along, and what runs here."""
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import subprocess
@@ -14,124 +15,37 @@ import pytest
 from fvae.config import ConfigError
 from pipelines import submit
 from pipelines.train_settings import TrainSettings
-from tests.cluster.hosts import ROOT, SHARED
-from tests.cluster.onprem_cluster import MEMORY, SERVER, TOKEN, OnPremises
+from tests.commands import call
 from tune.settings import SearchSettings
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.core
 
+ROOT = Path(__file__).parents[2]
 CLOSED = "http://127.0.0.1:1"
-REFUSED = f"error: RAY_ADDRESS={SERVER}: refused; RAY_AUTH_MODE=token and the cluster's token "
-SEARCH = f"python tune/search.py --trials 3 --epochs 2 --storage {SHARED}/runs"
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnPremises]:
-    """A cluster of one machine, which trains too, and the laptop's tunnel to it."""
-    cluster = OnPremises(tmp_path_factory.mktemp("network"), workers=0)
-    try:
-        cluster.laptop.run("ray get-auth-token --generate")
-        cluster.head.write(".ray/auth_token", (cluster.laptop.folder / "home/.ray/auth_token").read_text())
-        start = f"ray start --head --node-ip-address={cluster.head.address} --num-cpus=1 --object-store-memory={MEMORY}"
-        cluster.head.run(f"{start} --disable-usage-stats", TOKEN)
-        cluster.open_tunnel()
-        yield cluster
-    finally:
-        cluster.close()
-
-
-def job_of(output: str) -> str:
-    """The id that a command has said."""
-    found = re.search(r"[Tt]he job (\S+?)[.;]? ", output)
-    assert found, output
-    return found[1]
-
-
-def detach(cluster: OnPremises, process: subprocess.Popen[str], module: str) -> str:
-    """Ctrl-C for the command on the laptop; returns what was said from then on."""
-    cluster.laptop.run(f"kill -INT $(pgrep -f '^python -m {module} ')")
-    output, _ = process.communicate(timeout=60)
-    return output
-
-
-def test_a_search_runs_there_with_the_code_from_here(cluster: OnPremises) -> None:
-    status, output = cluster.here(SEARCH)
-
-    assert status == 0, output
-    assert "[  3/3]" in output
-    assert "WARNING" not in output
-    assert (cluster.network.shared / "runs" / "digits" / "tradeoff.json").exists()
-    (shipped,) = cluster.head.run("ls -d /tmp/ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/").split()
-    assert set(cluster.head.run(f"ls -A {shipped}").split()) == set(submit.SHIPPED)
-    assert cluster.head.run(f"cat {shipped}/requirements.lock") == (ROOT / "requirements.lock").read_text()
-
-
-def test_the_same_command_shows_what_is_finished(cluster: OnPremises) -> None:
-    status, output = cluster.here(SEARCH)
-    assert status == 0, output
-    assert "Submitted as the job search-" in output
-    assert "[  1/3]" not in output
-    assert "Verdict on the paper's claim" in output
-
-
-def test_ctrl_c_detaches_and_the_same_command_follows(cluster: OnPremises) -> None:
-    command = f"python -m pipelines.train --train.epochs 40 --storage {SHARED}/runs --name followed"
-    first = cluster.start_here(command)
-    lines: list[str] = []
-    assert first.stdout
-    for line in first.stdout:
-        lines.append(line)
-        if line.startswith("epoch  2/40"):
-            break
-    said = detach(cluster, first, "pipelines.train")
-    job = job_of("".join(lines))
-    assert first.returncode == 1
-    assert f"Detached; the job {job} goes on." in said
-    assert f"`ray job logs --address {SERVER} --follow {job}`" in said
-    assert "RUNNING" in cluster.laptop.run(f"ray job status --address {SERVER} {job} 2>&1", TOKEN)
-
-    status, output = cluster.here(command)
-
-    assert status == 0, output
-    assert f"The job {job} runs already: following it." in output
-    assert [line for line in output.splitlines() if line.startswith("epoch")][0].startswith("epoch  1/40")
-    assert "validation" in output.splitlines()[-3] + output.splitlines()[-2] + output.splitlines()[-4]
-
-
-def test_a_mistake_that_shows_there_only_has_its_exit_status(cluster: OnPremises) -> None:
-    status, output = cluster.here(f"python tune/search.py --dataset /nowhere --storage {SHARED}/runs")
-    assert status == 2, output
-    assert output.splitlines()[-1].startswith("error: --dataset=/nowhere") or "error: /nowhere" in output, output
-
-
-def test_a_job_that_is_stopped_is_no_success(cluster: OnPremises) -> None:
-    command = f"python -m pipelines.train --train.epochs 4000 --storage {SHARED}/runs --name stopped"
-    process = cluster.start_here(command)
-    assert process.stdout
-    job = job_of("".join(process.stdout.readline() for _ in range(1)))
-    cluster.laptop.run(f"ray job stop --address {SERVER} {job}", TOKEN)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert f"error: the job {job} has ended as STOPPED" in output
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[None]:
+    """A command that submits turns the logs of its process off; here they come back."""
+    before = logging.root.manager.disable
+    yield
+    logging.disable(before)
 
 
 @pytest.mark.parametrize(
-    ("command", "env", "line"),
+    ("options", "line"),
     [
-        ("--storage /mnt/x", {"RAY_AUTH_MODE": "disabled"}, REFUSED),
-        ("--storage /mnt/x", {"HOME": "/tmp"}, REFUSED),
-        ("--storage /mnt/x", {"RAY_ADDRESS": CLOSED}, f"error: RAY_ADDRESS={CLOSED}: no job server answers there"),
-        ("--trials 0 --storage /mnt/x", {}, "error: --trials=0: must be"),
+        (["--storage", "/mnt/x"], f"error: RAY_ADDRESS={CLOSED}: no job server answers there"),
+        (["--trials", "0", "--storage", "/mnt/x"], "error: --trials=0: must be"),  # before anybody is asked
     ],
 )
-def test_what_cannot_work_is_one_line(cluster: OnPremises, command: str, env: dict[str, str], line: str) -> None:
-    status, output = cluster.here(f"python tune/search.py {command}", env)
-    assert status == 2, output
-    assert output.splitlines()[-1].startswith(line)
-    assert len(output.splitlines()) == 1
-
-
-# --- without a cluster -------------------------------------------------------------------------------
+def test_what_cannot_work_is_one_line(monkeypatch: pytest.MonkeyPatch, options: list[str], line: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", CLOSED)
+    done = call(submit.here_or_there(lambda _: pytest.fail("ran here")), SearchSettings, *options)
+    assert done.status == 2, done.out
+    (printed,) = done.err.splitlines()
+    assert printed.startswith(line)
+    assert done.out == ""
 
 
 @pytest.mark.parametrize(
@@ -151,7 +65,7 @@ def test_what_cannot_work_is_one_line(cluster: OnPremises, command: str, env: di
 def test_what_the_cluster_would_not_see_is_refused(
     monkeypatch: pytest.MonkeyPatch, settings: SearchSettings, line: str
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    monkeypatch.setenv("RAY_ADDRESS", CLOSED)
     with pytest.raises(ConfigError, match=line):
         submit.here_or_there(lambda _: pytest.fail("ran here"))(settings)
 
