@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from fvae import ConfigError, ModelConfig, TrainConfig, build, load, save
 from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.model_folder import write_model_folder
 from pipelines.registry import model_location, run_configs, tracking_uri_of
-from pipelines.storage import StorageError, open_storage
+from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.tracking import Artifact, RunTracker, TrialSnapshot
 from pipelines.tracking_database import database_path
-from tests.pipelines.searches import client, open_tracker, storage_of
+from tests.pipelines.tracked import Runs, ended
 
 pytestmark = pytest.mark.core
 
@@ -31,9 +33,8 @@ def models(tmp_path_factory):
     return folder
 
 
-def tracked(runs, models) -> RunTracker:
+def tracked(storage: Storage, models: Path) -> RunTracker:
     """A finished training with its model registered."""
-    storage = storage_of(runs)
     storage.upload(models / "model", "train-digits/model")
     params = {f"model.{name}": value for name, value in CONFIG.to_dict().items()}
     params |= {f"train.{name}": value for name, value in TRAINING.to_dict().items()}
@@ -56,16 +57,15 @@ def tracked(runs, models) -> RunTracker:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, models, empty_database):
     """The runs directory and the run's id."""
-    runs = tmp_path_factory.mktemp("runs of 100%")
-    shutil.copyfile(empty_database, runs / "mlflow.db")
+    folder = tmp_path_factory.mktemp("runs of 100%")
+    shutil.copyfile(empty_database, folder / "mlflow.db")
+    runs = Runs(open_storage(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracker = tracked(runs, models)
-        search = open_tracker(runs)
-        search.finish()
-        search.close()
-    client(runs).set_registered_model_alias("fvae-digits", "champion", "1")
-    return runs, tracker.run_id
+        tracker = tracked(runs.storage, models)
+        ended(runs.search_tracker(dataset_name="digits"))
+        runs.client.set_registered_model_alias("fvae-digits", "champion", "1")
+    return folder, tracker.run_id
 
 
 @pytest.mark.parametrize("location", ["models:/fvae-digits/1", "models:/fvae-digits@champion", "runs:/RUN/model"])
@@ -147,7 +147,7 @@ def test_the_configs_of_a_run(finished):
 def test_a_run_of_another_kind_is_one_clear_line(finished):
     runs, run_id = finished
     uri = default_tracking_uri(open_storage(runs))
-    mlflow = client(runs)
+    mlflow = MlflowClient(uri)
     experiment = mlflow.get_experiment_by_name("fvae/digits").experiment_id
     search = next(run for run in mlflow.search_runs([experiment]) if run.info.run_name == "digits-0")
     for name, params, said in [

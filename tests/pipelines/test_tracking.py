@@ -1,6 +1,7 @@
-"""A search in MLflow: everything there once, whatever is repeated, killed, refused or out of reach.
+"""What tracking promises, whatever holds the runs: everything once, whatever is repeated, interrupted or refused.
 
-Real MLflow on SQLite throughout.
+Real MLflow in three kinds of place: SQLite in a folder, SQLite beside a bucket, a server. Most tests hold for a
+search's tracker and for a training's; ``machine("B")`` goes on from another machine, as far as the place has any.
 """
 
 from __future__ import annotations
@@ -8,102 +9,101 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
-import signal
 import socket
-import sqlite3
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
+from fvae import ConfigError
+from pipelines import background_tracker, mlflow_run_writer, ui
+from pipelines.mlflow_connection import _put_in_place
+from pipelines.mlflow_settings import artifact_location, quiet_mlflow, server_environment
 from pipelines.storage import open_storage
-from pipelines.tracking import Artifact, TrialSnapshot, default_tracking_uri, quiet_mlflow
-from tests.pipelines.searches import (
+from pipelines.tracking import RunTracker, TrialSnapshot
+from tests.pipelines import tracked
+from tests.pipelines.dying import Death, Died, die_at
+from tests.pipelines.mlflow_server import Server
+from tests.pipelines.tracked import (
+    KINDS,
+    SEARCH,
     START_MS,
-    a_search,
-    client,
-    content,
-    history,
-    make_trial,
-    open_tracker,
-    points,
-    runs_of,
+    TRAINING,
+    TRIALS,
+    Held,
+    Runs,
+    Subject,
+    ended,
+    running_server,
 )
 
 pytestmark = pytest.mark.core
 
-PROJECT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def runs_dir(tmp_path, empty_database, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = tmp_path / "runs with 100% of it"
-    folder.mkdir()
-    shutil.copyfile(empty_database, folder / "mlflow.db")
-    return folder
-
-
-def dump(runs_dir: Path) -> list[str]:
-    with sqlite3.connect(runs_dir / "mlflow.db") as connection:
-        return list(connection.iterdump())
-
-
-def log_whole_search(runs_dir: Path) -> None:
-    tracker = open_tracker(runs_dir)
-    for trial in a_search(runs_dir):
-        tracker.record_trial(trial)
-    page = runs_dir / "digits-0" / "tradeoff.html"
-    if not page.exists():
-        page.write_text("<p>the map")
-    tracker.finish([Artifact(open_storage(page.parent), page.name)])
-    tracker.close()
-    assert tracker.problems == []
-
-
-@pytest.fixture
-def finished(runs_dir):
-    """A search of its own for a test that goes on with it."""
-    log_whole_search(runs_dir)
-    return runs_dir
+Undisturbed = dict[str, dict[str, Held]]
 
 
 @pytest.fixture(scope="module")
-def finished_for_all(tmp_path_factory, empty_database):
-    """One search for the tests that only look."""
-    runs_dir = tmp_path_factory.mktemp("finished")
-    shutil.copyfile(empty_database, runs_dir / "mlflow.db")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        log_whole_search(runs_dir)
-    return runs_dir
+def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("server"), empty_database) as server:
+        yield server
 
 
-def test_one_parent_and_one_nested_run_per_trial(finished_for_all):
-    runs = runs_of(finished_for_all)
-    assert set(runs) == {"digits-0", "0000-fvae", "0001-flow", "0002-vae"}
-    parent = runs.pop("digits-0")
-    assert parent.info.status == "FINISHED"
-    assert parent.data.params == {"seed": "0"}
-    assert parent.data.tags["trials"] == "4"
-    assert "Compare" in parent.data.tags["mlflow.note.content"]
-    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
-    assert {name: run.info.status for name, run in runs.items()} == {
-        "0000-fvae": "FINISHED",
-        "0001-flow": "KILLED",
-        "0002-vae": "FAILED",
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Undisturbed:
+    return tracked.undisturbed(tmp_path_factory.mktemp("undisturbed"), empty_database)
+
+
+@pytest.fixture(params=KINDS)
+def runs(request: pytest.FixtureRequest) -> Runs:
+    return Runs.of_kind(request.param, request)
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest) -> Runs:
+    """For what does not depend on the kind of place."""
+    return Runs.of_kind("folder", request)
+
+
+@pytest.fixture(params=["search", "training"])
+def subject(request: pytest.FixtureRequest, runs: Runs) -> Subject:
+    return Subject(request.param, runs)
+
+
+@pytest.fixture
+def uploads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The artifacts that are uploaded from now on."""
+    names, original = list[str](), mlflow_run_writer.log_artifact
+
+    def noted(mlflow: Any, run_id: str, artifact_uri: str, artifact: Any) -> None:
+        names.append(f"{mlflow.get_run(run_id).info.run_name}/{artifact.name}")
+        original(mlflow, run_id, artifact_uri, artifact)
+
+    monkeypatch.setattr(mlflow_run_writer, "log_artifact", noted)
+    return names
+
+
+# --- what a search and a training are in MLflow --------------------------------------------------------------
+
+
+def test_a_search_is_one_parent_and_one_nested_run_per_trial(undisturbed: Undisturbed) -> None:
+    trials = dict(undisturbed["search"])
+    parent = trials.pop(SEARCH)
+    assert (parent.status, parent.parent, parent.params) == ("FINISHED", None, {"seed": "0"})
+    assert (parent.tags["trials"], parent.artifacts) == ("4", ["tradeoff.html"])
+    assert "Compare" in parent.tags["mlflow.note.content"]
+    assert {name: (run.parent, run.status, run.tags["status"]) for name, run in trials.items()} == {
+        "0000-fvae": (SEARCH, "FINISHED", "complete"),
+        "0001-flow": (SEARCH, "KILLED", "stopped"),
+        "0002-vae": (SEARCH, "FAILED", "failed"),
     }
-    assert runs["0002-vae"].data.tags["reason"] == "step 7: the loss is nan"
-    assert {run.data.tags["status"] for run in runs.values()} == {"complete", "stopped", "failed"}
+    assert trials["0002-vae"].tags["reason"] == "step 7: the loss is nan"
 
 
-def test_params_and_metrics(finished_for_all):
-    runs = runs_of(finished_for_all)
-    assert runs["0000-fvae"].data.params == {
+def test_params_metrics_and_artifacts(undisturbed: Undisturbed) -> None:
+    complete, stopped = (undisturbed["search"][name] for name in ("0000-fvae", "0001-flow"))
+    assert complete.params == {
         "model.flow_depth": "4",
         "model.encoder_width": "32",
         "train.learning_rate": "0.001",
@@ -111,216 +111,350 @@ def test_params_and_metrics(finished_for_all):
         "family": "fvae",
         "axis.log10_params": "4.0",
     }
-    assert "model.encoder_width" not in runs["0001-flow"].data.params
-    complete = runs["0000-fvae"]
-    assert points(finished_for_all, complete, "val/bpd") == [(e, 3 + (e - 3) ** 2 / 10) for e in range(1, 6)]
-    assert [value for _, value in points(finished_for_all, complete, "best/val_bpd_so_far")] == [
-        3.4,
-        3.1,
-        3.0,
-        3.0,
-        3.0,
-    ]
-    assert points(finished_for_all, complete, "size/params") == [(0, 1e4)]
-    assert points(finished_for_all, complete, "test/bpd_iwae64") == [(5, 3.05)]
-    assert complete.info.end_time == START_MS + 5000
-    assert not {"best/val_bpd", "test/bpd"} & set(runs["0001-flow"].data.metrics)
+    assert "model.encoder_width" not in stopped.params
+    assert complete.curves["val/bpd"] == [(epoch, 3 + (epoch - 3) ** 2 / 10) for epoch in range(1, 6)]
+    assert [value for _, value in complete.curves["best/val_bpd_so_far"]] == [3.4, 3.1, 3.0, 3.0, 3.0]
+    assert [step for step, _ in complete.curves["system/memory"]] == [1, 2, 3, 4, 5]
+    assert complete.curves["size/params"] == [(0, 1e4)]
+    assert complete.curves["test/bpd_iwae64"] == [(5, 3.05)]
+    assert not {"best/val_bpd", "test/bpd"} & set(stopped.curves)
+    assert complete.artifacts == stopped.artifacts == ["model", "model/config.json", "samples.png"]
+    assert complete.versions == []
 
 
-def test_compare_opens_on_size_against_bits_per_dim(finished_for_all):
+def test_compare_opens_on_size_against_bits_per_dim(undisturbed: Undisturbed) -> None:
     """MLflow's scatter plot takes the first param and metric by name; parallel coordinates also the first metric, in
     the order of logging, that all runs have."""
-    trials = [run for name, run in runs_of(finished_for_all).items() if name in {"0000-fvae", "0001-flow"}]
-    params = sorted({key for run in trials for key in run.data.params})
-    differing = [key for key in params if len({run.data.params.get(key) for run in trials}) > 1]
+    trials = [undisturbed["search"][name] for name in ("0000-fvae", "0001-flow")]
+    params = sorted({key for run in trials for key in run.params})
+    differing = [key for key in params if len({run.params.get(key) for run in trials}) > 1]
     assert params[0] == "axis.log10_params"
     assert differing[:2] == ["axis.log10_params", "family"]
-    assert sorted({key for run in trials for key in run.data.metrics})[0] == "best/val_bpd"
-    assert [next(iter(run.data.metrics)) for run in trials] == ["best/val_bpd_so_far"] * 2
+    assert sorted({key for run in trials for key in run.curves})[0] == "best/val_bpd"
+    assert [next(iter(run.curves)) for run in trials] == ["best/val_bpd_so_far"] * 2
 
 
-def test_artifacts_lie_under_the_runs_directory(finished_for_all, tmp_path):
-    runs = runs_of(finished_for_all)
-    for name, files in {"0000-fvae": {"samples.png", "model/config.json"}, "digits-0": {"tradeoff.html"}}.items():
-        root = finished_for_all / "mlartifacts" / runs[name].info.run_id / "artifacts"
-        assert {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()} == files
-    local = client(finished_for_all).download_artifacts(
-        runs["0000-fvae"].info.run_id, "model/config.json", str(tmp_path)
-    )
-    assert Path(local).read_text() == "0000-fvae"
+def test_a_training_is_one_run_and_one_version_of_its_model(undisturbed: Undisturbed) -> None:
+    ((name, run),) = undisturbed["training"].items()
+    trial = undisturbed["search"]["0000-fvae"]
+    assert (name, run.tags, run.versions) == (TRAINING, trial.tags | {"workers": "2"}, [(1, "ARTIFACTS/model")])
+    assert run == trial._replace(parent=None, tags=run.tags, versions=run.versions)
 
 
-def test_recording_a_finished_search_again_changes_nothing(finished):
-    before = dump(finished)
-    uploaded = {path: path.stat().st_mtime_ns for path in (finished / "mlartifacts").rglob("*")}
-    log_whole_search(finished)
-    assert dump(finished) == before
-    assert {path: path.stat().st_mtime_ns for path in (finished / "mlartifacts").rglob("*")} == uploaded
+def test_files_lie_beside_the_runs_or_on_the_server(runs: Runs, tmp_path: Path) -> None:
+    runs.whole_search()
+    assert runs.artifact("0000-fvae", "samples.png", tmp_path) == b"0000-fvae"
+    assert runs.artifact("0001-flow", "model/config.json", tmp_path) == b"0001-flow"
+    files = dict.fromkeys(TRIALS, ("samples.png", "model/config.json")) | {SEARCH: ("tradeoff.html",)}
+    expected = {f"{SEARCH}/trials/{name}/{file}" for name in TRIALS for file in files[name]}
+    expected |= {f"{SEARCH}/tracking.json", f"{SEARCH}/tradeoff.html"}
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        ids = runs.ids
+        expected |= {f"mlartifacts/{ids[name]}/artifacts/{file}" for name in files for file in files[name]}
+        expected |= {"mlflow.db"}
+    assert {info.key for info in runs.storage.list()} == expected
 
 
-def test_a_changed_artifact_and_later_test_figures_are_added(finished):
-    trial = make_trial(1, "complete", 2, finished, "flow")
-    (finished / "digits-0/trials/0001-flow/samples.png").write_text("better samples")
-    tracker = open_tracker(finished)
-    tracker.record_trial(trial)
-    tracker.finish()
-    tracker.close()
-    run = runs_of(finished)["0001-flow"]
-    assert (run.info.status, run.data.tags["status"], run.data.tags["reason"]) == ("FINISHED", "complete", "")
-    assert points(finished, run, "test/bpd") == [(2, 4.1)]
-    assert (finished / "mlartifacts" / run.info.run_id / "artifacts/samples.png").read_text() == "better samples"
+# --- repeated, interrupted, killed ---------------------------------------------------------------------------
 
 
-def test_a_growing_trial_logs_each_epoch_once(runs_dir):
-    tracker = open_tracker(runs_dir)
+def test_the_same_again_changes_nothing(subject: Subject, uploads: list[str]) -> None:
+    first = subject.whole()
+    assert len(uploads) == (7 if subject.is_search else 2)
+    uploads.clear()
+    before = subject.runs.exactly()
+    assert subject.run.info.end_time == START_MS + 5000
+    subject.runs.machine("B")
+    if subject.is_search:
+        subject.whole(later_ms=77)
+    else:
+        again = subject.start()
+        subject.record(again, "complete", 5, later_ms=77)
+        ended(again)
+        assert (again.run_id, again.model_version) == (first.run_id, 1) == (subject.run.info.run_id, 1)
+    assert subject.runs.exactly() == before  # a database in a bucket is not written either
+    assert uploads == []
+
+
+@pytest.mark.parametrize("what", ["search", "training"])
+def test_a_growing_run_logs_each_epoch_once(folder: Runs, what: str) -> None:
+    subject = Subject(what, folder)
+    tracker = subject.start()
     for epochs in (0, 1, 1, 3, 5):
-        tracker.record_trial(make_trial(0, "running", epochs, runs_dir))
+        subject.record(tracker, "running", epochs)
         assert tracker.flush()
-    run = runs_of(runs_dir)["0000-fvae"]
-    assert run.info.status == "RUNNING"
-    assert next(iter(run.data.metrics)) == "best/val_bpd_so_far"  # see the test of Compare
-    assert [step for step, _ in points(runs_dir, run, "val/bpd")] == [1, 2, 3, 4, 5]
-    tracker.close()
+    assert subject.run.info.status == "RUNNING"
+    assert next(iter(subject.run.data.metrics)) == "best/val_bpd_so_far"  # see the test of Compare
+    assert subject.epochs == [1, 2, 3, 4, 5]
+    if isinstance(tracker, RunTracker):
+        assert (tracker.run_id, tracker.model_version) == (subject.run.info.run_id, None)
+    subject.record(tracker, "complete", 5)
+    ended(tracker)
+    assert subject.epochs == [1, 2, 3, 4, 5]
 
 
-def test_a_history_longer_than_mlflows_batch(runs_dir):
-    tracker = open_tracker(runs_dir)
-    tracker.record_trial(make_trial(0, "complete", 500, runs_dir))
-    tracker.close()
-    assert tracker.problems == []
-    run = runs_of(runs_dir)["0000-fvae"]
-    assert [step for step, _ in points(runs_dir, run, "grad_norm")] == list(range(1, 501))
-
-
-def test_an_interrupted_search_goes_on_in_the_same_runs(runs_dir):
-    tracker = open_tracker(runs_dir)
-    tracker.record_trial(make_trial(0, "running", 2, runs_dir))
+def test_what_breaks_off_goes_on_in_the_same_runs(subject: Subject) -> None:
+    runs, tracker = subject.runs, subject.start()
+    subject.record(tracker, "running", 2)
     tracker.close(interrupted=True)
-    stopped = runs_of(runs_dir)
-    assert {run.info.status for run in stopped.values()} == {"KILLED"}
-    assert stopped["0000-fvae"].data.tags["status"] == "interrupted"
+    ids = runs.ids
+    assert set(runs.statuses.values()) == {"KILLED"}
+    assert subject.run.data.tags["status"] == "interrupted"
 
-    tracker = open_tracker(runs_dir)
-    tracker.record_trial(make_trial(0, "running", 3, runs_dir))
+    runs.machine("B")
+    tracker = subject.start()
+    subject.record(tracker, "running", 3)
     assert tracker.flush()
-    resumed = runs_of(runs_dir)
-    assert {name: run.info.run_id for name, run in resumed.items()} == {
-        name: run.info.run_id for name, run in stopped.items()
-    }
-    assert {run.info.status for run in resumed.values()} == {"RUNNING"}
-    assert resumed["0000-fvae"].data.tags["status"] == "running"
-    tracker.record_trial(make_trial(0, "complete", 5, runs_dir))
-    tracker.finish()
+    assert set(runs.statuses.values()) == {"RUNNING"}
+    assert subject.run.data.tags["status"] == "running"
     tracker.close()
-    assert {run.info.status for run in runs_of(runs_dir).values()} == {"FINISHED"}
+    assert runs.statuses == ({SEARCH: "FAILED", TRIALS[0]: "KILLED"} if subject.is_search else {TRAINING: "FAILED"})
+    assert subject.run.data.tags["status"] == "interrupted"
+
+    runs.machine("A")
+    tracker = subject.start()
+    subject.record(tracker, "complete", 5)
+    ended(tracker)
+    assert set(runs.statuses.values()) == {"FINISHED"}
+    assert runs.ids == ids
+    assert subject.epochs == [1, 2, 3, 4, 5]
 
 
-def test_an_epoch_trained_again_after_a_crash_is_one_point(runs_dir):
-    """The process died between an epoch's metrics and the tag that counts them; then the epoch took other times."""
-    tracker = open_tracker(runs_dir)
-    tracker.record_trial(make_trial(0, "running", 3, runs_dir))
-    tracker.close(interrupted=True)
-    run = runs_of(runs_dir)["0000-fvae"]
-    client(runs_dir).set_tag(run.info.run_id, "fvae.epochs", "1")
-    later = tuple(epoch._replace(time_ms=epoch.time_ms + 77) for epoch in history(4))
-    tracker = open_tracker(runs_dir)
-    tracker.record_trial(dataclasses.replace(make_trial(0, "running", 4, runs_dir), history=later))
-    tracker.close()
-    assert [step for step, _ in points(runs_dir, run, "val/bpd")] == [1, 2, 3, 4]
-
-
-def test_a_search_that_breaks_off_is_failed(runs_dir):
-    tracker = open_tracker(runs_dir)
-    tracker.close()
-    assert runs_of(runs_dir)["digits-0"].info.status == "FAILED"
-
-
-def test_a_run_directory_made_anew_is_another_search(finished):
-    (finished / "digits-0" / "tracking.json").unlink()
-    tracker = open_tracker(finished, params={"seed": 1})
-    tracker.record_trial(make_trial(0, "complete", 5, finished))
-    tracker.finish()
-    tracker.close()
-    assert tracker.problems == []
-    experiment = client(finished).get_experiment_by_name("fvae/digits")
-    names = [run.info.run_name for run in client(finished).search_runs([experiment.experiment_id])]
-    assert sorted(names) == ["0000-fvae", "0000-fvae", "0001-flow", "0002-vae", "digits-0", "digits-0"]
-
-
-def test_a_deleted_experiment_comes_back(finished):
-    client(finished).delete_experiment(client(finished).get_experiment_by_name("fvae/digits").experiment_id)
-    tracker = open_tracker(finished)
-    tracker.record_trial(make_trial(3, "complete", 2, finished))
-    tracker.finish()
-    tracker.close()
-    assert tracker.problems == []
-    assert runs_of(finished)["0003-fvae"].info.status == "FINISHED"
-
-
-DYING_SEARCH = """
-import pathlib, sys
-sys.path[:0] = {paths!r}
-from tests.pipelines.dying import die_at
-import test_tracking
-
-die_at({owner!r}, {name!r}, {call!r}, {when!r})
-test_tracking.log_whole_search(pathlib.Path({runs_dir!r}))
-"""
-
-KILLS = {
-    "database half made": ("path", "hardlink_to", 1, "before"),
-    "parent made": ("client", "create_run", 1, "after"),
-    "trial made": ("client", "create_run", 2, "after"),
-    "metrics without tags": ("store", "_set_tags", 2, "before"),
-    "trial not ended": ("client", "set_terminated", 1, "before"),
-    "half uploaded": ("client", "log_artifact", 2, "after"),
+# MLflow commits the metrics of a batch before its tags, one of which counts the epochs.
+METRICS_WITHOUT_TAGS = (MlflowClient, "log_batch", "after", {"with_": "metrics", "without": "tags"})
+DEATHS: dict[str, list[tuple[Any, str, Any, dict[str, Any]]]] = {
+    "search": [
+        (MlflowClient, "create_run", "after", {}),  # the parent's
+        (MlflowClient, "create_run", "after", {}),  # a trial's
+        METRICS_WITHOUT_TAGS,
+        (MlflowClient, "set_terminated", "before", {}),
+        (mlflow_run_writer, "log_artifact", "after", {"call": 2}),
+    ],
+    "training": [
+        (MlflowClient, "create_run", "after", {}),
+        METRICS_WITHOUT_TAGS,
+        (mlflow_run_writer, "log_artifact", "after", {}),
+        (MlflowClient, "create_model_version", "after", {}),
+    ],
 }
 
 
-@pytest.fixture(scope="module")
-def killed_searches(tmp_path_factory, empty_database):
-    """For each of ``KILLS`` the runs directory that a killed process left."""
-
-    def search_until_killed(point: str) -> Path:
-        owner, name, call, when = KILLS[point]
-        runs_dir = tmp_path_factory.mktemp("killed")
-        if owner != "path":
-            shutil.copyfile(empty_database, runs_dir / "mlflow.db")
-        paths = [str(PROJECT), str(Path(__file__).parent)]
-        script = DYING_SEARCH.format(paths=paths, owner=owner, name=name, call=call, when=when, runs_dir=str(runs_dir))
-        environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-        done = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
-        assert done.returncode == -signal.SIGKILL
-        return runs_dir
-
-    with ThreadPoolExecutor(max_workers=3) as pool:
-        return dict(zip(KILLS, pool.map(search_until_killed, KILLS), strict=True))
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_death_at_every_point_and_the_same_again(subject: Subject, undisturbed: Undisturbed) -> None:
+    """One process after another dies, each further on; the epochs that each trains again have other times."""
+    what = "search" if subject.is_search else "training"
+    for number, (owner, name, when, options) in enumerate(DEATHS[what]):
+        death = Death()
+        with pytest.MonkeyPatch.context() as patch:
+            die_at(patch, owner, name, when, death, **options)
+            with pytest.raises(Died):
+                subject.whole(later_ms=77 * number, settle=death.settle)
+    subject.whole(later_ms=777)
+    assert subject.runs.content() == undisturbed[what]
 
 
-@pytest.mark.parametrize("point", KILLS)
-def test_kill_at_any_point_then_the_same_again(finished_for_all, killed_searches, point, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    runs_dir = killed_searches[point]
-    assert (runs_dir / "mlflow.db").exists() == (point != "database half made")
-    log_whole_search(runs_dir)
-    assert content(runs_dir) == content(finished_for_all)
-
-
-def test_runs_left_running_by_a_killed_process_are_corrected(runs_dir):
-    tracker = open_tracker(runs_dir)
-    tracker.record_trial(make_trial(0, "running", 2, runs_dir))
+def test_runs_left_running_by_a_killed_process_are_corrected(folder: Runs) -> None:
+    tracker = folder.search_tracker()
+    tracker.record_trial(folder.trial(0, "running", 2))
     tracker.close(interrupted=True)
-    run = runs_of(runs_dir)["0000-fvae"]
-    client(runs_dir).update_run(run.info.run_id, status="RUNNING")  # as a kill would have left it
-    tracker = open_tracker(runs_dir)
+    folder.client.update_run(folder.ids[TRIALS[0]], status="RUNNING")  # as a kill leaves it
+    tracker = folder.search_tracker()
     assert tracker.flush()
-    assert runs_of(runs_dir)["0000-fvae"].info.status == "KILLED"
+    assert folder.statuses[TRIALS[0]] == "KILLED"
     tracker.close()
 
 
-def test_a_second_maker_of_the_database_does_not_replace_the_first(tmp_path):
-    from pipelines.mlflow_connection import _put_in_place
+# --- changed, refused ------------------------------------------------------------------------------------------
 
+
+def test_a_changed_artifact_and_later_figures_are_added(runs: Runs, uploads: list[str], tmp_path: Path) -> None:
+    runs.whole_search()
+    uploads.clear()
+    runs.machine("B")
+    for file in ("samples.png", "model/config.json"):
+        runs.storage.write(f"{SEARCH}/trials/0001-flow/{file}", b"RETRAINED")  # as long as before
+    tracker = runs.search_tracker()
+    tracker.record_trial(runs.trial(0, "complete", 5))
+    tracker.record_trial(runs.trial(1, "complete", 2, "flow"))
+    ended(tracker)
+    run = runs.held["0001-flow"]
+    assert (run.info.status, run.data.tags["status"], run.data.tags["reason"]) == ("FINISHED", "complete", "")
+    assert runs.points("0001-flow", "test/bpd") == [(2, 4.1)]
+    assert uploads == ["0001-flow/samples.png", "0001-flow/model"]
+    for file in ("samples.png", "model/config.json"):
+        assert runs.artifact("0001-flow", file, tmp_path) == b"RETRAINED"
+
+
+def test_a_refused_write_is_reported_and_holds_up_nothing_else(runs: Runs) -> None:
+    tracker, snapshot, missing = (
+        runs.search_tracker(),
+        runs.trial(0, "complete", 2),
+        f"{SEARCH}/trials/{TRIALS[0]}/model",
+    )
+    runs.storage.delete_prefix(missing)
+    tracker.record_trial(snapshot)
+    tracker.record_trial(runs.trial(1, "complete", 2))
+    assert not tracker.flush()
+    (problem,) = tracker.problems
+    assert TRIALS[0] in problem and f"{runs.storage.uri}/{missing}" in problem and "\n" not in problem
+    assert runs.statuses["0001-fvae"] == "FINISHED"
+    assert len(runs.points(TRIALS[0], "val/bpd")) == 2
+
+    runs.storage.write(f"{missing}/config.json", b"there now")
+    assert tracker.flush()
+    ended(tracker)
+    assert runs.statuses[TRIALS[0]] == "FINISHED"
+
+
+def test_a_param_that_changed_is_reported(folder: Runs) -> None:
+    folder.whole_search()
+    same, tracker = folder.trial(0, "complete", 5), folder.search_tracker()
+    tracker.record_trial(dataclasses.replace(same, params={**same.params, "model.flow_depth": 99}))
+    assert not tracker.flush()
+    assert "model.flow_depth" in tracker.problems[0]
+    tracker.record_trial(same)
+    assert tracker.flush()
+    tracker.close()
+    assert folder.held[TRIALS[0]].data.params["model.flow_depth"] == "4"
+
+
+def test_a_history_longer_than_mlflows_batch(runs: Runs) -> None:
+    tracker = runs.search_tracker()
+    tracker.record_trial(runs.trial(0, "complete", 500))
+    ended(tracker)
+    for key in ("val/bpd", "train/bpd"):
+        assert [step for step, _ in runs.points(TRIALS[0], key)] == list(range(1, 501))
+
+
+def test_a_search_made_anew_is_another_search(folder: Runs) -> None:
+    folder.whole_search()
+    folder.storage.delete(f"{SEARCH}/tracking.json")
+    tracker = folder.search_tracker(params={"seed": 1})
+    tracker.record_trial(folder.trial(0, "complete", 5))
+    ended(tracker)
+    assert sorted(run.info.run_name for run in folder.all) == sorted([*TRIALS, SEARCH, TRIALS[0], SEARCH])
+
+
+def test_a_deleted_experiment_comes_back(folder: Runs) -> None:
+    folder.whole_search()
+    folder.client.delete_experiment(folder.held[SEARCH].info.experiment_id)
+    tracker = folder.search_tracker()
+    tracker.record_trial(folder.trial(3, "complete", 2))
+    ended(tracker)
+    assert set(folder.held) == {SEARCH, *TRIALS, "0003-fvae"}
+
+
+def test_a_damaged_identity_is_one_clear_line(runs: Runs) -> None:
+    for name, start in ((SEARCH, runs.search_tracker), (TRAINING, runs.run_tracker)):
+        runs.storage.write(f"{name}/tracking.json", b"[]")
+        with pytest.raises(ConfigError) as failure:
+            start()
+        assert str(failure.value).startswith(f"{runs.storage.uri}/{name}/tracking.json: damaged; remove it")
+        assert "\n" not in str(failure.value)
+
+
+# --- trainings beside each other and below a search --------------------------------------------------------------
+
+
+def test_another_training_is_another_run_and_another_version(folder: Runs) -> None:
+    first, second = folder.whole_training(), folder.whole_training(run_name="train-again")
+    assert first.run_id != second.run_id
+    assert (first.model_version, second.model_version) == (1, 2)
+
+
+def test_a_training_nested_under_a_search_lies_in_its_experiment(folder: Runs) -> None:
+    ended(folder.search_tracker())
+    parent = folder.ids[SEARCH]
+    for _ in range(2):
+        tracker = folder.whole_training(parent_run_id=parent, dataset_name="another")
+    assert folder.ids == {SEARCH: parent, TRAINING: tracker.run_id}
+    assert folder.held[TRAINING].data.tags["mlflow.parentRunId"] == parent
+    assert folder.client.get_experiment_by_name("fvae/another") is None
+
+
+def test_a_parent_that_is_not_there_is_a_problem(folder: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background_tracker, "_CLOSING_RETRIES", ())
+    tracker = folder.run_tracker(parent_run_id="0" * 32)
+    assert not tracker.flush()
+    assert "0" * 32 in tracker.problems[0]
+    tracker.close()
+    assert tracker.run_id is None
+
+
+# --- searches of many trials -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def eight(folder: Runs) -> list[TrialSnapshot]:
+    """A finished search of eight trials in ``folder``."""
+    tracker, trials = folder.search_tracker(), [folder.trial(number, "complete", 2) for number in range(8)]
+    for snapshot in trials:
+        tracker.record_trial(snapshot)
+    ended(tracker)
+    return trials
+
+
+@pytest.fixture
+def read(eight: list[TrialSnapshot], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many runs each question to MLflow for runs brings from now on."""
+    search_runs, counts = MlflowClient.search_runs, list[int]()
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        found = search_runs(*arguments, **options)
+        counts.append(len(found))
+        return found
+
+    monkeypatch.setattr(MlflowClient, "search_runs", counting)
+    return counts
+
+
+def test_a_search_that_goes_on_reads_only_the_trials_that_it_writes(
+    folder: Runs, eight: list[TrialSnapshot], read: list[int]
+) -> None:
+    before = folder.ids
+    read.clear()
+    tracker = folder.search_tracker()
+    tracker.record_trial(dataclasses.replace(eight[3], final={**eight[3].final, "test/more": 2.5}))
+    for epochs in (1, 2):
+        tracker.record_trial(folder.trial(8, "running", epochs))
+        assert tracker.flush()
+    tracker.close(interrupted=True)
+    assert sum(read) == 2  # the parent and the trial 3
+    after = folder.ids
+    assert after == {**before, "0008-fvae": after["0008-fvae"]}
+    assert folder.held["0003-fvae"].data.metrics["test/more"] == 2.5
+
+
+def test_many_trials_to_write_are_read_at_once(
+    folder: Runs, eight: list[TrialSnapshot], read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = folder.exactly()
+    monkeypatch.setattr("pipelines.mlflow_runs._LOOKED_UP", 7)
+    read.clear()
+    tracker = folder.search_tracker(start=False)
+    for snapshot in eight:
+        tracker.record_trial(snapshot)
+    tracker.start()
+    ended(tracker)
+    assert read == [1, 9]  # the parent; the parent and the trials
+    assert folder.exactly() == before
+
+
+def test_the_parent_of_an_earlier_version_is_found_once_and_then_by_its_tag(folder: Runs, read: list[int]) -> None:
+    folder.client.delete_tag(folder.ids[SEARCH], "fvae.search.parent")
+    for expected in ([0, 9], [1, 0]):
+        read.clear()
+        tracker = folder.search_tracker()
+        assert tracker.flush()
+        tracker.close()
+        assert read == expected
+    assert len(folder.held) == 9
+
+
+# --- a folder's database, a server --------------------------------------------------------------------------
+
+
+def test_a_second_maker_of_the_database_does_not_replace_the_first(tmp_path: Path) -> None:
     for number in ("first", "second"):
         built = tmp_path / number
         built.write_text(number)
@@ -329,69 +463,32 @@ def test_a_second_maker_of_the_database_does_not_replace_the_first(tmp_path):
     assert (tmp_path / "runs" / "mlflow.db").read_text() == "first"
 
 
-def test_a_refused_write_is_reported_and_holds_up_nothing_else(runs_dir):
-    bad = make_trial(0, "complete", 2, runs_dir)
-    missing = runs_dir / "digits-0/trials/0000-fvae/samples.png"
-    missing.unlink()
-    tracker = open_tracker(runs_dir)
-    tracker.record_trial(bad)
-    tracker.record_trial(make_trial(1, "complete", 2, runs_dir))
-    assert not tracker.flush()
-    assert len(tracker.problems) == 1
-    assert "0000-fvae" in tracker.problems[0] and "samples.png" in tracker.problems[0]
-    runs = runs_of(runs_dir)
-    assert runs["0001-fvae"].info.status == "FINISHED"
-    assert len(points(runs_dir, runs["0000-fvae"], "val/bpd")) == 2
-
-    missing.write_text("there now")
-    assert tracker.flush()
-    assert tracker.problems == []
-    tracker.finish()
-    tracker.close()
-    assert runs_of(runs_dir)["0000-fvae"].info.status == "FINISHED"
+def test_a_server_that_refuses_connections_is_one_problem(folder: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's own retries, which take minutes, would be a second problem: the tracker's end waits a minute."""
+    monkeypatch.setattr(background_tracker, "_CLOSING_RETRIES", (0.01,))
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        port = nobody.getsockname()[1]
+        tracker = folder.search_tracker(tracking_uri=f"http://127.0.0.1:{port}")
+        for snapshot in folder.trials():
+            tracker.record_trial(snapshot)
+        tracker.finish()
+        tracker.close()
+    (problem,) = tracker.problems
+    assert str(port) in problem and "\n" not in problem
 
 
-def test_a_param_that_changed_is_reported(finished):
-    trial = make_trial(0, "complete", 5, finished)
-    tracker = open_tracker(finished)
-    tracker.record_trial(dataclasses.replace(trial, params=dict(trial.params) | {"model.flow_depth": 99}))
-    assert not tracker.flush()
-    assert "model.flow_depth" in tracker.problems[0]
-    tracker.record_trial(trial)
-    assert tracker.flush()
-    tracker.close()
-    assert runs_of(finished)["0000-fvae"].data.params["model.flow_depth"] == "4"
-
-
-def test_a_server_that_refuses_connections_is_one_problem(runs_dir):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    tracker = open_tracker(runs_dir, tracking_uri=f"http://127.0.0.1:{port}")
-    for trial in a_search(runs_dir):
-        tracker.record_trial(trial)
-    tracker.finish()
-    begin = time.monotonic()
-    tracker.close()
-    assert time.monotonic() - begin < 15
-    assert len(tracker.problems) == 1
-    assert str(port) in tracker.problems[0]
-
-
-def test_a_server_that_never_answers_holds_up_nobody(runs_dir, monkeypatch):
+def test_a_server_that_never_answers_holds_up_nobody(folder: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         silent.settimeout(60)
-        tracker = open_tracker(runs_dir, tracking_uri=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        tracker = folder.search_tracker(tracking_uri=f"http://127.0.0.1:{silent.getsockname()[1]}")
         connection, _ = silent.accept()
         with connection:
-            trials = a_search(runs_dir)
-            for _ in range(100):
-                for trial in trials:
-                    tracker.record_trial(trial)
+            for snapshot in folder.trials() * 100:
+                tracker.record_trial(snapshot)
             tracker.close(timeout=0.5)
             assert "no answer" in tracker.problems[0]
             # All of that while one request waited: the client ends the connection once it has given up.
@@ -404,19 +501,18 @@ def test_a_server_that_never_answers_holds_up_nobody(runs_dir, monkeypatch):
                 connection.recv(1)
 
 
-def test_the_tracking_uri_of_the_environment_is_used(runs_dir, tmp_path, monkeypatch):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    shutil.copyfile(runs_dir / "mlflow.db", elsewhere / "mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_tracking_uri(open_storage(elsewhere)))
-    before = dump(runs_dir)
-    tracker = open_tracker(runs_dir)
-    tracker.close()
-    assert set(runs_of(elsewhere)) == {"digits-0"}
-    assert dump(runs_dir) == before
+def test_a_server_chooses_the_place_of_artifacts_itself(tmp_path: Path) -> None:
+    bucket, here = open_storage("s3://bucket/runs"), open_storage(tmp_path)
+    assert artifact_location("http://tracking:5000", bucket) is None
+    assert artifact_location("https://tracking", bucket) is None
+    assert artifact_location("postgresql://host/mlflow", bucket) == "s3://bucket/runs/mlartifacts"
+    assert artifact_location("sqlite:///x.db", here) == (tmp_path / "mlartifacts").as_uri()
 
 
-def test_defaults_leave_the_users_own_settings(monkeypatch):
+# --- settings, snapshots, pages ------------------------------------------------------------------------------
+
+
+def test_defaults_leave_the_users_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "false")
     monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "to be removed")
     monkeypatch.delenv("MLFLOW_LOGGING_LEVEL")
@@ -424,86 +520,32 @@ def test_defaults_leave_the_users_own_settings(monkeypatch):
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "false"
     assert os.environ["MLFLOW_LOGGING_LEVEL"] == "CRITICAL"
 
+    monkeypatch.delenv("AWS_RETRY_MODE", raising=False)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    environment = server_environment()
+    assert (environment["AWS_RETRY_MODE"], environment["AWS_MAX_ATTEMPTS"]) == ("standard", "2")
+    assert "AWS_RETRY_MODE" not in os.environ
 
-def test_only_complete_trials_have_final_metrics(tmp_path):
-    trial = make_trial(0, "complete", 2, tmp_path)
+
+def test_snapshots_that_cannot_be(tmp_path: Path) -> None:
+    runs = Runs(open_storage(tmp_path))
+    complete = runs.trial(0, "complete", 2)
     with pytest.raises(ValueError, match="only a complete trial"):
-        dataclasses.replace(trial, status="stopped")
+        dataclasses.replace(complete, status="stopped")
     with pytest.raises(ValueError, match="val/bpd"):
-        dataclasses.replace(trial, final={"val/bpd": math.pi})
+        dataclasses.replace(complete, final={"val/bpd": math.pi})
+    with pytest.raises(ValueError, match="no artifact 'model'"):
+        dataclasses.replace(runs.training("complete", 2), artifacts=())
 
 
-# --- searches of many trials -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def read(monkeypatch) -> list[int]:
-    """How many runs each question to MLflow for runs has brought."""
-    from mlflow import MlflowClient
-
-    search_runs, counts = MlflowClient.search_runs, []
-
-    def counting(*arguments, **options):
-        found = search_runs(*arguments, **options)
-        counts.append(len(found))
-        return found
-
-    monkeypatch.setattr(MlflowClient, "search_runs", counting)
-    return counts
-
-
-def eight_trials(runs_dir: Path) -> list[TrialSnapshot]:
-    tracker = open_tracker(runs_dir)
-    trials = [make_trial(number, "complete", 2, runs_dir) for number in range(8)]
-    for trial in trials:
-        tracker.record_trial(trial)
-    tracker.finish()
-    tracker.close()
-    assert tracker.problems == []
-    return trials
-
-
-def test_a_search_that_goes_on_reads_only_the_trials_that_it_writes(runs_dir, read):
-    trials = eight_trials(runs_dir)
-    before = runs_of(runs_dir)
-    read.clear()
-    tracker = open_tracker(runs_dir)
-    tracker.record_trial(dataclasses.replace(trials[3], final={**trials[3].final, "test/more": 2.5}))
-    tracker.record_trial(make_trial(8, "running", 1, runs_dir))
-    assert tracker.flush()
-    tracker.record_trial(make_trial(8, "running", 2, runs_dir))
-    assert tracker.flush()
-    tracker.close(interrupted=True)
-    assert sum(read) == 2  # the parent and the trial 3
-    after = runs_of(runs_dir)
-    assert {name: after[name].info.run_id for name in before} == {name: run.info.run_id for name, run in before.items()}
-    assert set(after) - set(before) == {"0008-fvae"}
-    assert after["0003-fvae"].data.metrics["test/more"] == 2.5
-
-
-def test_many_trials_to_write_are_read_at_once(runs_dir, read, monkeypatch):
-    trials = eight_trials(runs_dir)
-    before = dump(runs_dir)
-    monkeypatch.setattr("pipelines.mlflow_runs._LOOKED_UP", 7)
-    read.clear()
-    tracker = open_tracker(runs_dir, start=False)
-    for trial in trials:
-        tracker.record_trial(trial)
-    tracker.start()
-    tracker.finish()
-    tracker.close()
-    assert read == [1, 9]  # the parent; the parent and the trials
-    assert dump(runs_dir) == before
-
-
-def test_the_parent_of_an_earlier_version_is_found_once_and_then_by_its_tag(runs_dir, read):
-    eight_trials(runs_dir)
-    parent = runs_of(runs_dir)["digits-0"]
-    client(runs_dir).delete_tag(parent.info.run_id, "fvae.search.parent")
-    for expected in ([0, 9], [1, 0]):
-        read.clear()
-        tracker = open_tracker(runs_dir)
-        assert tracker.flush()
-        tracker.close()
-        assert read == expected
-    assert len(runs_of(runs_dir)) == 9
+def test_pages_of_nothing_are_one_clear_line(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for location, message in {
+        f"{bucket}/none": "no runs there yet",
+        f"{bucket}-no-bucket": "no such bucket",
+        "gs://bucket/runs": "cannot use gs://",
+    }.items():
+        with pytest.raises(ConfigError, match=message) as failure:
+            ui.main(ui.UISettings(runs=location))
+        assert "\n" not in str(failure.value)

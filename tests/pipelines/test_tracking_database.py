@@ -1,6 +1,6 @@
-"""MLflow's database on S3: the same for everybody, never overwritten, whole after a kill between any two steps.
+"""MLflow's database beside a bucket: the same for everybody, never overwritten, whole after a death between any steps.
 
-Real SQLite files and a real S3 server; MLflow itself is in ``test_tracking_s3.py``.
+Real SQLite files and a real S3 server; at the end with MLflow and a search on top.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -21,147 +21,156 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae.config import ConfigError
-from pipelines import s3_requests
+from pipelines import background_tracker, s3_requests, tracking_database
 from pipelines.s3 import S3Storage
 from pipelines.storage import open_storage
+from pipelines.tracking import default_tracking_uri
 from pipelines.tracking_database import DatabaseConflict, WorkingCopy, database_path
-from tests.s3 import FaultProxy
+from tests.pipelines.dying import Died, die_at
+from tests.pipelines.tracked import Runs, ended
+from tests.s3 import FaultProxy, only
 
 pytestmark = pytest.mark.core
 
-PROJECT = Path(__file__).resolve().parents[2]
+
+class Database:
+    """A database beside a bucket, as machines use it. Its content is one letter a row."""
+
+    def __init__(self, location: str, machine: Callable[[str], Path]) -> None:
+        self.storage, self.machine = open_storage(location), machine
+
+    def on(self, machine: str) -> WorkingCopy:
+        """The working copy of a command on this machine, brought; to be closed."""
+        self.machine(machine)
+        copy = WorkingCopy(self.storage)
+        copy.bring()
+        return copy
+
+    def put(self, machine: str, letters: str) -> WorkingCopy:
+        """A whole command on this machine, which writes ``letters``."""
+        with contextlib.closing(self.on(machine)) as copy:
+            note(copy.path, letters)
+            copy.put()
+        return copy
+
+    def read(self, machine: str) -> str:
+        """What a command on this machine finds."""
+        with contextlib.closing(self.on(machine)) as copy:
+            return letters(copy.path)
+
+    @property
+    def stored(self) -> str:
+        path = Path("of the store.db")
+        path.write_bytes(self.storage.read("mlflow.db"))
+        return letters(path)
 
 
-@pytest.fixture
-def runs(bucket):
-    return open_storage(f"{bucket}/team a/runs")
-
-
-@contextlib.contextmanager
-def brought(runs):
-    copy = WorkingCopy(runs)
-    copy.bring()
-    yield copy
-    copy.close()
-
-
-def note(path: Path, *entries: str) -> None:
+def note(path: Path, letters: str) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE IF NOT EXISTS entries (entry TEXT)")
-        connection.executemany("INSERT INTO entries VALUES (?)", [(entry * 1000,) for entry in entries])
+        connection.executemany("INSERT INTO entries VALUES (?)", [(letter * 1000,) for letter in letters])
 
 
-def entries(path: Path) -> str:
+def letters(path: Path) -> str:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         return "".join(row[0][0] for row in connection.execute("SELECT entry FROM entries ORDER BY rowid"))
 
 
-def in_store(runs, folder: Path) -> str:
-    path = folder / "of the store.db"
-    path.write_bytes(runs.read("mlflow.db"))
-    return entries(path)
+@contextlib.contextmanager
+def half_a_transaction(path: Path) -> Iterator[None]:
+    """A part of it is in the file already, and its journal beside it."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("PRAGMA cache_size = 1")
+        writer.execute("BEGIN")
+        for _ in range(200):
+            writer.execute("UPDATE entries SET entry = 'x' || entry")
+            writer.execute("INSERT INTO entries VALUES (?)", ("y" * 5000,))
+        yield
+        writer.execute("ROLLBACK")
 
 
-def test_what_one_machine_puts_another_brings(runs, machine):
-    folder = machine("A")
-    with brought(runs) as here:
+@pytest.fixture
+def database(bucket: str, machine: Callable[[str], Path]) -> Database:
+    return Database(f"{bucket}/team a/runs", machine)
+
+
+def test_what_one_machine_puts_another_brings(database: Database, tmp_path: Path) -> None:
+    bucket = database.storage.uri.split("/")[2]
+    with contextlib.closing(database.on("A")) as here:
         assert not here.path.exists()  # MLflow makes it
-        assert here.path == folder / "runs" / "s3" / runs.bucket / "team a" / "runs" / "mlflow.db"
-        note(here.path, "a", "b")
+        assert here.path == tmp_path / "A/runs/s3" / bucket / "team a/runs/mlflow.db"
+        note(here.path, "ab")
         here.put()
-    machine("B")
-    with brought(runs) as there:
-        assert entries(there.path) == "ab"
-        note(there.path, "c")
-        there.put()
-    machine("A")
-    with brought(runs) as here:
-        assert entries(here.path) == "abc"
-        assert here.notes == []
-    assert [found.key for found in runs.list()] == ["mlflow.db"]
+    assert database.read("B") == "ab"
+    database.put("B", "c")
+    assert database.read("A") == "abc"
+    assert database.on("A").notes == []
+    assert [found.key for found in database.storage.list()] == ["mlflow.db"]
     assert sorted(path.name for path in here.path.parent.iterdir()) == ["mlflow.db", "mlflow.db.json", "mlflow.db.lock"]
 
 
-def test_an_unchanged_database_is_not_put_again(runs, machine, s3, monkeypatch):
-    machine("A")
-    with brought(runs) as here:
-        note(here.path, "a")
-        here.put()
-    with FaultProxy(s3, counted=lambda method, path: method == "PUT") as proxy:
+def test_an_unchanged_database_is_not_put_again(database: Database, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    database.put("A", "a")
+    with FaultProxy(s3, counted=only("PUT")) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        with brought(runs) as here:
-            entries(here.path)
-            here.put()
-            assert proxy.requests == []
-            note(here.path, "b")
-            here.put()
-            assert len(proxy.requests) == 1
-    assert in_store(runs, here.path.parent) == "ab"
+        database.put("A", "")
+        assert proxy.requests == []
+        database.put("A", "b")
+        assert len(proxy.requests) == 1
+    assert database.stored == "ab"
 
 
-def test_somebody_elses_database_is_never_overwritten(runs, machine):
-    machine("A")
-    with brought(runs) as here:
+def test_somebody_elses_database_is_never_overwritten(database: Database) -> None:
+    with contextlib.closing(database.on("A")) as here:
         note(here.path, "a")
         here.put()
-        machine("B")
-        with brought(runs) as there:
-            note(there.path, "B")
-            there.put()
+        database.put("B", "B")
         note(here.path, "A")
         for _ in range(2):
             with pytest.raises(DatabaseConflict, match="MLFLOW_TRACKING_URI"):
                 here.put()
-        assert in_store(runs, here.path.parent) == "aB"
-    folder = machine("A")
-    with brought(runs) as here:
-        assert entries(here.path) == "aB"
+        assert database.stored == "aB"
+    with contextlib.closing(database.on("A")) as here:
+        assert letters(here.path) == "aB"
         (aside,) = here.path.parent.glob("mlflow.db.unsynced-*")
-        assert entries(aside) == "aA"
-        assert len(here.notes) == 1 and str(aside) in here.notes[0] and folder.name == "A"
+        assert letters(aside) == "aA"
+        assert len(here.notes) == 1 and str(aside) in here.notes[0]
         note(here.path, "b")
         here.put()
-    assert in_store(runs, here.path.parent) == "aBb"
+    assert database.stored == "aBb"
 
 
-def test_the_second_of_two_first_databases_is_a_conflict(runs, machine):
-    machine("A")
-    with brought(runs) as here:
-        machine("B")
-        with brought(runs) as there:
-            note(there.path, "b")
-            there.put()
+def test_the_second_of_two_first_databases_is_a_conflict(database: Database) -> None:
+    with contextlib.closing(database.on("A")) as here:
+        database.put("B", "b")
         note(here.path, "a")
         with pytest.raises(DatabaseConflict):
             here.put()
-    assert in_store(runs, here.path.parent) == "b"
+    assert database.stored == "b"
 
 
 @pytest.mark.parametrize("operation", ["create", "replace"])
-def test_a_change_between_looking_and_writing_is_a_conflict(runs, machine, monkeypatch, operation):
-    machine("A")
-    with brought(runs) as here:
-        note(here.path, "a")
-        if operation == "replace":
-            here.put()
-            note(here.path, "A")
-        original = getattr(S3Storage, operation)
+def test_a_change_between_looking_and_writing_is_a_conflict(
+    database: Database, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    if operation == "replace":
+        database.put("A", "a")
+    original = getattr(S3Storage, operation)
 
-        def late(storage, key, *arguments):
-            runs.write(key, b"another")
-            return original(storage, key, *arguments)
+    def late(storage: S3Storage, key: str, *arguments: Any) -> Any:
+        database.storage.write(key, b"another")
+        return original(storage, key, *arguments)
 
-        monkeypatch.setattr(S3Storage, operation, late)
-        with pytest.raises(DatabaseConflict):
-            here.put()
-    assert runs.read("mlflow.db") == b"another"
+    monkeypatch.setattr(S3Storage, operation, late)
+    with pytest.raises(DatabaseConflict):
+        database.put("A", "A")
+    assert database.storage.read("mlflow.db") == b"another"
 
 
-def test_the_same_content_under_another_version_is_no_conflict(runs, machine):
+def test_the_same_content_under_another_version_is_no_conflict(database: Database) -> None:
     """A bucket that was copied: ETags of uploads in parts differ, for one."""
-    machine("A")
-    with brought(runs) as here:
+    with contextlib.closing(database.on("A")) as here:
         note(here.path, "a")
         here.put()
         record = here.path.with_name("mlflow.db.json")
@@ -169,288 +178,169 @@ def test_the_same_content_under_another_version_is_no_conflict(runs, machine):
         record.write_text(other)
         note(here.path, "b")
         here.put()
-        assert in_store(runs, here.path.parent) == "ab"
+        assert database.stored == "ab"
         record.write_text(other)
-    with brought(runs) as here:
-        assert entries(here.path) == "ab"
-        assert here.notes == []
+    with contextlib.closing(database.on("A")) as here:
+        assert (letters(here.path), here.notes) == ("ab", [])
 
 
-def test_a_database_removed_from_the_store_is_put_there_again(runs, machine):
-    machine("A")
-    with brought(runs) as here:
-        note(here.path, "a")
-        here.put()
-    runs.delete("mlflow.db")
-    with brought(runs) as here:
-        here.put()
-    assert in_store(runs, here.path.parent) == "a"
+def test_a_database_removed_from_the_store_is_put_there_again(database: Database) -> None:
+    database.put("A", "a")
+    database.storage.delete("mlflow.db")
+    database.put("A", "")
+    assert database.stored == "a"
 
 
-def test_a_working_copy_in_use_is_left_alone_and_later_brought(runs, machine):
-    machine("A")
-    with brought(runs) as here:
-        note(here.path, "a")
-        here.put()
-        machine("B")
-        with brought(runs) as there:
-            note(there.path, "b")
-            there.put()
-        machine("A")
-        with brought(runs) as second:
-            assert entries(second.path) == "a"
-    with brought(runs) as here:
-        assert entries(here.path) == "ab"
-
-
-def test_a_child_that_lives_on_does_not_keep_the_working_copy_in_use(runs, machine):
-    machine("A")
-    with brought(runs) as here:
-        note(here.path, "a")
-        here.put()
-        child = os.fork()
-        if child == 0:
-            signal.pause()
+def test_a_working_copy_in_use_is_left_alone_and_later_brought(database: Database) -> None:
+    """A child that lives on, with all that was open in its parent, does not use it."""
+    here = database.on("A")
+    note(here.path, "a")
+    here.put()
+    child = os.fork()
+    if child == 0:
+        signal.pause()
     try:
-        machine("B")
-        with brought(runs) as there:
-            note(there.path, "b")
-            there.put()
-        machine("A")
-        with brought(runs) as here:
-            assert entries(here.path) == "ab"
+        database.put("B", "b")
+        assert database.read("A") == "a"
+        here.close()
+        assert database.read("A") == "ab"
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
-def test_open_connections_see_what_was_brought(runs, machine):
+def test_open_connections_see_what_was_brought(database: Database) -> None:
     """MLflow's pages, and engines that MLflow keeps open in this process."""
-    machine("A")
-    with brought(runs) as here:
-        note(here.path, "a")
-        here.put()
+    here = database.put("A", "a")
     with contextlib.closing(sqlite3.connect(here.path)) as reader:
         assert reader.execute("SELECT COUNT(*) FROM entries").fetchone() == (1,)
-        machine("B")
-        with brought(runs) as there:
-            note(there.path, "b", "c")
-            there.put()
-        machine("A")
-        with brought(runs):
-            assert reader.execute("SELECT COUNT(*) FROM entries").fetchone() == (3,)
+        database.put("B", "bc")
+        database.on("A").close()
+        assert reader.execute("SELECT COUNT(*) FROM entries").fetchone() == (3,)
 
 
-def test_what_is_put_is_consistent_while_somebody_writes(runs, machine):
-    machine("A")
-    with brought(runs) as here:
+def test_what_is_put_is_consistent_while_somebody_writes(database: Database) -> None:
+    with contextlib.closing(database.on("A")) as here:
         note(here.path, "a")
         with contextlib.closing(sqlite3.connect(here.path)) as writer:
-            writer.execute("PRAGMA cache_size = 1")  # half of the transaction is in the file already
             writer.execute("BEGIN")
             writer.executemany("INSERT INTO entries VALUES (?)", [("b" * 1000,)] * 2)
             here.put()
             writer.rollback()
-    assert in_store(runs, here.path.parent) == "a"
+    assert database.stored == "a"
 
 
-def test_a_journal_without_its_database_does_not_spoil_the_one_that_is_brought(runs, machine):
-    machine("A")
-    with brought(runs) as here:
-        note(here.path, "a", "b")
-        here.put()
-    dying = f"""
-import os, signal, sqlite3
-connection = sqlite3.connect({str(here.path)!r}, isolation_level=None)
-connection.execute("PRAGMA cache_size = 1")
-connection.execute("BEGIN")
-for _ in range(200):
-    connection.execute("UPDATE entries SET entry = 'x' || entry")
-    connection.execute("INSERT INTO entries VALUES (?)", ("y" * 5000,))
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    subprocess.run([sys.executable, "-c", dying], check=False)
-    assert here.path.with_name("mlflow.db-journal").exists()
+def test_a_journal_without_its_database_does_not_damage_the_one_that_is_brought(database: Database) -> None:
+    here = database.put("A", "ab")
+    journal = here.path.with_name("mlflow.db-journal")
+    with half_a_transaction(here.path):
+        left = journal.read_bytes()  # by a process that is killed now
+    assert left.startswith(bytes.fromhex("d9d505f920a163d7"))  # SQLite would apply it
+    journal.write_bytes(left)
     here.path.unlink()
-    machine("B")
-    with brought(runs) as there:
-        note(there.path, *"cdefgh")
-        there.put()
-    machine("A")
-    with brought(runs) as here:
-        assert entries(here.path) == "abcdefgh"
+    database.put("B", "cdefgh")
+    assert database.read("A") == "abcdefgh"
 
 
 @pytest.mark.parametrize("place", ["store", "disk"])
-def test_a_damaged_database_is_one_clear_line(runs, machine, place):
-    machine("A")
-    with brought(runs) as here:
-        note(here.path, "a")
-        here.put()
+def test_a_damaged_database_is_one_clear_line(database: Database, place: str) -> None:
+    here = database.put("A", "a")
     if place == "store":
-        runs.write("mlflow.db", b"not SQLite")
+        database.storage.write("mlflow.db", b"not SQLite")
     else:
         here.path.write_bytes(b"not SQLite" * 1000)
-        machine("B")
-        with brought(runs) as there:
-            note(there.path, "b")
-            there.put()
-        machine("A")
-    named = f"{runs.uri}/mlflow.db: not a SQLite" if place == "store" else str(here.path)
+        database.put("B", "b")
+    named = f"{database.storage.uri}/mlflow.db: not a SQLite" if place == "store" else str(here.path)
     for _ in range(2):
         with pytest.raises(ConfigError) as failure:
-            WorkingCopy(runs).bring()
+            database.on("A")
         assert str(failure.value).startswith(named) and "\n" not in str(failure.value)
     if place == "disk":
         here.path.unlink()
-        with brought(runs) as here:
-            assert entries(here.path) == "ab"
+        assert database.read("A") == "ab"
 
 
-def test_faults_cost_retries_and_nothing_else(runs, machine, s3, monkeypatch, caplog):
-    monkeypatch.setattr(s3_requests, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(s3_requests, "READ_TIMEOUT", 0.5)
-    plan = {2: "503", 4: "reset", 6: "stall", 8: "truncate", 9: "corrupt", 10: "500", 13: "reset-upload"}
-    with FaultProxy(s3, plan, strict=True) as proxy, caplog.at_level(logging.WARNING, "pipelines.storage"):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        machine("A")
-        with brought(runs) as here:
-            for entry in "abc":
-                note(here.path, entry)
-                here.put()
-        machine("B")
-        with brought(runs) as there:
-            assert entries(there.path) == "abc"
-            note(there.path, "d")
-            there.put()
-    assert len(proxy.faults) >= 5
-    assert len(caplog.messages) >= 5 and all("again in" in message for message in caplog.messages)
-    assert in_store(runs, here.path.parent) == "abcd"
+# --- deaths ------------------------------------------------------------------------------------------------
 
 
-DYING = """
-import os, pathlib, signal, sqlite3, sys
-sys.path.insert(0, {project!r})
-from pipelines import tracking_database
-from pipelines.s3 import S3Storage
-from pipelines.storage import open_storage
+class Killed:
+    """The death of a process: what it has on disk at that moment is there afterwards, whatever is cleaned up."""
 
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._aside = folder, folder.with_name("aside")
 
-def die_at(owner, name, call, when):
-    original, calls = getattr(owner, name), []
-    def dying(*args, **kwargs):
-        calls.append(None)
-        if len(calls) == call and when == "before":
-            die()
-        result = original(*args, **kwargs)
-        if len(calls) == call:
-            die()
-        return result
-    setattr(owner, name, dying)
+    def __call__(self, *_: object) -> None:
+        shutil.copytree(self._folder, self._aside)
+        raise Died
 
-class HalfBackup(sqlite3.Connection):
-    def backup(self, target):
-        name = target.execute("PRAGMA database_list").fetchone()[2]
-        if name.endswith("runs/mlflow.db"):
-            target.execute("PRAGMA cache_size = 1")
-            super().backup(target, pages=3, progress=die)
-        super().backup(target)
+    def take_effect(self) -> None:
+        shutil.rmtree(self._folder)
+        self._aside.rename(self._folder)
 
-def half_backup():
-    connect = sqlite3.connect
-    sqlite3.connect = lambda *args, **kwargs: connect(*args, factory=HalfBackup, **kwargs)
 
-copy = tracking_database.WorkingCopy(open_storage({uri!r}))
-{kill}
-copy.bring()
-connection = sqlite3.connect(copy.path)
-with connection:
-    connection.execute("CREATE TABLE IF NOT EXISTS entries (entry TEXT)")
-    connection.execute("INSERT INTO entries VALUES (?)", ("z" * 1000,))
-connection.close()
-copy.put()
-"""
-DYING_PUT = {
-    "before it is sent": 'die_at(S3Storage, "replace", 1, "before")',
-    "sent but not recorded": 'die_at(S3Storage, "replace", 1, "after")',
-    "before the sending is recorded": 'die_at(tracking_database, "write_text", 1, "before")',
+def put_until_death(database: Database, point: tuple[Any, str, Any] | None) -> None:
+    """``point``: of what, which function, and whether before or after it. ``None``: half-way in the working copy."""
+    killed, connect = Killed(database.machine("A")), sqlite3.connect
+
+    class HalfBackup(sqlite3.Connection):
+        def backup(self, target: sqlite3.Connection, **options: Any) -> None:
+            if target.execute("PRAGMA database_list").fetchone()[2].endswith("runs/mlflow.db"):
+                target.execute("PRAGMA cache_size = 1")
+                options |= {"pages": 3, "progress": killed}
+            super().backup(target, **options)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Died):
+        if point:
+            die_at(patch, *point, killed)
+        else:
+            patch.setattr(sqlite3, "connect", lambda *to, **options: connect(*to, factory=HalfBackup, **options))
+        database.put("A", "z")
+    killed.take_effect()
+    database.machine("A")
+
+
+PUTTING = {
+    "before it is sent": (S3Storage, "replace", "before"),
+    "sent but not recorded": (S3Storage, "replace", "after"),
+    "before the sending is recorded": (tracking_database, "write_text", "before"),
 }
-DYING_BRING = {
-    "before it is read": 'die_at(S3Storage, "read", 1, "before")',
-    "own state aside": 'die_at(tracking_database, "write_bytes", 1, "after")',
-    "half written": "half_backup()",
-    "written but not recorded": 'die_at(tracking_database, "_overwrite", 1, "after")',
+BRINGING = {
+    "before it is read": (S3Storage, "read", "before"),
+    "own state kept": (tracking_database, "write_bytes", "after"),
+    "half written": None,
+    "written but not recorded": (tracking_database, "_overwrite", "after"),
 }
 
 
-def run_until_killed(runs, folder: Path, kill: str) -> None:
-    script = DYING.format(project=str(PROJECT), uri=runs.uri, kill=kill)
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=dict(os.environ), check=False)
-    assert done.returncode == -signal.SIGKILL
+@pytest.mark.parametrize("point", PUTTING)
+def test_a_death_at_any_point_of_putting(database: Database, point: str) -> None:
+    database.put("A", "abcdefgh")
+    put_until_death(database, PUTTING[point])
+    assert database.stored == ("abcdefghz" if point == "sent but not recorded" else "abcdefgh")
+    note(database_path(database.storage), "w")  # by hand, or in MLflow's pages
+    assert database.put("A", "i").notes == []
+    assert database.stored == "abcdefghzwi"
+    assert [found.key for found in database.storage.list()] == ["mlflow.db"]
 
 
-def test_killed_at_any_point_of_putting(bucket, machine):
-    def case(number: int, kill: str):
-        runs = open_storage(f"{bucket}/{number}/runs")
-        folder = folders[number]
-        run_until_killed(runs, folder, kill)
-        return runs, folder
-
-    folders = []
-    for number in range(len(DYING_PUT)):
-        folders.append(machine(f"A{number}"))
-        with brought(open_storage(f"{bucket}/{number}/runs")) as here:
-            note(here.path, *"abcdefgh")
-            here.put()
-    with ThreadPoolExecutor(3) as pool:
-        cases = list(pool.map(case, range(len(DYING_PUT)), DYING_PUT.values()))
-    for runs, folder in cases:
-        machine(folder.name)
-        assert in_store(runs, folder) in {"abcdefgh", "abcdefghz"}
-        note(database_path(runs), "w")  # by hand, or in MLflow's pages
-        with brought(runs) as here:
-            assert here.notes == []
-            note(here.path, "i")
-            here.put()
-        assert in_store(runs, folder) == "abcdefghzwi"
-        assert [found.key for found in runs.list()] == ["mlflow.db"]
-
-
-def test_killed_at_any_point_of_bringing(bucket, machine):
-    def case(number: int, kill: str):
-        runs = open_storage(f"{bucket}/{number}/runs")
-        run_until_killed(runs, folders[number], kill)
-        return runs, folders[number]
-
-    folders = []
-    for number in range(len(DYING_BRING)):
-        runs = open_storage(f"{bucket}/{number}/runs")
-        folders.append(machine(f"A{number}"))
-        with brought(runs) as here:
-            note(here.path, *"abcdefgh")
-            here.put()
-            machine("B")
-            with brought(runs) as there:
-                note(there.path, *"BCDEFGHI")
-                there.put()
-            note(here.path, "x")  # and never put
-    with ThreadPoolExecutor(3) as pool:
-        cases = list(pool.map(case, range(len(DYING_BRING)), DYING_BRING.values()))
-    for runs, folder in cases:
-        machine(folder.name)
-        with brought(runs) as here:
-            assert entries(here.path) == "abcdefghBCDEFGHI"
-            (aside,) = here.path.parent.glob("mlflow.db.unsynced-*")
-            assert entries(aside) == "abcdefghx"
-            note(here.path, "i")
-            here.put()
-        assert in_store(runs, folder) == "abcdefghBCDEFGHIi"
+@pytest.mark.parametrize("point", BRINGING)
+def test_a_death_at_any_point_of_bringing(database: Database, point: str) -> None:
+    with contextlib.closing(database.on("A")) as here:
+        note(here.path, "abcdefgh")
+        here.put()
+        database.put("B", "BCDEFGHI")
+        note(here.path, "x")  # and never put
+    put_until_death(database, BRINGING[point])
+    assert here.path.with_name("mlflow.db-journal").exists() == (point == "half written")
+    assert database.read("A") == "abcdefghBCDEFGHI"
+    (aside,) = here.path.parent.glob("mlflow.db.unsynced-*")
+    assert letters(aside) == "abcdefghx"
+    database.put("A", "i")
+    assert database.stored == "abcdefghBCDEFGHIi"
 
 
 @given(st.lists(st.text(min_size=1, max_size=20).filter(lambda part: part not in {".", ".."}), max_size=3))
-def test_every_place_has_a_folder_of_its_own_here(parts):
+def test_every_place_has_a_folder_of_its_own_here(parts: list[str]) -> None:
     prefix = "/".join(part.replace("/", "").replace("\0", "") or "x" for part in parts)
     try:
         prefix.encode()
@@ -460,4 +350,123 @@ def test_every_place_has_a_folder_of_its_own_here(parts):
     path = database_path(storage)
     below = path.relative_to(Path("runs/s3/bucket").resolve())
     assert not set("?%#") & set(below.as_posix())
-    assert unquote(below.parent.as_posix().replace("=", "%")) == (storage.prefix or ".")
+    assert unquote(below.parent.as_posix().replace("=", "%")) == (
+        storage.uri.removeprefix("s3://bucket").strip("/") or "."
+    )
+
+
+# --- with MLflow and a search on top -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(request: pytest.FixtureRequest) -> Runs:
+    return Runs.of_kind("S3", request)
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest) -> Runs:
+    return Runs.of_kind("folder", request)
+
+
+def artifacts(runs: Runs) -> list[str]:
+    """What MLflow has in the bucket, without the ids of its runs."""
+    return sorted(info.key.partition("/artifacts/")[2] for info in runs.storage.list("mlartifacts"))
+
+
+def test_the_same_search_after_every_kind_of_fault(
+    runs: Runs,
+    folder: Runs,
+    s3: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Faults at fixed numbers among the requests for artifacts and the database; every retry is a log line."""
+    monkeypatch.setattr(s3_requests, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(s3_requests, "READ_TIMEOUT", 0.5)
+    plan = {1: "500", 3: "503", 6: "reset", 8: "truncate", 10: "stall", 12: "reset-upload", 15: "429", 17: "reset"}
+    with (
+        FaultProxy(s3, plan, counted=lambda _, path: "/ml" in path, strict=True) as proxy,
+        caplog.at_level(logging.WARNING, "pipelines.storage"),
+    ):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        runs.whole_search()
+        assert {fault.fault for fault in proxy.faults} == set(plan.values())
+        proxy.reset({2: "truncate", 3: "corrupt"})  # of the database, which another machine brings
+        runs.machine("B")
+        runs.whole_search()
+        assert len(proxy.faults) == 2
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    retries = [message for message in caplog.messages if "again in" in message]
+    assert len(retries) >= len(plan) + 2
+    assert all(runs.storage.uri in message for message in retries)
+    folder.whole_search()
+    assert runs.content() == folder.content()
+    assert artifacts(runs) == artifacts(folder)
+
+
+def test_two_machines_at_once_are_reported_and_overwrite_nothing(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background_tracker, "_CLOSING_RETRIES", (0.01,))
+    storage = runs.storage
+    runs.whole_search()
+    here = runs.search_tracker()
+    assert here.flush()
+    runs.machine("B")
+    ended(runs.search_tracker(search_name="digits-1"))
+    stored = storage.info("mlflow.db").version
+    here.record_trial(runs.trial(3, "complete", 2))
+    here.finish()
+    here.close()
+    (problem,) = here.problems
+    assert problem.startswith(f"MLflow: mlflow.db not kept in {storage.uri}: somebody else")
+    assert "MLFLOW_TRACKING_URI" in problem
+    assert storage.info("mlflow.db").version == stored
+
+    runs.machine("A")
+    again = runs.search_tracker()
+    for snapshot in [*runs.trials(), runs.trial(3, "complete", 2)]:
+        again.record_trial(snapshot)
+    again.finish()
+    again.close()
+    (note,) = again.problems
+    assert "kept in" in note and "unsynced" in note
+    assert set(runs.held) == {"digits-0", "digits-1", "0000-fvae", "0001-flow", "0002-vae", "0003-fvae"}
+    assert storage.info("mlflow.db").version != stored
+
+
+def test_the_database_is_kept_while_the_search_runs(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is lost costs the last few minutes of curves, not the runs."""
+    monkeypatch.setattr(background_tracker, "_CLOSING_RETRIES", ())
+    tracker = runs.search_tracker()
+    assert tracker.flush()
+    first = runs.storage.info("mlflow.db").version
+    tracker.record_trial(runs.trial(0, "running", 2))
+    assert tracker.flush()
+    assert runs.storage.info("mlflow.db").version == first  # not in every round
+    monkeypatch.setattr(background_tracker, "_SNAPSHOT_SECONDS", 0.0)
+    assert tracker.flush()
+    assert runs.storage.info("mlflow.db").version != first
+    ids = runs.ids
+    runs.machine("B")
+    other = runs.search_tracker()
+    assert other.flush()
+    assert runs.ids == ids
+    other.close()
+    runs.machine("A")
+    tracker.close()
+
+
+def test_artifacts_on_disk_go_to_s3_and_those_on_s3_to_disk(runs: Runs, folder: Runs, tmp_path: Path) -> None:
+    tracker = runs.search_tracker()
+    tracker.record_trial(folder.trial(0, "complete", 2))
+    ended(tracker)
+    assert runs.storage.read(f"mlartifacts/{runs.ids['0000-fvae']}/artifacts/model/config.json") == b"0000-fvae"
+
+    # Another database, whose experiment has its place on disk and keeps it.
+    place, before = tmp_path / "artifacts", artifacts(runs)
+    folder.client.create_experiment(f"fvae/{folder.dataset}", artifact_location=place.as_uri())
+    uri = default_tracking_uri(folder.storage)
+    tracker = runs.search_tracker(tracking_uri=uri, dataset_name=folder.dataset)
+    tracker.record_trial(runs.trial(1, "complete", 2))
+    ended(tracker)
+    assert (place / folder.ids["0001-fvae"] / "artifacts/model/config.json").read_text() == "0001-fvae"
+    assert artifacts(runs) == before
