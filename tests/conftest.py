@@ -14,32 +14,8 @@ from pipelines import s3_requests
 from tests import tiers
 from tests.s3 import CREDENTIALS, IMPATIENT, moto_server
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--every-moment",
-        action="store_true",
-        help="faults in training jobs at all five moments for each kind of loss, S3 away for 60 s, and searches killed "
-        "at twenty moments (20 minutes)",
-    )
-
-
-LONG = (
-    "cluster/test_hosts",
-    "test_train_faults",
-    "test_search.py",
-    "test_search_s3",
-    "test_search_kills",
-    "test_train_command",
-    "test_trial_workers",
-    "test_evaluate",
-    "test_retrain",
-    "test_schedule.py",
-    "test_aws",
-    "cluster/test_submit",
-    "services/",
-)
-"""Files that take a minute or more: they begin first, or one of them would be alone at the end."""
+LONG = ("cluster/", "services/", "test_train_faults", "test_search_kills", "docs/", "pipelines/", "tune/")
+"""What takes long begins first, or it would be alone at the end."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are deselected by their markers
@@ -48,7 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if lines := tiers.misplaced(items):
         raise pytest.UsageError(*lines)
     tiers.group(items)
-    items.sort(key=lambda item: next((place for place, name in enumerate(LONG) if name in item.nodeid), len(LONG)))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Where a test stands: those that share a Ray, the largest group, begin."""
+    if tiers.SHARED_RAY in getattr(item, "fixturenames", ()):
+        return -1
+    return next((place for place, name in enumerate(LONG) if name in item.nodeid), len(LONG))
 
 
 @pytest.fixture(scope="session")
