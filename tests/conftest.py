@@ -9,7 +9,7 @@ from typing import Any
 import boto3
 import pytest
 
-import tests.ray_token  # noqa: F401  (before Ray is imported)
+import tests.ray_environment  # noqa: F401  (before Ray is imported)
 from pipelines import s3_requests
 from tests import tiers
 from tests.s3 import CREDENTIALS, IMPATIENT, moto_server
