@@ -34,7 +34,7 @@ def ec2_proxy(target: str, refuse: Callable[[Launch], str | None]) -> Iterator[t
                 self._answer(400, "text/xml", _REFUSED.format(code=code).encode())
                 return
             place = urlsplit(target)
-            connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
+            connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=540)
             connection.request("POST", self.path, body, {k: v for k, v in self.headers.items() if k != "Connection"})
             answer = connection.getresponse()
             self._answer(answer.status, answer.headers["Content-Type"], answer.read())

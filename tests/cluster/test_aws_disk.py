@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def mount(device: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"LIBMOUNT_FSTAB": str(folder.parent / "fstab")}
     command = ["bash", str(SCRIPT), device, str(folder), "nobody", "1"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540, check=False)
 
 
 def test_an_empty_disk_gets_a_file_system_once_and_keeps_what_is_on_it(device: str, folder: Path) -> None:

@@ -79,7 +79,9 @@ def test_a_schedule_from_its_beginning_to_its_end(run: Run, uri: str) -> None:
     for column in ("slot", "state", "reason", "submission"):
         assert line[header.index(column) - 1] == " "  # the columns stand below one another
     assert line[header.index("state") :].startswith("succeeded")
-    assert line[: header.index("seconds") + len("seconds")].endswith(("  1,234", "  1,235", "  1,236"))
+    seconds = re.search(r"  (\d,\d{3})$", line[: header.index("seconds") + len("seconds")])
+    assert seconds is not None
+    assert int(seconds[1].replace(",", "")) >= 1234
     assert line.rstrip().endswith(submission)
     steps = run("history", "--steps")[1]
     assert [step in steps for step in ("  waiting", "  submitting", "  running")] == [True] * 3

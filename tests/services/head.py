@@ -156,7 +156,7 @@ class Head:
         if user is not None:
             request.add_header("Authorization", "Basic " + base64.b64encode(":".join(user).encode()).decode())
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return answer.status, answer.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode(errors="replace")
