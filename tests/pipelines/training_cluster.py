@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray.cluster_utils import Cluster
+
+from tests.waiting import DEADLINE
 
 HASTE = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}
 """Ray Train looks after its workers more often than every 2 s."""
@@ -14,12 +18,26 @@ SYSTEM = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "he
 
 def start() -> Cluster:
     """A head without room for workers; :func:`grow` adds machines."""
-    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": SYSTEM}
-    return Cluster(initialize_head=True, head_node_args=head)
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": SYSTEM, "wait": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    _wait_for(cluster, cluster.head_node)
+    return cluster
 
 
 def grow(cluster: Cluster, workers: int) -> None:
     """See that there is room for so many workers, a machine for each. In the main thread only, says Ray."""
     alive = [node for node in cluster.worker_nodes if node.remaining_processes_alive()]
     for _ in range(workers - len(alive)):
-        cluster.add_node(num_cpus=1)
+        add_machine(cluster)
+
+
+def add_machine(cluster: Cluster, num_cpus: int = 1) -> Any:
+    """One more machine, once it is there."""
+    node = cluster.add_node(wait=False, num_cpus=num_cpus)
+    _wait_for(cluster, node)
+    return node
+
+
+def _wait_for(cluster: Cluster, node: Any) -> None:
+    """Ray's own ``wait=True`` gives a node half a minute, which is not enough on a busy machine."""
+    cluster._wait_for_node(node, DEADLINE)
