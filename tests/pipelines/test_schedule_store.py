@@ -289,13 +289,14 @@ def test_the_file_is_its_owner_s_alone_and_holds_no_pickle(tmp_path: Path) -> No
         ("mysql://team@127.0.0.1/x", ConfigError, "must be sqlite"),
         ("sqlite://", ConfigError, "must name a file"),
         ("runs/schedules.db", ConfigError, "must be sqlite"),
-        ("sqlite:////etc/hostname", ConfigError, "no database of schedules"),
+        ("sqlite:///{folder}/notes", ConfigError, "no database of schedules"),
         ("sqlite:////proc/nothing/x.db", ConfigError, "cannot be made"),
     ],
 )
-def test_a_database_that_will_not_do_is_one_line(bad: str, error: type[Exception], says: str) -> None:
+def test_a_database_that_will_not_do_is_one_line(bad: str, error: type[Exception], says: str, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("no database at all")
     with pytest.raises(error, match="--store") as raised:
-        Store(bad, create=True)
+        Store(bad.format(folder=tmp_path), create=True)
     assert says in str(raised.value)
     assert "secret" not in str(raised.value)
     assert "\n" not in str(raised.value)
