@@ -8,8 +8,8 @@ import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import boto3
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,19 +26,26 @@ KEYS = ["A", "a.b/c", "a/b", "a/b c", "a/d/ä+&%20=?#", "aa/b", "b/1", "b/10", "
 same_fixture = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.fixture(scope="module")
+def strict_proxy(s3: str) -> Iterator[FaultProxy]:
+    with FaultProxy(s3, strict=True) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(strict_proxy: FaultProxy, impatient: None, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
+    """The strict server, which this process uses; one for all tests, as it takes time to make a client of it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", strict_proxy.url)
+    strict_proxy.reset()
+    return strict_proxy
+
+
 @pytest.fixture(params=["local", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "local":
-        yield open_storage(tmp_path / "folder")
-        return
-    bucket = request.getfixturevalue("bucket")
-    request.getfixturevalue("impatient")
-    with (
-        FaultProxy(request.getfixturevalue("s3"), strict=True) as proxy,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield open_storage(f"{bucket}/some/prefix")
+        return open_storage(tmp_path / "folder")
+    request.getfixturevalue("proxy")
+    return open_storage(f"{request.getfixturevalue('bucket')}/some/prefix")
 
 
 @pytest.fixture
@@ -263,23 +270,19 @@ def test_clean_up_takes_what_killed_processes_left_locally(tmp_path: Path) -> No
     assert keys(storage) == ["sub/.hidden", "sub/key"]
 
 
-def test_clean_up_aborts_what_killed_processes_left_in_a_bucket(
-    s3: str, bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, name = boto3.client("s3"), bucket.removeprefix("s3://")
+def test_clean_up_aborts_what_killed_processes_left_in_a_bucket(proxy: FaultProxy, bucket: str, s3_client: Any) -> None:
+    name = bucket.removeprefix("s3://")
     for key in ("here/a", "here/b/c", "elsewhere/a"):
-        client.create_multipart_upload(Bucket=name, Key=key)
+        s3_client.create_multipart_upload(Bucket=name, Key=key)
 
-    with FaultProxy(s3, strict=True) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        assert open_storage(f"{bucket}/here").clean_up(older_than_seconds=3600) == 0
-        assert open_storage(f"{bucket}/here").clean_up() == 2
-    left = client.list_multipart_uploads(Bucket=name)["Uploads"]
+    assert open_storage(f"{bucket}/here").clean_up(older_than_seconds=3600) == 0
+    assert open_storage(f"{bucket}/here").clean_up() == 2
+    left = s3_client.list_multipart_uploads(Bucket=name)["Uploads"]
     assert [each["Key"] for each in left] == ["elsewhere/a"]
 
 
-def test_objects_of_other_tools_are_read_and_their_folders_passed_over(bucket: str) -> None:
-    client, name = boto3.client("s3"), bucket.removeprefix("s3://")
+def test_objects_of_other_tools_are_read_and_their_folders_passed_over(bucket: str, s3_client: Any) -> None:
+    client, name = s3_client, bucket.removeprefix("s3://")
     client.put_object(Bucket=name, Key="data/x", Body=b"plain")
     client.put_object(Bucket=name, Key="data/", Body=b"")
     client.put_object(Bucket=name, Key="data/empty/", Body=b"")
@@ -292,27 +295,28 @@ def test_objects_of_other_tools_are_read_and_their_folders_passed_over(bucket: s
     assert client.list_objects_v2(Bucket=name)["KeyCount"] == 0
 
 
-def test_large_objects_are_opened_in_few_requests(s3: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_objects_are_opened_in_few_requests(proxy: FaultProxy, bucket: str) -> None:
     content = os.urandom(20 * 2**20)
     storage = open_storage(bucket)
     storage.write("key", content)
-    with FaultProxy(s3) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        with storage.open("key") as file:
-            assert file.read() == content
-        assert len(proxy.requests) <= 5
-        with storage.open("key") as file:
-            assert b"".join(iter(lambda: file.read(10_000), b"")) == content
-        assert len(proxy.requests) <= 10
+    proxy.reset()
+    with storage.open("key") as file:
+        assert file.read() == content
+    assert len(proxy.requests) <= 5
+    with storage.open("key") as file:
+        assert b"".join(iter(lambda: file.read(10_000), b"")) == content
+    assert len(proxy.requests) <= 10
 
 
 @pytest.mark.parametrize("size", [100, 20 * 2**20])
-def test_content_that_was_spoilt_in_the_store_is_found(bucket: str, impatient: None, tmp_path: Path, size: int) -> None:
-    client, name = boto3.client("s3"), bucket.removeprefix("s3://")
+def test_content_that_was_spoilt_in_the_store_is_found(
+    bucket: str, impatient: None, s3_client: Any, tmp_path: Path, size: int
+) -> None:
+    name = bucket.removeprefix("s3://")
     storage = open_storage(bucket)
     storage.write("key", bytes(size))
-    metadata = client.head_object(Bucket=name, Key="key")["Metadata"]
-    client.put_object(Bucket=name, Key="key", Body=bytes(size - 1) + b"x", Metadata=metadata)
+    metadata = s3_client.head_object(Bucket=name, Key="key")["Metadata"]
+    s3_client.put_object(Bucket=name, Key="key", Body=bytes(size - 1) + b"x", Metadata=metadata)
 
     for operation in (
         lambda: storage.read("key"),
