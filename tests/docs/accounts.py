@@ -25,34 +25,38 @@ SUBMITTED = Check("needs a cluster's head; tests/cluster/test_submit.py")
 GPUS = Check("needs GPUs")
 RETRAINED = Check("tests/pipelines/test_retrain.py")
 SERVICES = Check("starts services of this machine; tests/services")
-SMALL = Run("--trials 3 --epochs 1")
+FROM_RUN = Check("needs the reader's run; tests/pipelines/test_train_command.py")
 
 ACCOUNTS: dict[str, dict[str, Run | Check]] = {
     "README.md": {
-        "make search": SMALL,
+        "make search": Run("--trials 3 --epochs 1 --concurrent 1"),
         "make test": Check("runs this test"),
         "digits: 1,257 training, 180 validation and 360 test images of 8×8×1, 17 levels": Run(),
         'make search ARGS="--dataset path/to/images"': Check("needs the reader's images"),
         'make search ARGS="--dataset path/to/mnist --epochs 5"': Check("needs the reader's images"),
-        'make search ARGS="--dataset photos"': Check("takes minutes"),
-        'make search ARGS="--trials 60"': Run("--trials 4 --epochs 1"),
-        'make search ARGS="--time-budget 2h"': Check("takes hours; tests/tune/test_budget.py"),
-        'make search ARGS="--max-params 200000 --goal front"': Check("takes minutes; tests/tune/test_limits.py"),
-        'make search ARGS="--seeds 3"': Check("takes minutes; tests/tune/test_replicates.py"),
-        'make search ARGS="--name more --warm-start digits"': SMALL,
-        'make search ARGS="--help"': Run(),
+        'make search ARGS="--dataset photos"': Check("another search of minutes"),
+        'make search ARGS="--trials 60"': Run("--trials 4 --epochs 1 --concurrent 1"),
+        'make search ARGS="--time-budget 2h"': Check("another search of hours; tests/tune/test_budget.py"),
+        'make search ARGS="--max-params 200000 --goal front"': Check(
+            "another search of minutes; tests/tune/test_front_proposer.py"
+        ),
+        'make search ARGS="--seeds 3"': Check("another search of minutes; tests/tune/test_replicates.py"),
+        'make search ARGS="--name more --warm-start digits"': Run(
+            "--trials 1 --epochs 1 --families flow --concurrent 1"
+        ),
+        'make search ARGS="--help"': Run("--trials 1 --epochs 1"),
         ".venv/bin/python -m pipelines.ingest photos.tar.gz data/photos --size 32": Run("--processes 1"),
         ".venv/bin/python -m pipelines.ingest photos.tar.gz s3://bucket/photos --size 32": Run("--processes 1"),
-        'make search ARGS="--dataset data/photos"': Check("the next command searches the same images"),
-        'make search ARGS="--dataset s3://bucket/photos --storage s3://bucket/runs"': SMALL,
+        'make search ARGS="--dataset data/photos"': Check("another search of minutes"),
+        'make search ARGS="--dataset s3://bucket/photos --storage s3://bucket/runs"': Check(
+            "another search of minutes; tests/tune/test_search_s3.py"
+        ),
         'make ui ARGS="--runs s3://bucket/runs"': Check("serves without end; tests/pipelines/test_tracking_s3.py"),
         "import numpy as np": Run(),
         "from pipelines.datasets import load_dataset": Run(),
         ".venv/bin/python -m pipelines.train --dataset data/photos --model.family flow --model.flow-depth 8 "
-        "--train.epochs 100": Run("--model.flow-depth 1 --train.epochs 1"),
-        ".venv/bin/python -m pipelines.train --from-run RUN_ID --workers 4": Check(
-            "needs the reader's run; tests/pipelines/test_train_command.py"
-        ),
+        "--train.epochs 100": Check("another training; tests/pipelines/test_train_command.py"),
+        ".venv/bin/python -m pipelines.train --from-run RUN_ID --workers 4": FROM_RUN,
         ".venv/bin/python -m pipelines.train --config configs/paper-64x64.toml --dataset s3://bucket/faces "
         "--storage s3://bucket/runs --elastic 2:8 --gpus-per-worker 1": GPUS,
         'make search ARGS="--gpus-per-trial 1 --precision bf16"': GPUS,
@@ -128,14 +132,12 @@ ACCOUNTS: dict[str, dict[str, Run | Check]] = {
         "CRON_TZ=Europe/Berlin": Check("a crontab; tests/docs/test_nightly.py"),
     },
     "docs/training.md": {
-        "python -m pipelines.train --dataset digits --model.family flow --model.flow-depth 8": Run(
-            "--model.flow-depth 1 --train.epochs 1"
+        "python -m pipelines.train --dataset digits --model.family flow --model.flow-depth 8": Check(
+            "README.md has another training, which is run; tests/pipelines/test_train_command.py"
         ),
         "python -m pipelines.train --config configs/paper-64x64.toml --dataset s3://bucket/faces "
         "--storage s3://bucket/runs --elastic 2:8 --gpus-per-worker 1": GPUS,
-        "python -m pipelines.train --from-run RUN_ID --dataset data/photos --workers 4": Check(
-            "needs the reader's run; tests/pipelines/test_train_command.py"
-        ),
+        "python -m pipelines.train --from-run RUN_ID --dataset data/photos --workers 4": FROM_RUN,
     },
     "docs/datasets.md": {},
     "docs/search.md": {},

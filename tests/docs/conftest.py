@@ -1,4 +1,4 @@
-"""A home for each test that reads a page."""
+"""A home for each test that reads a page, and one thread for torch: the machine may be shared."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -14,3 +15,11 @@ def home() -> Iterator[Path]:
     """An empty folder with a path as short as a user's: sockets lie below it."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

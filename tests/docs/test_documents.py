@@ -12,7 +12,6 @@ import io
 import json
 import re
 import shlex
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -24,15 +23,22 @@ from PIL import Image
 
 import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
 from pipelines.scheduling.store import Store
+from pipelines.storage import open_storage
 from tests.commands import call
 from tests.docs.accounts import ACCOUNTS, Check, Run
 from tests.docs.blocks import PAGES, ROOT, Block, Command, blocks, commands
 from tests.docs.printed import check, product
 from tests.docs.terminal import Terminal
+from tune.budget import Budget
+from tune.clock import SearchClock
+from tune.ledger import Ledger
+from tune.outlook import Outlook
+from tune.plan import Forecaster
+from tune.settings import SearchSettings
 
 pytestmark = pytest.mark.core
 
-OF_THEIR_OWN = ("README.md", "docs/training.md", "docs/retraining.md")
+OF_THEIR_OWN = ("README.md", "docs/retraining.md")
 """Pages of which a test of its own does what they say."""
 
 
@@ -80,7 +86,8 @@ class Reader:
 
     def _type(self, command: Command, account: Run | Check) -> None:
         for words in self.terminal.type(command.text):
-            check(words, self.terminal.clone)
+            if "--help" not in words:
+                check(words, self.terminal.clone)
             if isinstance(account, Run):
                 for name, value in self.terminal.exported.items():
                     self._monkeypatch.setenv(name, value)
@@ -89,10 +96,6 @@ class Reader:
     def _run(self, words: list[str], more: list[str]) -> str:
         if words[0] == "curl":
             return self._ask(words)
-        if "--help" in words:  # in a process of its own, as the shell would
-            done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            return done.stdout
         command = product(words)
         assert command is not None, f"{words}: no command of the product"
         called = call(command.main, command.settings, *command.options, *more)
@@ -126,8 +129,9 @@ class Reader:
         }
 
     def _compare_lines(self, block: Block) -> None:
-        """The commands so far have printed lines that differ from these in figures alone."""
-        printed = {_pattern(line) for out in self._printed for line in out.splitlines()}
+        """A search has printed lines that differ from these in figures alone, or would have if it took longer."""
+        lines = [line for out in self._printed for line in out.splitlines()]
+        printed = {_pattern(line) for line in [*lines, _forecast(self.terminal.home)]}
         for line in block.text.splitlines():
             assert line == "…" or _pattern(line) in printed, f"{line!r} is none of {sorted(printed)}"
 
@@ -135,10 +139,18 @@ class Reader:
 def _pattern(line: str) -> str:
     """A line of a search without its figures, times, families and paths."""
     line = re.sub(r"/?\S*/runs/", "…/runs/", line)
-    line = re.sub(r"\b(complete|stopped)(  \S+ left)?$", "ended", line)
+    line = re.sub(r"\b(complete|stopped)( +\S+ left)?$", "ended", line)
     line = re.sub(r"\b(\d+h)?(\d+m)?\d+s\b", "TIME", line)
     line = re.sub(r"-(fvae|flow|vae)\b", "-FAMILY", line)
     return re.sub(r"\s+", " ", re.sub(r"\d[\d,.:]*", "N", line))
+
+
+def _forecast(folder: Path) -> str:
+    """What a search prints of its end, where that is at least half a minute away."""
+    ledger = Ledger(open_storage(folder))
+    budget = Budget(SearchSettings(), SearchClock(ledger.root), bins=17)
+    outlook = Outlook(seconds=99, low=9, high=999, complete=9, stopped=9, unfinished=0, held_seconds=99)
+    return Forecaster(ledger, budget, 60, 2).line(outlook)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -173,10 +185,6 @@ def test_readme(
             picture.seek(0)
             archive.addfile(member, picture)
     Reader("README.md", terminal, monkeypatch).do(subtests)
-
-
-def test_training(home: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests) -> None:
-    Reader("docs/training.md", Terminal(home), monkeypatch).do(subtests)
 
 
 def test_retraining(home: Path, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests) -> None:
