@@ -241,4 +241,4 @@ def read_only_tensor(array: np.ndarray) -> Tensor:
         try:
             return torch.from_numpy(array)
         except ValueError:
-            return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+            return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))

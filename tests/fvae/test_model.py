@@ -135,7 +135,7 @@ ARRAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "int64": lambda array: array.astype(np.int64),
     "the other byte order": lambda array: array.astype(np.dtype(np.int32).newbyteorder()),
     "channels last": lambda array: array.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2),
-    "backwards": backwards,
+    "backwards": lambda array: backwards(array.astype(np.int32)),
     "read-only": read_only,
 }
 
