@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tests.docs.blocks import Block, Command
+
 
 class Run(NamedTuple):
     """The command or the snippet is run; a printed output is compared with what is run."""
@@ -143,3 +145,11 @@ ACCOUNTS: dict[str, dict[str, Run | Check]] = {
     "docs/search.md": {},
 }
 """By page, in the order of its blocks: each command of a shell block on one line, and each other block by its first."""
+
+
+def misfits(page: str, found: list[Command | Block]) -> list[str]:
+    """A line for each item that has no account, and for each account of what is not there."""
+    accounts, keys = ACCOUNTS.get(page, {}), [item.key for item in found]
+    lines = [f"{item.place}: no account in tests/docs/accounts.py for {item.key}" for item in found]
+    lines = [line for line, key in zip(lines, keys, strict=True) if key not in accounts]
+    return lines + [f"{page}: tests/docs/accounts.py has an account for {key}" for key in accounts if key not in keys]

@@ -93,6 +93,16 @@ def commands(block: Block) -> list[Command]:
     return found
 
 
+def items_of(found: list[Block]) -> list[Command | Block]:
+    """What blocks ask their reader to do, or show: the commands of shell blocks, and the other blocks whole."""
+    return [item for block in found for item in (commands(block) if block.language == "bash" else [block])]
+
+
+def items(page: str) -> list[Command | Block]:
+    """The same of a page's blocks."""
+    return items_of(blocks(page))
+
+
 def without_comment(code: str) -> str | None:
     """Shell code without the comment at its end; None where a quote is still open."""
     for place in [hash_.start() for hash_ in re.finditer(r"(?<!\S)#", code)] + [len(code)]:

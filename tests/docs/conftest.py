@@ -11,8 +11,9 @@ import torch
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
-    """An empty folder with a path as short as a user's: sockets lie below it."""
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder with a path as short as a user's, for sockets lie below it; no MLflow server is named."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 

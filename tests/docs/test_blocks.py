@@ -7,8 +7,8 @@ import textwrap
 
 import pytest
 
-from tests.docs.blocks import PAGES, ROOT, blocks_of, commands
-from tests.docs.test_documents import items_of, misfits
+from tests.docs.accounts import misfits
+from tests.docs.blocks import PAGES, ROOT, blocks_of, commands, items_of
 
 pytestmark = pytest.mark.core
 

@@ -25,8 +25,8 @@ import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
 from pipelines.scheduling.store import Store
 from pipelines.storage import open_storage
 from tests.commands import call
-from tests.docs.accounts import ACCOUNTS, Check, Run
-from tests.docs.blocks import PAGES, ROOT, Block, Command, blocks, commands
+from tests.docs.accounts import ACCOUNTS, Check, Run, misfits
+from tests.docs.blocks import PAGES, ROOT, Block, Command, items
 from tests.docs.printed import check, product
 from tests.docs.terminal import Terminal
 from tune.budget import Budget
@@ -39,28 +39,8 @@ from tune.settings import SearchSettings
 pytestmark = pytest.mark.core
 
 OF_THEIR_OWN = ("README.md", "docs/retraining.md")
-"""Pages of which a test of its own does what they say."""
-
-
+"""Pages that have a test of their own."""
 NO_ACCOUNT = Check("test_every_block_has_an_account reports it")
-
-
-def items_of(found: list[Block]) -> list[Command | Block]:
-    """What blocks ask their reader to do, or show: the commands of shell blocks, and the other blocks whole."""
-    return [item for block in found for item in (commands(block) if block.language == "bash" else [block])]
-
-
-def items(page: str) -> list[Command | Block]:
-    """The same of a page's blocks."""
-    return items_of(blocks(page))
-
-
-def misfits(page: str, found: list[Command | Block]) -> list[str]:
-    """A line for each item that has no account, and for each account of what is not there."""
-    accounts, keys = ACCOUNTS.get(page, {}), [item.key for item in found]
-    lines = [f"{item.place}: no account in tests/docs/accounts.py for {item.key}" for item in found]
-    lines = [line for line, key in zip(lines, keys, strict=True) if key not in accounts]
-    return lines + [f"{page}: tests/docs/accounts.py has an account for {key}" for key in accounts if key not in keys]
 
 
 class Reader:
