@@ -24,6 +24,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from rich.console import Console
+
+from pipelines.ingest import ingest
+from pipelines.ingest_settings import IngestSettings
+from pipelines.progress import Steps
 
 Arguments = list[str]
 
@@ -106,8 +111,8 @@ def parquet(path: Path, **columns: object) -> Path:
 
 def spoilt_dataset(folder: Path, spoil: Callable[[Path], None]) -> Path:
     """A data set made by ingest, then spoilt."""
-    command = [sys.executable, "-m", "pipelines.ingest", str(pictures(folder / "images")), str(folder / "set")]
-    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
+    settings = IngestSettings(source=str(pictures(folder / "images")), dest=str(folder / "set"))
+    ingest(settings, lambda line: None, Steps(Console(quiet=True)))
     spoil(folder / "set")
     return folder / "set"
 

@@ -123,7 +123,7 @@ def with_checksums(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", SEEDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_damage_is_either_bad_or_decoded(name: str, data: st.DataObject) -> None:
     content = bytearray(SEEDS[name])

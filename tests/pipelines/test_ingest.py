@@ -24,13 +24,16 @@ from fvae import ConfigError
 from fvae.manifest import SPLITS, Manifest
 from fvae.shards import load_images
 from pipelines import command_line, dataset_writer
+from pipelines import ingest as ingest_module
 from pipelines.datasets import load_dataset
 from pipelines.ingest import ingest, main
 from pipelines.ingest_settings import IngestSettings, bad_limit
 from pipelines.lease import Lease
 from pipelines.progress import Steps
+from pipelines.spool import Spool
 from pipelines.storage import StorageError, open_storage
 from tests.pipelines.bad_inputs import CASES, Case, idx
+from tests.pipelines.dying import Death, Died, die_at
 
 pytestmark = pytest.mark.core
 
@@ -287,42 +290,42 @@ def test_a_lost_or_cut_shard_is_made_again(tmp_path: Path) -> None:
     assert stored(tmp_path / "set") == whole
 
 
-KILLED = """
-import os, signal, sys
-from pipelines import command_line, dataset_writer, ingest
-dataset_writer.SHARD_BYTES = 5 * 8 * 8 * 3
-moment, left = sys.argv[1], int(sys.argv[2])
-encode, decode, put = dataset_writer.encode_shard, ingest.Spool.add, ingest.put_in_place
-def counted(function, name):
-    def wrapper(*arguments):
-        global left
-        if name == moment:
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments)
-    return wrapper
-dataset_writer.encode_shard = counted(encode, "shard")
-ingest.Spool.add = counted(decode, "decode")
-ingest.put_in_place = counted(put, "manifest")
-sys.argv = ["ingest", *sys.argv[3:]]
-command_line.run(ingest.main, ingest.IngestSettings)
-"""
+MOMENTS = {
+    "an image is decoded": (Spool, "add", "before", 1),
+    "the fifth shard is written": (dataset_writer, "encode_shard", "before", 5),
+    "the manifest is written": (ingest_module, "put_in_place", "before", 1),
+    "the manifest is there": (ingest_module, "put_in_place", "after", 1),
+}
 
 
-@pytest.mark.parametrize("moment", ["decode 1", "shard 5", "manifest 1", "none 1"])
-def test_kill_9_then_the_same_command(tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tree(tmp_path / "mine", pixels(60))
-    command = [sys.executable, "-c", KILLED, *moment.split(), str(folder), str(tmp_path / "set")]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert killed.returncode == (0 if moment == "none 1" else -signal.SIGKILL), killed.stderr
-    assert (tmp_path / "set" / "manifest.json").exists() == (moment == "none 1")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_death_and_the_same_command_again(tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """See also ``test_ingest_faults.py``, where a process is killed."""
     monkeypatch.setattr(dataset_writer, "SHARD_BYTES", 5 * 8 * 8 * 3)
+    folder, (owner, name, when, call) = tree(tmp_path / "mine", pixels(60)), MOMENTS[moment]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Died):
+        die_at(patch, owner, name, when, Death(), call=call)
+        make(folder, tmp_path / "set")
+    assert (tmp_path / "set" / "manifest.json").exists() == (when == "after")
     manifest, _ = make(folder, tmp_path / "set")
-    make(folder, tmp_path / "fresh")
-    assert stored(tmp_path / "set") == stored(tmp_path / "fresh")
-    names = {path.name for path in (tmp_path / "set").iterdir()} - {".lock"}
+    check_fresh(manifest, tmp_path)
+
+
+def check_fresh(manifest: Manifest, folder: Path) -> None:
+    """``set`` is what the same command makes of ``mine`` in an empty place, and nothing else is there."""
+    make(folder / "mine", folder / "fresh")
+    assert stored(folder / "set") == stored(folder / "fresh")
+    names = {path.name for path in (folder / "set").iterdir()} - {".lock"}
     assert names == {"manifest.json", *(shard.key for shard in manifest.shards)}
+
+
+def test_the_command_as_a_user_runs_it(tmp_path: Path) -> None:
+    tree(tmp_path / "mine", pixels(60))
+    command = [sys.executable, "-m", "pipelines.ingest", "mine", "set"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    check_fresh(Manifest.from_json((tmp_path / "set" / "manifest.json").read_text()), tmp_path)
 
 
 # --- found by others ----------------------------------------------------------------------------------------

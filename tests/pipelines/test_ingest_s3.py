@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -20,20 +21,38 @@ from tests.s3 import FAULTS, FaultProxy
 pytestmark = pytest.mark.core
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small waits, and several shards."""
-    monkeypatch.setattr(s3_requests, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(s3_requests, "LONGEST_WAIT", 0.02)
-    monkeypatch.setattr(s3_requests, "READ_TIMEOUT", 0.5)
-    monkeypatch.setattr(dataset_writer, "SHARD_BYTES", 10 * 8 * 8 * 3)
+@pytest.fixture(scope="module", autouse=True)
+def several_shards() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset_writer, "SHARD_BYTES", 10 * 8 * 8 * 3)
+        yield
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory, several_shards: None) -> Path:
+    """``mine`` and ``mine.tar.gz``, what is ingested, and ``set``, the data set that must come out, on a disk."""
+    folder = tmp_path_factory.mktemp("local")
+    tree(folder / "mine", pixels(60))
+    archive(folder / "mine.tar.gz", folder / "mine")
+    make(folder / "mine", folder / "set")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def strict_proxy(s3: str) -> Iterator[FaultProxy]:
+    with FaultProxy(s3, strict=True) as proxy:
+        yield proxy
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Path:
-    """The data set that must come out, made on a disk."""
-    make(tree(tmp_path / "mine", pixels(60)), tmp_path / "set")
-    return tmp_path / "set"
+def proxy(strict_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
+    """Before the store, used by this process; small waits."""
+    monkeypatch.setattr(s3_requests, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(s3_requests, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(s3_requests, "READ_TIMEOUT", 0.5)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", strict_proxy.url)
+    strict_proxy.reset()
+    return strict_proxy
 
 
 def held(storage: Storage) -> dict[str, bytes]:
@@ -51,11 +70,11 @@ def check_whole(storage: Storage, local: Path) -> Manifest:
     return manifest
 
 
-def test_to_s3_and_back(bucket: str, local: Path, tmp_path: Path) -> None:
-    storage = open_storage(f"{bucket}/sets/mine")
-    make(tmp_path / "mine", storage.uri)
+def test_to_s3_and_back(bucket: str, mine: Path) -> None:
+    storage, local = open_storage(f"{bucket}/sets/mine"), mine / "set"
+    make(mine / "mine", storage.uri)
     check_whole(storage, local)
-    _, said = make(tmp_path / "mine", storage.uri)
+    _, said = make(mine / "mine", storage.uri)
     assert "Unchanged" in said[0]
     first, second = load_dataset(storage.uri), load_dataset(str(local))
     assert first.content_hash() == second.content_hash()
@@ -67,17 +86,11 @@ def test_to_s3_and_back(bucket: str, local: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tree", "archive", "data set"])
-def test_sources_on_s3(bucket: str, local: Path, tmp_path: Path, kind: str) -> None:
-    storage = open_storage(bucket)
-    if kind == "tree":
-        storage.upload(tmp_path / "mine", "mine")
-        source = f"{bucket}/mine"
-    elif kind == "archive":
-        storage.upload(archive(tmp_path / "mine.tar.gz", tmp_path / "mine"), "raw/mine.tar.gz")
-        source = f"{bucket}/raw/mine.tar.gz"
-    else:
-        storage.upload(local, "set")
-        source = f"{bucket}/set"
+def test_sources_on_s3(bucket: str, mine: Path, tmp_path: Path, kind: str) -> None:
+    storage, local = open_storage(bucket), mine / "set"
+    name = {"tree": "mine", "archive": "mine.tar.gz", "data set": "set"}[kind]
+    storage.upload(mine / name, f"raw/{name}")
+    source = f"{bucket}/raw/{name}"
     manifest, _ = make(source, f"{bucket}/out")
     if kind == "data set":  # whose splits are taken as they are
         assert manifest.hash == Manifest.from_json((local / "manifest.json").read_text()).hash
@@ -88,44 +101,32 @@ def test_sources_on_s3(bucket: str, local: Path, tmp_path: Path, kind: str) -> N
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("numbers", [(2, 3), (7, 11), (14, 16, 18)])
-def test_every_fault_on_every_request_of_an_ingest_costs_nothing_but_a_line(
-    s3: str,
-    bucket: str,
-    local: Path,
-    tmp_path: Path,
-    fault: str,
-    numbers: tuple[int, ...],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+def test_every_fault_on_any_request_of_an_ingest_costs_nothing_but_a_line(
+    proxy: FaultProxy, bucket: str, mine: Path, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage = open_storage(bucket)
-    storage.upload(archive(tmp_path / "mine.tar.gz", tmp_path / "mine"), "mine.tar.gz")
-    with FaultProxy(s3, dict.fromkeys(numbers, fault), strict=True) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        with caplog.at_level(logging.WARNING, "pipelines.storage"):
-            make(f"{bucket}/mine.tar.gz", f"{bucket}/out")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    storage, numbers = open_storage(bucket), (2, 3, 7, 11, 14, 16, 18)
+    storage.upload(mine / "mine.tar.gz", "mine.tar.gz")
+    proxy.reset(dict.fromkeys(numbers, fault))
+    with caplog.at_level(logging.WARNING, "pipelines.storage"):
+        make(f"{bucket}/mine.tar.gz", f"{bucket}/out")
     assert len(proxy.faults) == len(numbers)
-    check_whole(storage.child("out"), local)
+    proxy.reset()
+    check_whole(storage.child("out"), mine / "set")
     assert caplog.records or fault == "corrupt"  # which an answer without a body does not feel
     assert all("s3://" in record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.parametrize("number", [1, 4, 9, 13])
 def test_a_store_that_stays_dead_is_one_error_and_the_same_command_carries_on(
-    s3: str, bucket: str, local: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultProxy, impatient: None, bucket: str, mine: Path
 ) -> None:
-    with FaultProxy(s3) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        monkeypatch.setattr(s3_requests, "PATIENCE", 0.2)
-        proxy.plan = dict.fromkeys(range(number, 10_000), "500")
-        with pytest.raises(StorageError) as error:
-            make(tmp_path / "mine", f"{bucket}/out")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
-    assert len(str(error.value).splitlines()) == 1
-    assert bucket in str(error.value)
     storage = open_storage(f"{bucket}/out")
-    assert not storage.exists("manifest.json")
-    make(tmp_path / "mine", storage.uri)
-    check_whole(storage, local)
+    for number in (1, 4, 9, 13):
+        proxy.reset(dict.fromkeys(range(number, 10_000), "500"))
+        with pytest.raises(StorageError) as error:
+            make(mine / "mine", storage.uri)
+        assert len(str(error.value).splitlines()) == 1
+        assert bucket in str(error.value)
+        proxy.reset()
+        assert not storage.exists("manifest.json")
+    make(mine / "mine", storage.uri)
+    check_whole(storage, mine / "set")

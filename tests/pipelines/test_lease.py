@@ -31,7 +31,7 @@ from pipelines.lease import exclusive
 from pipelines.storage import open_storage
 with exclusive(open_storage(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -64,11 +64,11 @@ def another_process(storage: Storage) -> Iterator[subprocess.Popen[str]]:
 
 
 def until(condition: Callable[[], object]) -> None:
-    for _ in range(1000):
+    for _ in range(12_000):
         if condition():
             return
         time.sleep(0.005)
-    raise AssertionError("did not come to pass in 5 s")
+    raise AssertionError("did not come to pass in a minute")
 
 
 def test_it_is_held_by_one_and_gone_at_the_end(storage: Storage) -> None:
@@ -100,11 +100,11 @@ def holders_of_six(storage: Storage) -> int:
     together, done, held = threading.Barrier(6), threading.Barrier(6), []
 
     def compete() -> None:
-        together.wait(20)
+        together.wait(60)
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(LeaseTaken):
                 held.append(stack.enter_context(exclusive(storage)))
-            done.wait(20)
+            done.wait(60)
 
     threads = [threading.Thread(target=compete) for _ in range(6)]
     for thread in threads:
@@ -156,8 +156,7 @@ def test_a_silent_holder_of_another_machine_is_replaced_once_it_is_late(
     remote.write(".lock", elsewhere().to_bytes())
     with pytest.raises(LeaseTaken, match="on far since 20"), exclusive(remote):
         pass
-    time.sleep(1.1)  # the server's clock has whole seconds
-    monkeypatch.setattr(lease_module, "EXPIRES_SECONDS", 0.5)
+    monkeypatch.setattr(lease_module, "EXPIRES_SECONDS", -2.0)  # the server's clock has whole seconds
     with exclusive(remote):
         assert Holder.from_bytes(remote.read(".lock")).token != "theirs"
 

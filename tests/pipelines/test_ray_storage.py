@@ -43,14 +43,14 @@ def trainable() -> Callable[[dict[str, int]], None]:
     return counts_to_three
 
 
-@pytest.fixture(scope="module")
-def one_cpu_ray(s3: str) -> Iterator[None]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+@pytest.fixture
+def connected(ray_address: str) -> Iterator[None]:
+    ray.init(ray_address, log_to_driver=False)
     yield
     ray.shutdown()
 
 
-def test_a_tune_run_keeps_its_checkpoints_in_the_bucket(one_cpu_ray: None, bucket: str) -> None:
+def test_a_tune_run_keeps_its_checkpoints_in_the_bucket(connected: None, bucket: str) -> None:
     path, filesystem = ray_storage(f"{bucket}/runs")
     config = ray_tune.RunConfig(name="tiny", storage_path=path, storage_filesystem=filesystem, verbose=0)
     results = ray_tune.Tuner(trainable(), run_config=config).fit()
@@ -112,13 +112,19 @@ def test_local_folders_are_left_to_ray(tmp_path: Path) -> None:
     assert ray_storage(str(tmp_path)) == (str(tmp_path), None)
 
 
+@pytest.fixture(scope="module")
+def strict_proxy(s3: str) -> Iterator[FaultProxy]:
+    with FaultProxy(s3, strict=True) as proxy:
+        yield proxy
+
+
 @pytest.fixture
-def proxy(s3: str, impatient: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+def proxy(strict_proxy: FaultProxy, impatient: None, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
     monkeypatch.setattr(s3_multipart, "THRESHOLD", 2**20)
     monkeypatch.setattr(s3_multipart, "PART", 5 * 2**20)
-    with FaultProxy(s3, strict=True) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy
+    monkeypatch.setenv("AWS_ENDPOINT_URL", strict_proxy.url)
+    strict_proxy.reset()
+    return strict_proxy
 
 
 def copied_by_ray(source: Path, filesystem: FileSystem | None, target: str) -> None:
