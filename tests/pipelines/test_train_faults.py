@@ -184,7 +184,9 @@ def test_the_worker_is_killed(room: Cluster, whole: Trainer, tmp_path: Path, mon
     assert done.out.count("goes on") == len(job.moments)
 
 
+@pytest.mark.timeout(1200)
 def test_whole_machines_are_killed(room: Cluster, whole: Trainer, tmp_path: Path) -> None:
+    # Workers may be started on a machine before Ray has missed it: how many failures a loss is depends on the clock.
     job = Job(tmp_path, "node", "--workers", "2", "--max-failures", "100")
     process = job.start()
     replaced: set[str] = set()
