@@ -15,6 +15,7 @@ from pipelines.model_files import load_model
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.troubles import keep_warnings, raise_trouble, with_warnings
 from tune import trial_files
+from tune.attempts import Attempt, begun, now_ms
 from tune.ledger import Ledger, TrialRecord, changes
 from tune.split_readings import read_test_split
 from tune.trial import TrialProcess
@@ -22,7 +23,7 @@ from tune.trial_files import CHECKPOINT, Checkpoints
 
 pytestmark = pytest.mark.core
 
-EPOCHS = 6
+EPOCHS = 4
 MODEL_CONFIG = ModelConfig(
     family="fvae", channels=1, height=4, width=4, bins=8, flow_levels=1, flow_depth=1, coupling_width=8, encoder_width=8
 )
@@ -68,8 +69,10 @@ def open_ledger(place: str) -> Ledger:
 
 
 def start(ledger: Ledger) -> tuple[Process, TrialRecord]:
-    """A process for the ledger's one trial, as the searcher would start it."""
+    """A process for the ledger's one trial, as the searcher and Tune start it."""
     (record,) = ledger.records.values()
+    attempt = Attempt(started_ms=now_ms(), cpus=1.0, gpus=0.0)
+    record = ledger.update(record.id, attempts=begun(record.attempts, attempt))
     config = {
         "id": record.id,
         "storage": ledger.trial_storage(record.id).uri,
