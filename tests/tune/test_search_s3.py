@@ -19,7 +19,7 @@ from tests.tune.real_search import MAP, SMALL, called, stored_records, unfinishe
 pytestmark = [pytest.mark.core, pytest.mark.usefixtures("shared_ray")]
 
 RUNS = "s3://searches/runs"
-OPTIONS = (*SMALL, "--streaming", "always")
+OPTIONS = (*SMALL, "--trials", "3", "--concurrent", "1", "--streaming", "always")
 
 
 class Finished(NamedTuple):
@@ -46,7 +46,7 @@ def finished(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         patch.setenv("RAY_ADDRESS", shared_ray)
-        result = called(RUNS, "--dataset", digits_on_s3, *OPTIONS, "--concurrent", "1")
+        result = called(RUNS, "--dataset", digits_on_s3, *OPTIONS)
     assert result.status == 0, result
     yield Finished(here, result.out)
 
@@ -105,7 +105,7 @@ def test_the_same_command_from_an_empty_folder_draws_the_same_map_without_ray(
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # nobody answers there
     again = called(RUNS, "--dataset", digits_on_s3, *OPTIONS)
     assert again.status == 0, again
-    assert "6/6]" not in again.out and "warning" not in again.out
+    assert "3/3]" not in again.out and "warning" not in again.out
     assert {name: run_storage.read(name) for name in before} == before
     assert b"data:image/png;base64," in run_storage.read("tradeoff.html")
     assert {info.key: info.version for info in run_storage.list("trials")} == trials
