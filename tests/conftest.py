@@ -1,16 +1,19 @@
-"""An S3 server for every test that asks for one."""
+"""One thread for every test; an S3 server, a Ray and an MLflow database for those that ask for them."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+import torch
 
 import tests.ray_environment  # noqa: F401  (before Ray is imported)
 from pipelines import s3_requests
+from pipelines.mlflow_settings import quiet_mlflow
 from tests import tiers
 from tests.s3 import CREDENTIALS, IMPATIENT, moto_server
 
@@ -56,6 +59,26 @@ def bucket(s3_client: Any) -> str:
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     s3_client.create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The models here are too small for more, and the machine may be shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, made once: its migrations cost seconds."""
+    quiet_mlflow()
+    from pipelines.mlflow_connection import connect
+
+    path = tmp_path_factory.mktemp("mlflow") / "made" / "empty.db"
+    connect(f"sqlite:///{path}")
+    return path
 
 
 @pytest.fixture(scope="session")

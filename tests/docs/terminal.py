@@ -13,6 +13,8 @@ from tests.docs.blocks import ROOT
 
 MADE = ("runs", "evaluations", "data", "build")
 """What a user's commands make in a clone: this one has its own."""
+OF_MAKE = ("MAKE", "MFLAGS", "ARGS", "PORT")
+"""What ``make`` exports to the tests that it runs: its variables, and those of its command line."""
 PROGRAMS = ("python", "ruff", "mypy", "deptry", "ray", "mlflow", "curl", "editor")
 """What only notes its words."""
 _NOTE = r"""#!/bin/sh
@@ -39,7 +41,8 @@ class Terminal:
         for name in ("installed", "installed-dev"):  # newer than the lock files: make has nothing to install
             (programs.parent / name).touch()
         self._notes, self._environment = home / "notes", home / "environment"
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")} | {
+        given = {name: value for name, value in os.environ.items() if not name.startswith(OF_MAKE)}
+        self.environment = given | {
             "HOME": str(home),
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             "EDITOR": "editor",

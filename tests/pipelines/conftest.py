@@ -1,4 +1,4 @@
-"""One thread, and an MLflow database and a Ray cluster for every test that asks for one."""
+"""A Ray cluster that may lose its nodes, and machines with folders of their own, for the tests that ask for them."""
 
 from __future__ import annotations
 
@@ -6,31 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from ray.cluster_utils import Cluster
 
-from pipelines.mlflow_settings import quiet_mlflow
 from tests.pipelines import training_cluster
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models here are too small for more, and the machine may be shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, made once: its migrations cost seconds."""
-    quiet_mlflow()
-    from pipelines.mlflow_connection import connect
-
-    path = tmp_path_factory.mktemp("mlflow") / "made" / "empty.db"
-    connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture(scope="session")

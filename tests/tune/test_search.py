@@ -97,7 +97,7 @@ def test_fronts_hold_complete_trials_chosen_on_validation(finished: Path) -> Non
             assert trial["epochs"] == 4
 
 
-def test_reported_figures_are_those_of_the_saved_models(finished: Path, one_thread: None) -> None:
+def test_reported_figures_are_those_of_the_saved_models(finished: Path) -> None:
     digits = load_dataset("digits")
     result = tradeoff(finished)
     for trial in result["trials"]:

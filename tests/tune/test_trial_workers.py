@@ -48,7 +48,7 @@ def searched(shared_ray: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     yield ledger, workers
 
 
-def test_figures_are_those_of_one_worker(searched: tuple[Ledger, Workers], one_thread: None) -> None:
+def test_figures_are_those_of_one_worker(searched: tuple[Ledger, Workers]) -> None:
     ledger, _ = searched
     for record in Ledger(ledger.root).records.values():
         check_figures(record)

@@ -60,7 +60,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ledger,
         cluster.shutdown()
 
 
-def test_figures_and_files_are_those_of_one_worker(searched: tuple[Ledger, Killer], one_thread: None) -> None:
+def test_figures_and_files_are_those_of_one_worker(searched: tuple[Ledger, Killer]) -> None:
     ledger, _ = searched
     for record in Ledger(ledger.root).records.values():
         check_figures(record)
