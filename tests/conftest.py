@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipelines.mlflow_settings import quiet_mlflow
 from tests import tiers
 from tests.s3 import CREDENTIALS, IMPATIENT, moto_server
 
+HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 LONG = ("cluster/", "services/", "test_train_faults", "test_search_kills", "docs/", "pipelines/", "tune/")
 """What takes long begins first, or it would be alone at the end."""
 
@@ -32,9 +34,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _turn(item: pytest.Item) -> int:
     """Where a test stands: those that share a Ray, the largest group, begin."""
-    if tiers.SHARED_RAY in getattr(item, "fixturenames", ()):
+    if tiers.group_of(item) == tiers.RAY:
         return -1
     return next((place for place, name in enumerate(LONG) if name in item.nodeid), len(LONG))
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """After each test, signals do again what they did: parts of Ray that run in this process leave their handlers."""
+    yield
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def test_a_tier_runs_its_tests_and_no_others(pytester: pytest.Pytester) -> None:
         result.stdout.fnmatch_lines([f"*::test_it?{tier}? PASSED*"])
 
 
-def test_tests_of_a_file_stay_together_and_so_do_those_that_share_a_ray_or_name_a_group(
+def test_tests_of_a_file_stay_together_and_so_do_files_that_share_a_ray_or_name_a_group(
     pytester: pytest.Pytester,
 ) -> None:
     ray = "@pytest.fixture\ndef shared_ray(): pass\n@pytest.fixture\ndef address(shared_ray): pass\n"
@@ -74,15 +74,16 @@ def test_tests_of_a_file_stay_together_and_so_do_those_that_share_a_ray_or_name_
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(
         test_a=f"import pytest\n{core}{ray}def test_ray(address): pass\ndef test_a1(): pass\ndef test_a2(): pass\n",
-        test_b=f"import pytest\n{core}{ray}def test_ray_too(shared_ray): pass\ndef test_b(): pass\n",
+        test_b=f"import pytest\n{core}{ray}def test_b(): pass\n",
+        test_d=f"import pytest\n{core}{ray}def test_ray_too(shared_ray): pass\n",
         test_c="import pytest\npytestmark = [pytest.mark.core, pytest.mark.xdist_group('c')]\ndef test_c(): pass\n",
     )
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", plugins=[groups])
     result.assert_outcomes(passed=6)
     assert groups.found == {
         "test_ray": ["ray"],
-        "test_a1": ["test_a.py"],
-        "test_a2": ["test_a.py"],
+        "test_a1": ["ray"],
+        "test_a2": ["ray"],
         "test_ray_too": ["ray"],
         "test_b": ["test_b.py"],
         "test_c": ["c"],

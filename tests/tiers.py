@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytest
 
 TIERS = ("core", "system", "faults", "gpu")
 """``make test``, ``make test-system``, ``make test-faults`` and ``make test-gpu``."""
 
+RAY = "ray"
+"""The group of the files that share a Ray."""
 SHARED_RAY = "shared_ray"
 """The fixture of the Ray that all tests share. Tests with it run in one process, or each process would have its own."""
 
@@ -24,12 +26,22 @@ def misplaced(items: Iterable[pytest.Item]) -> list[str]:
     return lines
 
 
-def group(items: Iterable[pytest.Item]) -> None:
-    """Keep the tests of one file in one process of pytest-xdist, and those that share a Ray in one for all of them.
+def group(items: Sequence[pytest.Item]) -> None:
+    """Keep the tests of one file in one process of pytest-xdist, and the files that share a Ray in one for all of them.
 
     Files whose tests share something else name a group of their own: ``pytest.mark.xdist_group("services")``.
     """
+    sharing = {_file(item) for item in items if SHARED_RAY in getattr(item, "fixturenames", ())}
     for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            shares_ray = SHARED_RAY in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.nodeid.partition("::")[0]))
+        if group_of(item) is None:
+            item.add_marker(pytest.mark.xdist_group(RAY if _file(item) in sharing else _file(item)))
+
+
+def group_of(item: pytest.Item) -> str | None:
+    """The group of a test, or None before it has one."""
+    marker = item.get_closest_marker("xdist_group")
+    return marker.args[0] if marker else None
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]

@@ -53,7 +53,7 @@ ACCOUNTS: dict[str, dict[str, Run | Check]] = {
         'make search ARGS="--dataset s3://bucket/photos --storage s3://bucket/runs"': Check(
             "another search of minutes; tests/tune/test_search_s3.py"
         ),
-        'make ui ARGS="--runs s3://bucket/runs"': Check("serves without end; tests/pipelines/test_tracking_s3.py"),
+        'make ui ARGS="--runs s3://bucket/runs"': Check("serves without end; tests/pipelines/test_tracking_faults.py"),
         "import numpy as np": Run(),
         "from pipelines.datasets import load_dataset": Run(),
         ".venv/bin/python -m pipelines.train --dataset data/photos --model.family flow --model.flow-depth 8 "
