@@ -88,3 +88,29 @@ def test_tests_of_a_file_stay_together_and_so_do_files_that_share_a_ray_or_name_
         "test_b": ["test_b.py"],
         "test_c": ["c"],
     }
+
+
+def test_pytest_xdist_runs_each_group_in_one_process(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(CONFTEST)
+    text = """
+        import os
+        import pathlib
+        import pytest
+
+        pytestmark = pytest.mark.core
+
+        @pytest.fixture
+        def shared_ray(): pass
+
+        @pytest.mark.parametrize("number", range(8))
+        def test_it(number{fixture}):
+            with pathlib.Path({where!r}, {group!r}).open("a") as file:
+                file.write(os.environ["PYTEST_XDIST_WORKER"] + " ")
+    """
+    for name, group, fixture in (("a", "ray", ", shared_ray"), ("b", "b", ""), ("c", "ray", ", shared_ray")):
+        source = text.format(fixture=fixture, where=str(pytester.path), group=group)
+        pytester.makepyfile(**{f"test_{name}": source})
+    result = pytester.runpytest_subprocess("-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=24)
+    found = {group: (pytester.path / group).read_text().split() for group in ("ray", "b")}
+    assert {group: (len(ran), len(set(ran))) for group, ran in found.items()} == {"ray": (16, 1), "b": (8, 1)}
