@@ -26,6 +26,10 @@ class Comparison(NamedTuple):
     """Of ``difference``, over seeds of noise: the part of it that more ``noise_seeds`` would lower. None of one."""
     images: int
 
+    def better_by(self, least_gain: float) -> bool:
+        """Whether the whole interval shows a gain of more than ``least_gain`` bits/dim."""
+        return self.high < -least_gain
+
 
 def compare(challenger: np.ndarray, champion: np.ndarray) -> Comparison:
     """Compare bits/dim ``[noise seeds, images]`` of two models, measured on the same images with the same seeds.

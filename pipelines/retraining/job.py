@@ -178,7 +178,7 @@ class Job:
             if found.standard_error_noise is not None:
                 figures[f"difference/standard_error_noise{suffix}"] = found.standard_error_noise
         found = compare(challenger.by_k[settings.k[0]], champion.by_k[settings.k[0]])
-        better = found.high < -settings.least_gain
+        better = found.better_by(settings.least_gain)
         gain = f" by {settings.least_gain:g}" if settings.least_gain else ""
         return better, (
             f"{found.challenger:.4f} bits/dim against the champion's {found.champion:.4f} on {found.images:,} test "

@@ -57,6 +57,13 @@ def test_pairs_see_what_the_means_alone_do_not() -> None:
     assert found.standard_error_noise == pytest.approx(of_seed.std(ddof=1) / np.sqrt(3))
 
 
+def test_better_is_what_the_whole_interval_shows() -> None:
+    few, many = (compare(*made_up(np.random.default_rng(3), -0.01, images, 3)) for images in (40, 4000))
+    assert few.difference < 0 < few.high and not few.better_by(0.0)  # fewer bits/dim, perhaps by chance
+    assert many.high < 0 and many.better_by(0.0) and many.better_by(-many.high - 1e-9)
+    assert not many.better_by(-many.high) and not many.better_by(-many.difference)
+
+
 def test_what_cannot_be_compared() -> None:
     one = np.ones((2, 1))
     found = compare(one, one + 1)
