@@ -18,7 +18,10 @@ from pipelines.mlflow_settings import quiet_mlflow
 from tests import tiers
 from tests.s3 import CREDENTIALS, IMPATIENT, moto_server
 
-HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+"""What Python begins with, also where a shell has started the tests in its background, in which SIGINT is ignored."""
+for number, handler in HANDLERS.items():
+    signal.signal(number, handler)
 LONG = ("cluster/", "services/", "test_train_faults", "test_search_kills", "docs/", "pipelines/", "tune/")
 """What takes long begins first, or it would be alone at the end."""
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import update
@@ -26,6 +27,7 @@ from pipelines.scheduling.runs import (
     SUCCEEDED,
     TIMED_OUT,
     WAITING,
+    Run,
 )
 from pipelines.scheduling.slots import slot_time
 from pipelines.scheduling.store import Store
@@ -69,7 +71,16 @@ def test_run_now_runs_the_job_with_its_words_as_given_and_no_password_goes_along
     assert run.submission_id in done.stdout
 
 
-def test_a_failed_job_is_tried_again_later_each_time_and_then_the_hook_is_told_once(team: Team) -> None:
+def test_a_failed_job_is_tried_again_later_each_time_and_then_the_hook_is_told_once(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move, planned = Store.move, []
+
+    def moving(self: Store, run: Run, state: str, **changes: Any) -> Run | None:
+        planned.extend([changes["next_at"]] if state == BACKING_OFF else [])
+        return move(self, run, state, **changes)
+
+    monkeypatch.setattr(Store, "move", moving)
     hook = team.folder / "hook"
     hook.write_text(f"#!/bin/sh\nenv | grep ^FVAE_ >> {team.folder}/told\n")
     hook.chmod(0o700)
@@ -83,9 +94,11 @@ def test_a_failed_job_is_tried_again_later_each_time_and_then_the_hook_is_told_o
     steps = team.steps(run)
     failed = [step for step in steps if step.state == BACKING_OFF]
     assert [steps[steps.index(step) + 1].state for step in failed] == [SUBMITTING] * 2
-    waited = [steps[steps.index(step) + 1].at - step.at for step in failed]
-    assert waited[0] >= 1 - 0.01
-    assert waited[1] >= 2 - 0.01
+    tried_again = [steps[steps.index(step) + 1].at for step in failed]
+    assert [at >= due for at, due in zip(tried_again, planned, strict=True)] == [True, True]
+    running = [steps[steps.index(step) - 1].at for step in failed]
+    pauses = zip(planned, running, (1, 2), strict=True)
+    assert [due >= began + run.job.pause_after(attempt) for due, began, attempt in pauses] == [True, True]
     team.until(lambda: "hook was told" in str(team.printed), scheduler)
     told = dict(line.split("=", 1) for line in (team.folder / "told").read_text().splitlines())
     assert told["FVAE_EVENT"] == "failed"
