@@ -21,6 +21,7 @@ from ray.cluster_utils import Cluster
 
 from tests.cluster.aws_account import ROOT
 from tests.cluster.metadata_server import MetadataServer, metadata_server
+from tests.processes import running
 
 pytestmark = pytest.mark.faults
 
@@ -49,13 +50,8 @@ def watcher(service: MetadataServer, address: str, log: Path) -> Iterator[subpro
     """The watcher as a process of its own."""
     command = [sys.executable, "-m", "pipelines.cluster.spot_watcher", "--address", address, "--seconds", "0.1"]
     environment = os.environ | {"AWS_EC2_METADATA_SERVICE_ENDPOINT": service.url}
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
-    try:
+    with running(command, ROOT, environment, log) as process:
         yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture

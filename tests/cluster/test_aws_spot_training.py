@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from pipelines.cluster.spot_watcher import WatcherSettings
 from tests.cluster.aws_account import ROOT
 from tests.cluster.metadata_server import metadata_server
 from tests.pipelines import training_cluster
+from tests.processes import running
 from tests.waiting import until
 
 pytestmark = pytest.mark.faults
@@ -36,20 +36,6 @@ STEPS = 315
 def step_of(checkpoint: str) -> int:
     """The number in a checkpoint's name."""
     return int(checkpoint.removesuffix(".safetensors").split("-")[1])
-
-
-@contextlib.contextmanager
-def running(
-    command: list[str], folder: Path, environment: dict[str, str], log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process, while the block runs."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture

@@ -38,15 +38,9 @@ def mine(tmp_path_factory: pytest.TempPathFactory, several_shards: None) -> Path
     return folder
 
 
-@pytest.fixture(scope="module")
-def strict_proxy(s3: str) -> Iterator[FaultProxy]:
-    with FaultProxy(s3, strict=True) as proxy:
-        yield proxy
-
-
 @pytest.fixture
 def proxy(strict_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    """Before the store, used by this process; small waits."""
+    """The strict server, which this process uses with small waits and the usual number of attempts."""
     monkeypatch.setattr(s3_requests, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(s3_requests, "LONGEST_WAIT", 0.02)
     monkeypatch.setattr(s3_requests, "READ_TIMEOUT", 0.5)

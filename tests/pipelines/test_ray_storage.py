@@ -17,11 +17,11 @@ from ray import tune as ray_tune
 from ray.train._internal.storage import _upload_to_fs_path
 
 import pipelines.ray_environment  # noqa: F401  # before ray
-from pipelines import ray_files, s3_multipart
+from pipelines import ray_files
 from pipelines.storage import StorageError, open_storage, ray_storage
 from tests.s3 import FaultProxy, only
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("small_parts")]
 
 
 def trainable() -> Callable[[dict[str, int]], None]:
@@ -110,21 +110,6 @@ def test_the_file_system_is_what_pyarrow_expects_of_one(bucket: str) -> None:
 
 def test_local_folders_are_left_to_ray(tmp_path: Path) -> None:
     assert ray_storage(str(tmp_path)) == (str(tmp_path), None)
-
-
-@pytest.fixture(scope="module")
-def strict_proxy(s3: str) -> Iterator[FaultProxy]:
-    with FaultProxy(s3, strict=True) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxy(strict_proxy: FaultProxy, impatient: None, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    monkeypatch.setattr(s3_multipart, "THRESHOLD", 2**20)
-    monkeypatch.setattr(s3_multipart, "PART", 5 * 2**20)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", strict_proxy.url)
-    strict_proxy.reset()
-    return strict_proxy
 
 
 def copied_by_ray(source: Path, filesystem: FileSystem | None, target: str) -> None:

@@ -35,7 +35,7 @@ from tests.pipelines.retrainings import (
     pixels,
     retrain,
 )
-from tests.pipelines.training_cluster import HASTE, grow
+from tests.pipelines.training_cluster import make_room
 from tests.s3 import FaultProxy
 from tests.waiting import ended, until
 
@@ -68,10 +68,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def room(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for a worker on the cluster, which commands use."""
-    grow(cluster, 1)
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    for name, value in HASTE.items():
-        monkeypatch.setenv(name, value)
+    make_room(cluster, 1, monkeypatch)
 
 
 def first_champion(storage: str | Path, data: str, folder: Path) -> None:

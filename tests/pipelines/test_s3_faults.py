@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -19,30 +19,14 @@ from urllib.request import Request, urlopen
 import pytest
 
 from fvae.config import ConfigError
-from pipelines import s3_multipart, s3_requests
+from pipelines import s3_requests
 from pipelines.storage import Storage, StorageError, open_storage
 from tests.s3 import FAULTS, FaultProxy, impatient_environment, only
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("small_parts")]
 
 CONTENT = bytes(range(256)) * 40
 LARGE = os.urandom(11 * 2**20)
-
-
-@pytest.fixture(scope="module")
-def strict_proxy(s3: str) -> Iterator[FaultProxy]:
-    with FaultProxy(s3, strict=True) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxy(strict_proxy: FaultProxy, impatient: None, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    """A strict proxy before the store, used by this process."""
-    monkeypatch.setattr(s3_multipart, "THRESHOLD", 2**20)
-    monkeypatch.setattr(s3_multipart, "PART", 5 * 2**20)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", strict_proxy.url)
-    strict_proxy.reset()
-    return strict_proxy
 
 
 @pytest.fixture(scope="module")

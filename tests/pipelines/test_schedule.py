@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +30,10 @@ from pipelines.scheduling.runs import (
 )
 from pipelines.scheduling.slots import slot_time
 from pipelines.scheduling.store import Store
-from tests.pipelines.ray_server import RayServer
 from tests.pipelines.schedule_team import POLL, Team
 from tests.services.head import PATIENCE, lives
 
 pytestmark = pytest.mark.core
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[RayServer]:
-    with contextlib.closing(RayServer()) as server:
-        server.start()
-        yield server
-
-
-@pytest.fixture
-def team(tmp_path: Path, ray: RayServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
-    with contextlib.closing(Team(tmp_path, ray, monkeypatch)) as team:
-        yield team
 
 
 def test_run_now_runs_the_job_with_its_words_as_given_and_no_password_goes_along(team: Team) -> None:

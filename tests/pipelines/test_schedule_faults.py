@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import update
@@ -15,7 +13,6 @@ from pipelines.scheduling.database import runs
 from pipelines.scheduling.runs import BACKING_OFF, COALESCED, FAILED, OPEN, RUNNING, SUCCEEDED, WAITING
 from pipelines.scheduling.slots import slot_time
 from tests.pipelines import dying_scheduler
-from tests.pipelines.ray_server import RayServer
 from tests.pipelines.schedule_team import Team
 from tests.services.head import PATIENCE
 
@@ -24,19 +21,6 @@ pytestmark = pytest.mark.faults
 
 class Died(BaseException):
     """What a killed process does next: nothing."""
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[RayServer]:
-    with contextlib.closing(RayServer()) as server:
-        server.start()
-        yield server
-
-
-@pytest.fixture
-def team(tmp_path: Path, ray: RayServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
-    with contextlib.closing(Team(tmp_path, ray, monkeypatch)) as team:
-        yield team
 
 
 def killed(team: Team, moment: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 
 from fvae.config import ConfigError
 from pipelines import s3 as s3_module
-from pipelines import s3_multipart
 from pipelines.storage import Storage, StorageError, is_remote, open_storage
 from tests.s3 import FaultProxy
 
@@ -26,34 +24,12 @@ KEYS = ["A", "a.b/c", "a/b", "a/b c", "a/d/ä+&%20=?#", "aa/b", "b/1", "b/10", "
 same_fixture = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(scope="module")
-def strict_proxy(s3: str) -> Iterator[FaultProxy]:
-    with FaultProxy(s3, strict=True) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxy(strict_proxy: FaultProxy, impatient: None, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    """The strict server, which this process uses; one for all tests, as it takes time to make a client of it."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", strict_proxy.url)
-    strict_proxy.reset()
-    return strict_proxy
-
-
 @pytest.fixture(params=["local", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "local":
         return open_storage(tmp_path / "folder")
     request.getfixturevalue("proxy")
     return open_storage(f"{request.getfixturevalue('bucket')}/some/prefix")
-
-
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Bytes of a part: the least that S3 takes."""
-    monkeypatch.setattr(s3_multipart, "THRESHOLD", 2**20)
-    monkeypatch.setattr(s3_multipart, "PART", 5 * 2**20)
-    return 5 * 2**20
 
 
 def keys(storage: Storage, prefix: str = "") -> list[str]:

@@ -32,7 +32,7 @@ from tests.pipelines import forked_commands
 from tests.pipelines.faulty_training import STEPS, Faults, faulty
 from tests.pipelines.forks import ROOT, Fork
 from tests.pipelines.mlflow_server import Server
-from tests.pipelines.training_cluster import HASTE, grow
+from tests.pipelines.training_cluster import make_room
 from tests.pipelines.trainings import EPOCHS, OPTIONS, uninterrupted
 from tests.s3 import FaultProxy
 from tests.waiting import DEADLINE, until
@@ -52,10 +52,7 @@ def whole() -> Trainer:
 @pytest.fixture
 def room(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """The cluster with room for two workers, which commands in this process and those started from it use."""
-    grow(cluster, 2)
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    for name, value in HASTE.items():
-        monkeypatch.setenv(name, value)
+    make_room(cluster, 2, monkeypatch)
     return cluster
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from ray.cluster_utils import Cluster
 
 from tests.waiting import DEADLINE
@@ -29,6 +30,14 @@ def grow(cluster: Cluster, workers: int) -> None:
     alive = [node for node in cluster.worker_nodes if node.remaining_processes_alive()]
     for _ in range(workers - len(alive)):
         add_machine(cluster)
+
+
+def make_room(cluster: Cluster, workers: int, patch: pytest.MonkeyPatch) -> None:
+    """As :func:`grow`; commands in this process and those started from it use the cluster while the patch lasts."""
+    grow(cluster, workers)
+    patch.setenv("RAY_ADDRESS", cluster.address)
+    for name, value in HASTE.items():
+        patch.setenv(name, value)
 
 
 def add_machine(cluster: Cluster, num_cpus: int = 1) -> Any:
