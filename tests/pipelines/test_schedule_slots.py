@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fvae.config import ConfigError
@@ -162,11 +162,17 @@ def clock_changes(zone: str) -> list[datetime]:
     return [hours[place] for place in range(1, len(hours)) if offsets[place] != offsets[place - 1]] or [start]
 
 
-LENGTH = 12 * 60
+LENGTH, BEFORE = 12 * 60, 3 * 60
+"""Minutes in which the clock is read, from the start on and before it: no change is of more than two hours."""
 CHANGES = [(zone, change) for zone in ZONES for change in clock_changes(zone)]
 
 
+EVERY_MINUTE, EVEN_HOURS, ANY_DAY = ("*", set(range(60))), ("*/2", set(range(0, 24, 2))), ("*", set(range(7)))
+BERLIN = ("Europe/Berlin", datetime(2026, 3, 29, 1, tzinfo=UTC))
+
+
 @settings(max_examples=40, deadline=None)
+@example(minutes=EVERY_MINUTE, hours=EVEN_HOURS, weekdays=ANY_DAY, change=BERLIN, before=0)
 @given(
     minutes=field(0, 59),
     hours=field(0, 23),
@@ -185,7 +191,7 @@ def test_slots_are_those_that_a_clock_shows(
     zone, start = change[0], change[1] - before * MINUTE
     clock = ZoneInfo(zone)
     expected, seen = [], set()
-    for passed in range(1, LENGTH + 1):
+    for passed in range(1 - BEFORE, LENGTH + 1):  # what a change just before the start puts off comes after it
         moment = start + passed * MINUTE
         shown = moment.astimezone(clock)
         last = (moment - MINUTE).astimezone(clock)
