@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args
 
 Family = Literal["vae", "flow", "fvae"]
 Coupling = Literal["affine", "additive"]
 Mixing = Literal["plu", "permutation"]
+Likelihood = Literal["gaussian", "discretized"]
+Scale = Literal["scalar", "network"]
+Dequantization = Literal["uniform", "variational"]
 
 T = TypeVar("T")
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
+
+
+LATER = {"later": True}
+"""Metadata of a field that earlier versions did not have: see :func:`identity_fields`."""
 
 
 class ConfigError(ValueError):
@@ -65,7 +73,8 @@ class ModelConfig:
     """One point of the map: a VAE, a flow or an f-VAE for images of one shape.
 
     Fields of a part that a family does not have (a ``flow`` has no encoder, a ``vae`` no flow)
-    are kept but have no effect. Raises ``ConfigError`` for a value that cannot work.
+    are kept but have no effect; but a likelihood that a ``flow`` cannot have, and a dequantization that only a
+    ``flow`` can, are refused. Raises ``ConfigError`` for a value that cannot work.
     """
 
     family: Family
@@ -98,10 +107,24 @@ class ModelConfig:
     """Channels of w at the encoder's last level, for a latent smaller than the image.
     ``None``: w has the image's own shape (d = D, as in the paper)."""
     sigma1_init: float = 0.05
-    """Posterior scale σ1 before training, in units where the pixel range is 1.
-    ``vae``: where σ(x') starts. ``flow``: σ itself, fixed."""
+    """Posterior scale σ1 before training, in units of the latent: where that is an image (d = D), in units where
+    the pixel range is 1 (× ``bins``: in bins). ``vae``: where σ(x') starts. ``flow``: σ itself, fixed; 0 adds no
+    noise to the dequantized image."""
     sigma2_init: float = 0.05
     """Decoder scale σ2 before training, same units. ``flow``: not used, as σ2 = σ1 there."""
+    likelihood: Likelihood = dataclasses.field(default="gaussian", metadata=LATER)
+    """p(x|z): ``gaussian``, a density of dequantized images (the paper's); ``discretized``, the probability that the
+    same Gaussian gives to each level's bin, without dequantization. ``flow`` has none: it stays ``gaussian``."""
+    posterior_scale: Scale | None = dataclasses.field(default=None, metadata=LATER)
+    """σ1: one ``scalar``, or σ1(x') from a second head of E (``network``). ``None``: as in the paper,
+    ``network`` for a ``vae`` and ``scalar`` for an ``fvae``."""
+    decoder_scale: Scale = dataclasses.field(default="scalar", metadata=LATER)
+    """σ2: one ``scalar``, or σ2(w) from a second head of G (``network``)."""
+    dequantization: Dequantization = dataclasses.field(default="uniform", metadata=LATER)
+    """Noise within a bin: ``uniform``, or for a ``flow`` ``variational``, from a small conditional flow
+    (Flow++, arXiv 1902.00275, §3.1)."""
+    dequantization_width: int = dataclasses.field(default=8, metadata=LATER)
+    """Hidden channels of the networks of variational dequantization."""
 
     def __post_init__(self) -> None:
         require_choice("family", self.family, FAMILIES)
@@ -113,8 +136,7 @@ class ModelConfig:
             require_integer(name, getattr(self, name), 0)
         require_integer("bins", self.bins, 2)
         require(self.bins <= 256, f"bins={self.bins}: images are uint8, so at most 256")
-        require_positive("sigma1_init", self.sigma1_init)
-        require_positive("sigma2_init", self.sigma2_init)
+        self._validate_scales()
         if self.has_encoder:
             self._require_halvings("encoder_levels", self.encoder_levels, (self.height, self.width), "image")
         if self.latent_channels is not None:
@@ -125,6 +147,31 @@ class ModelConfig:
             require(
                 self.flow_levels > 0 or self.latent_shape[0] > 1,
                 "flow_levels=0: a coupling needs at least 2 channels to split; use flow_levels ≥ 1",
+            )
+
+    def _validate_scales(self) -> None:
+        require_choice("likelihood", self.likelihood, get_args(Likelihood))
+        if self.posterior_scale is not None:
+            require_choice("posterior_scale", self.posterior_scale, get_args(Scale))
+        require_choice("decoder_scale", self.decoder_scale, get_args(Scale))
+        require_choice("dequantization", self.dequantization, get_args(Dequantization))
+        require_integer("dequantization_width", self.dequantization_width, 1)
+        require_positive("sigma2_init", self.sigma2_init)
+        if self.has_encoder:
+            require_positive("sigma1_init", self.sigma1_init)
+            require(
+                self.dequantization == "uniform",
+                f"dequantization={self.dequantization!r}: of a {self.family} it is uniform; "
+                "likelihood='discretized' needs none",
+            )
+        else:
+            require(
+                is_number(self.sigma1_init) and self.sigma1_init >= 0,
+                f"sigma1_init={self.sigma1_init!r}: must be a finite number of at least 0",
+            )
+            require(
+                self.likelihood == "gaussian",
+                f"likelihood={self.likelihood!r}: family 'flow' has no decoder; leave it 'gaussian'",
             )
 
     def _validate_latent_channels(self, latent_channels: int) -> None:
@@ -163,6 +210,17 @@ class ModelConfig:
         return self.family != "vae"
 
     @property
+    def encoder_heads(self) -> int:
+        """Outputs of E: w's mean, and its scale where a network gives it."""
+        scale = self.posterior_scale or ("network" if self.family == "vae" else "scalar")
+        return 2 if scale == "network" else 1
+
+    @property
+    def decoder_heads(self) -> int:
+        """Outputs of G: the image's mean, and its scale where a network gives it."""
+        return 2 if self.decoder_scale == "network" else 1
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of an image."""
         return (self.channels, self.height, self.width)
@@ -188,6 +246,46 @@ class ModelConfig:
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """Build from ``to_dict``'s result. Raises ``ConfigError`` on a field it does not know."""
         return from_fields(cls, values)
+
+
+def identity_fields(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's fields without those that came later and have their default.
+
+    So a config is the same, and has the same hash, whichever version wrote it.
+    """
+    later = {field.name: field.default for field in dataclasses.fields(config) if field.metadata.get("later")}
+    return {name: value for name, value in values.items() if name not in later or value != later[name]}
+
+
+_OF_F = ("flow_levels", "flow_depth", "coupling_width", "coupling", "mixing")
+_OF_E_AND_G = (
+    *("encoder_levels", "encoder_blocks", "encoder_width", "latent_channels", "sigma2_init"),
+    *("likelihood", "posterior_scale", "decoder_scale"),
+)
+_OF_NOISE = ("dequantization", "dequantization_width")
+_UNUSED: dict[str, tuple[str, ...]] = {"vae": (*_OF_F, *_OF_NOISE), "flow": _OF_E_AND_G, "fvae": _OF_NOISE}
+
+
+def fields_in_use(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of :meth:`ModelConfig.to_dict`'s fields those that have an effect on a model of its family."""
+    unused = _UNUSED.get(values.get("family", ""), ())
+    if values.get("family") == "flow" and values.get("dequantization") != "variational":
+        unused = (*unused, "dequantization_width")
+    return {name: value for name, value in values.items() if name not in unused}
+
+
+def scales_in_bins(values: Mapping[str, Any], sigma1: float | None, sigma2: float | None) -> dict[str, float | None]:
+    """σ1 and σ2 of a model of config ``values``, from units of the range of levels to bins; ``None`` stays ``None``.
+
+    σ1 is in bins only where w is an image (d = D, not a ``vae``): elsewhere it is in units of the latent, and None.
+    """
+    bins, latent = values.get("bins", 256), values.get("latent_channels")
+    whole = latent is None or latent == values.get("channels", 1) * 4 ** values.get("encoder_levels", 0)
+    in_pixels = values.get("family") != "vae" and whole
+    return {
+        "sigma1_bins": None if sigma1 is None or not in_pixels else sigma1 * bins,
+        "sigma2_bins": None if sigma2 is None else sigma2 * bins,
+    }
 
 
 def field_values(instance: Any) -> dict[str, Any]:

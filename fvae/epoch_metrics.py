@@ -24,8 +24,8 @@ class EpochMetrics:
     seconds: float
     """Seconds of training and validation since the start, over every process that took part."""
     sigma1: float
-    """σ1 of the averaged weights; for ``vae`` the mean (geometric) of σ1(x') over validation images."""
+    """σ1 of the averaged weights; where a network gives it, its geometric mean over validation images."""
     sigma2: float
-    """σ2 of the averaged weights."""
+    """σ2 of the averaged weights; where a network gives it, its geometric mean over validation images."""
     time_ms: int
     """When it was measured: milliseconds since 1970."""

@@ -48,6 +48,8 @@ def layers(config: ModelConfig) -> Iterator[Layer]:
         yield from _encoder(config)
         yield from _decoder(config)
         yield Layer(0, 2, 1)  # σ1 and σ2
+    if config.dequantization == "variational":
+        yield from _dequantization(config)
 
 
 def _convolution(inputs: int, outputs: int, size: int, pixels: int) -> Layer:
@@ -93,8 +95,7 @@ def _encoder(config: ModelConfig) -> Iterator[Layer]:
         yield _convolution(inputs, width, 3 if level == 0 else 1, pixels)
         yield from _residual_blocks(config, pixels)
         inputs = width
-    heads = 1 if config.has_flow else 2
-    yield _convolution(width, heads * _deepest_channels(config), 3, pixels)
+    yield _convolution(width, config.encoder_heads * _deepest_channels(config), 3, pixels)
 
 
 def _decoder(config: ModelConfig) -> Iterator[Layer]:
@@ -108,7 +109,16 @@ def _decoder(config: ModelConfig) -> Iterator[Layer]:
         yield _convolution(width, finer * width, 1, pixels)
         pixels *= finer
     yield from _residual_blocks(config, pixels)
-    yield _convolution(width, finer * config.channels, 3, pixels)
+    yield _convolution(width, config.decoder_heads * finer * config.channels, 3, pixels)
+
+
+def _dequantization(config: ModelConfig) -> Iterator[Layer]:
+    """:class:`fvae.dequantization.VariationalDequantization`."""
+    channels, width, pixels = config.channels, config.dequantization_width, config.height * config.width
+    for _ in range(3):  # the image's context and two couplings' inputs
+        yield _convolution(channels, width, 3, pixels)
+    for _ in range(3):  # the affine map and two couplings
+        yield _convolution(width, 2 * channels, 3, pixels)
 
 
 def _residual_blocks(config: ModelConfig, pixels: int) -> Iterator[Layer]:

@@ -35,5 +35,8 @@ def standard_normal_log_prob(z: Tensor) -> Tensor:
 
 
 def bits_per_dim(log_likelihood: Tensor, dimensions: int, bins: int) -> Tensor:
-    """Log-density of x' (nats per image) to bits/dim of the image: −log p/(D ln 2) + log₂ L."""
+    """Log-density of x' (nats per image) to bits/dim of the image: −log p/(D ln 2) + log₂ L.
+
+    ``bins`` is L, or 1 where the log-likelihood is of the levels themselves: a probability.
+    """
     return -log_likelihood / (dimensions * math.log(2)) + math.log2(bins)

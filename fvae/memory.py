@@ -41,7 +41,8 @@ class TrainingMemory:
     activations: int
     """Most at any moment of a forward and backward pass: what autograd keeps and what layers need in passing."""
     evaluation: int
-    """Most at any moment of scoring :func:`fvae.model.images_at_once` validation images, without gradients."""
+    """Most at any moment of scoring :func:`fvae.model.images_at_once` validation images with all their noise samples,
+    without gradients."""
 
     @property
     def total(self) -> int:
@@ -51,7 +52,12 @@ class TrainingMemory:
 
 
 def training_memory(
-    config: ModelConfig, images: int, *, precision: Precision = "float32", checkpoint_activations: bool = False
+    config: ModelConfig,
+    images: int,
+    *,
+    precision: Precision = "float32",
+    checkpoint_activations: bool = False,
+    validation_samples: int = 1,
 ) -> TrainingMemory:
     """What training ``config`` takes with ``images`` images in a forward pass (the micro-batch of one worker).
 
@@ -74,7 +80,7 @@ def training_memory(
                 loss = model.bits_per_dim(_pixels(config, images)).mean()
             loss.backward()
         with _LiveBytes(model) as scoring:
-            iwae_bits_per_dim(model, _pixels(config, images_at_once(config)), k=1)
+            iwae_bits_per_dim(model, _pixels(config, images_at_once(config)), k=1, samples=validation_samples)
     return TrainingMemory(
         weights=weights,
         gradients=trained,

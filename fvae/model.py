@@ -4,9 +4,12 @@
 
 with w = σ1⊙u + E(x') and z = F(w). The families choose the parts:
 
-    vae    E a network with its own σ1(x'), F the identity, G a network
+    vae    E and G networks, F the identity, σ1 and σ2 trained
     flow   E and G the identity, σ1 = σ2 fixed: every σ term cancels
-    fvae   E and G networks, F a flow, σ1 and σ2 trained scalars
+    fvae   E and G networks, F a flow, σ1 and σ2 trained
+
+σ1 and σ2 are each a scalar or a network's output: σ1(x') is a second output of E, σ2(w) one of G. A discretized
+likelihood puts Σ log P(x|w), a probability of levels, in the place of the Gaussian's density of x'.
 """
 
 from __future__ import annotations
@@ -20,12 +23,14 @@ from torch import Tensor, nn
 from fvae import likelihood
 from fvae.config import ModelConfig
 from fvae.data import Array, as_tensor
+from fvae.dequantization import VariationalDequantization
+from fvae.discretized import bin_log_prob
 from fvae.flow import IdentityFlow, MultiScaleFlow
 from fvae.networks import Decoder, Encoder
 
 
 class ELBOTerms(NamedTuple):
-    """One-sample ELBO of dequantized images, in nats per image, each ``[B]``."""
+    """One-sample ELBO of images, in nats per image, each ``[B]``."""
 
     prior: Tensor
     """log N(z; 0, I)."""
@@ -34,11 +39,11 @@ class ELBOTerms(NamedTuple):
     log_det: Tensor
     """log|det ∂F_x/∂u|, with the log σ1 of every latent dimension."""
     reconstruction: Tensor
-    """log N(x'; G(w), σ2² I)."""
+    """log N(x'; G(w), σ2² I), or log P(x|G(w), σ2) of a discretized likelihood."""
 
     @property
     def elbo(self) -> Tensor:
-        """The bound on log p(x'), ``[B]``."""
+        """The bound on log p(x'), or on log P(x) of a discretized likelihood, ``[B]``."""
         return self.prior - self.posterior + self.log_det + self.reconstruction
 
 
@@ -57,7 +62,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         sizes = {"levels": config.encoder_levels, "blocks": config.encoder_blocks, "width": config.encoder_width}
-        log_sigma1 = torch.tensor(math.log(config.sigma1_init), dtype=torch.get_default_dtype())
+        log_sigma1 = torch.tensor(_log(config.sigma1_init), dtype=torch.get_default_dtype())
         log_sigma2 = torch.tensor(math.log(config.sigma2_init), dtype=torch.get_default_dtype())
         self.flow: MultiScaleFlow | IdentityFlow
         if config.has_flow:
@@ -74,13 +79,17 @@ class Model(nn.Module):
         self.encoder: Encoder | None = None
         self.decoder: Decoder | None = None
         if config.has_encoder:
-            self.encoder = Encoder(config.image_shape, config.latent_shape, **sizes, heads=1 if config.has_flow else 2)
-            self.decoder = Decoder(config.image_shape, config.latent_shape, **sizes)
+            image, latent = config.image_shape, config.latent_shape
+            self.encoder = Encoder(image, latent, **sizes, heads=config.encoder_heads)
+            self.decoder = Decoder(image, latent, **sizes, heads=config.decoder_heads)
             self.log_sigma1 = nn.Parameter(log_sigma1)
             self.log_sigma2 = nn.Parameter(log_sigma2)
         else:
             self.register_buffer("log_sigma1", log_sigma1)
             self.register_buffer("log_sigma2", log_sigma1.clone())
+        self.dequantization: VariationalDequantization | None = None
+        if config.dequantization == "variational":
+            self.dequantization = VariationalDequantization(config.channels, config.dequantization_width)
         self._initialized = not config.has_flow
 
     # --- the objective ---------------------------------------------------------------------------
@@ -88,37 +97,73 @@ class Model(nn.Module):
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean E(x') and log-scale log σ1 of w given dequantized ``x [B, C, H, W]``.
 
-        The mean has w's shape; the log-scale is a scalar, or w's shape for ``vae``.
+        The mean has w's shape; the log-scale is a scalar, or has w's shape where a network gives it.
         """
         if self.encoder is None:
             return x, self.log_sigma1
         mean, *rest = self.encoder(x)
         return mean, self.log_sigma1 + rest[0] if rest else self.log_sigma1
 
+    def observation(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean G(w) ``[B, C, H, W]`` and log-scale log σ2 of p(x'|w): a scalar, or ``[B, C, H, W]`` from a network."""
+        if self.decoder is None:
+            return w, self.log_sigma2
+        mean, *rest = self.decoder(w).chunk(self.config.decoder_heads, dim=1)
+        return mean, self.log_sigma2 + rest[0] if rest else self.log_sigma2
+
     def decoder_mean(self, w: Tensor) -> Tensor:
         """G(w): the mean of p(x'|w), ``[B, C, H, W]``."""
-        return w if self.decoder is None else self.decoder(w)
+        return self.observation(w)[0]
 
     def elbo_terms(self, x: Tensor, u: Tensor) -> ELBOTerms:
-        """The objective's terms for dequantized ``x [B, C, H, W]`` and ``u ~ N(0, I)`` of w's shape."""
+        """The objective's terms for dequantized ``x [B, C, H, W]`` and ``u ~ N(0, I)`` of w's shape.
+
+        For a discretized likelihood ``x`` is the middle of each level's bin.
+        """
+        if not (self.config.has_encoder or self.config.sigma1_init):
+            return self._elbo_terms_without_noise(x)
         mean, log_sigma1 = self.posterior(x)
         w = torch.addcmul(mean, u, log_sigma1.exp())  # [B, *latent_shape]
         z, flow_log_det = self.flow(w)
         per_image = u.numel() // len(u)
         shared = log_sigma1.ndim == 0
         sigma_log_det = per_image * log_sigma1 if shared else likelihood.sum_per_image(log_sigma1)
-        residual = (x - self.decoder_mean(w)) * torch.exp(-self.log_sigma2)
         return ELBOTerms(
             prior=likelihood.standard_normal_log_prob(z),
             posterior=likelihood.standard_normal_log_prob(u),
             log_det=flow_log_det + sigma_log_det,
-            reconstruction=likelihood.standard_normal_log_prob(residual) - self.config.dimensions * self.log_sigma2,
+            reconstruction=self._reconstruction(x, w),
         )
 
+    def _reconstruction(self, x: Tensor, w: Tensor) -> Tensor:
+        """log p(x'|w) or log P(x|w), nats ``[B]``."""
+        mean, log_sigma2 = self.observation(w)
+        if self.config.likelihood == "discretized":
+            bins = self.config.bins
+            levels = torch.round((x + 0.5) * bins - 0.5)
+            log_scale = log_sigma2 + math.log(bins)
+            return likelihood.sum_per_image(bin_log_prob(levels, (mean + 0.5) * bins - 0.5, log_scale, bins))
+        residual = (x - mean) * torch.exp(-log_sigma2)
+        shared = log_sigma2.ndim == 0
+        sigma_log_det = self.config.dimensions * log_sigma2 if shared else likelihood.sum_per_image(log_sigma2)
+        return likelihood.standard_normal_log_prob(residual) - sigma_log_det
+
+    def _elbo_terms_without_noise(self, x: Tensor) -> ELBOTerms:
+        """A flow's with σ = 0: what σ and u give the other terms cancels at any σ, and has no value at 0."""
+        z, log_det = self.flow(x)
+        nothing = z.new_zeros(len(z))
+        return ELBOTerms(likelihood.standard_normal_log_prob(z), nothing, log_det, nothing)
+
     def noise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Fresh ``r ~ U[0, 1)`` ``[count, C, H, W]`` and ``u ~ N(0, I)`` ``[count, *latent_shape]``."""
+        """Fresh ``r ~ U[0, 1)`` ``[count, C, H, W]`` and ``u ~ N(0, I)`` ``[count, *latent_shape]``.
+
+        A discretized likelihood dequantizes nothing: r is ½, the middle of the bin.
+        """
         like = self.log_sigma1
-        r = torch.rand(count, *self.config.image_shape, generator=generator, dtype=like.dtype, device=like.device)
+        if self.config.likelihood == "discretized":
+            r = like.new_full((1,), 0.5).expand(count, *self.config.image_shape)
+        else:
+            r = torch.rand(count, *self.config.image_shape, generator=generator, dtype=like.dtype, device=like.device)
         u = torch.randn(count, *self.config.latent_shape, generator=generator, dtype=like.dtype, device=like.device)
         return r, u
 
@@ -135,10 +180,32 @@ class Model(nn.Module):
         """
         images = self._checked(images)
         r, u = noise or self.noise(len(images), generator)
-        x = likelihood.dequantize(images, self.config.bins, r)
         if self.training and not self._initialized:
-            self._initialize(x, u)
-        return likelihood.bits_per_dim(self.elbo_terms(x, u).elbo, self.config.dimensions, self.config.bins)
+            self._initialize(images, r, u)
+        return self._bits_per_dim(self.log_weight(images, r, u))
+
+    def log_weight(self, images: Tensor, r: Tensor, u: Tensor) -> Tensor:
+        """log of the importance weight of one sample: an unbiased estimate of the ELBO of ``images``, nats ``[B]``.
+
+        ``images`` are a tensor of levels on the model's device, ``r`` and ``u`` as :meth:`noise` gives them. The
+        density is that of x', or the probability of the levels where the likelihood is discretized.
+        """
+        x, dequantization_log_det = self._dequantized(images, r)
+        elbo = self.elbo_terms(x, u).elbo
+        return elbo if dequantization_log_det is None else elbo + dequantization_log_det
+
+    def _dequantized(self, images: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x' ``[B, C, H, W]`` from levels and r; log|det ∂r/∂r₀| ``[B]`` where variational dequantization changes r."""
+        if self.config.likelihood == "discretized":
+            r = torch.full_like(r, 0.5)
+        if self.dequantization is None:
+            return likelihood.dequantize(images, self.config.bins, r), None
+        r, log_det = self.dequantization(likelihood.dequantize(images, self.config.bins, torch.full_like(r, 0.5)), r)
+        return likelihood.dequantize(images, self.config.bins, r), log_det
+
+    def _bits_per_dim(self, log_likelihood: Tensor) -> Tensor:
+        bins = 1 if self.config.likelihood == "discretized" else self.config.bins
+        return likelihood.bits_per_dim(log_likelihood, self.config.dimensions, bins)
 
     def forward(
         self,
@@ -160,12 +227,11 @@ class Model(nn.Module):
         do nothing.
         """
         images = self._checked(images)
-        r, u = noise or self.noise(len(images), generator)
-        self._initialize(likelihood.dequantize(images, self.config.bins, r), u)
+        self._initialize(images, *(noise or self.noise(len(images), generator)))
 
     @torch.no_grad()
-    def _initialize(self, x: Tensor, u: Tensor) -> None:
-        mean, log_sigma1 = self.posterior(x)
+    def _initialize(self, images: Tensor, r: Tensor, u: Tensor) -> None:
+        mean, log_sigma1 = self.posterior(self._dequantized(images, r)[0])
         self.flow.initialize(torch.addcmul(mean, u, log_sigma1.exp()))
         self._initialized = True
 
@@ -238,23 +304,33 @@ class Model(nn.Module):
 
     @property
     def sigma1(self) -> float:
-        """σ1 now (for ``vae`` only the part of σ1(x') that all images share: see :meth:`mean_sigma1`)."""
+        """σ1 now (where a network gives it, only the part that all images share: see :meth:`mean_sigma1`)."""
         return self.log_sigma1.exp().item()
 
     @torch.no_grad()
     def mean_sigma1(self, images: Array) -> float:
         """Geometric mean of σ1(x') over the first of ``images [B, C, H, W]`` and their dimensions, in units of the
-        range of levels; σ1 where it is a scalar.
+        latent (where d = D and there is a flow: of the range of levels); σ1 where it is a scalar.
         """
-        if self.config.has_flow:
+        if self.config.encoder_heads == 1:
             return self.sigma1
         images = self._checked(images)[: images_at_once(self.config)]
         return self._posterior_at_bin_middle(images)[1].mean().exp().item()
 
     @property
     def sigma2(self) -> float:
-        """σ2 now."""
+        """σ2 now (where a network gives it, only the part that all images share: see :meth:`mean_sigma2`)."""
         return self.log_sigma2.exp().item()
+
+    @torch.no_grad()
+    def mean_sigma2(self, images: Array) -> float:
+        """Geometric mean of σ2(w) over the first of ``images [B, C, H, W]`` and their dimensions, at the posterior's
+        mean, in units of the range of levels; σ2 where it is a scalar.
+        """
+        if self.config.decoder_heads == 1:
+            return self.sigma2
+        images = self._checked(images)[: images_at_once(self.config)]
+        return self.observation(self._posterior_at_bin_middle(images)[0])[1].mean().exp().item()
 
     def _latent_mean(self, images: Array) -> Tensor:
         return self._posterior_at_bin_middle(self._checked(images))[0]
@@ -288,6 +364,11 @@ class Model(nn.Module):
         self._initialized = False  # the ActNorm flags just loaded decide, each for itself
 
 
+def _log(scale: float) -> float:
+    """log σ; −∞ for a flow without noise."""
+    return math.log(scale) if scale else -math.inf
+
+
 def build(config: ModelConfig) -> Model:
     """A new model, in training mode, its weights drawn from torch's global random state."""
     return Model(config)
@@ -307,7 +388,13 @@ SAMPLES_AT_ONCE = {"cpu": 4, "cuda": 8}
 
 @torch.no_grad()
 def iwae_bits_per_dim(
-    model: Model, images: Array, k: int, generator: torch.Generator | None = None, batch_size: int | None = None
+    model: Model,
+    images: Array,
+    k: int,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+    *,
+    samples: int = 1,
 ) -> Tensor:
     """Importance-weighted upper bound on bits/dim with k samples (IWAE, arXiv 1509.00519, eq. 8): float64 ``[B]``.
 
@@ -315,22 +402,28 @@ def iwae_bits_per_dim(
 
     Each sample has fresh dequantization noise r and posterior noise u, so the bound falls towards
     the exact −log₂ P(x)/D as k grows; k = 1 is the ELBO. ``batch_size`` bounds the samples in
-    memory at once (default: by the images' size); the noise does not depend on it. Raises ``ValueError``
-    for k < 1 and for images that do not fit.
+    memory at once (default: by the images' size); the noise does not depend on it. The mean of ``samples``
+    such bounds is the same bound with a lower variance. Raises ``ValueError`` for k < 1 and for images that do not fit.
     """
     if not (isinstance(k, int) and k >= 1):
         raise ValueError(f"k={k!r}: must be an integer of at least 1")
+    log_weights = _log_weights(model, images, samples * k, generator, batch_size).reshape(samples, k, -1)
+    return model._bits_per_dim(torch.logsumexp(log_weights, dim=1) - math.log(k)).mean(0)
+
+
+def _log_weights(
+    model: Model, images: Array, samples: int, generator: torch.Generator | None, batch_size: int | None
+) -> Tensor:
+    """:meth:`Model.log_weight` of so many samples of each image: nats, float64 ``[samples, B]``."""
     config = model.config
     images = model._checked(images)
     batch_size = batch_size or SAMPLES_AT_ONCE.get(images.device.type, 4) * images_at_once(config)
-    at_once = max(1, min(k, batch_size // len(images)))
+    at_once = max(1, min(samples, batch_size // len(images)))
     log_weights = []
-    for start in range(0, k, at_once):
-        samples = min(at_once, k - start)
-        drawn = [model.noise(len(images), generator) for _ in range(samples)]
-        r, u = (torch.cat(noise) for noise in zip(*drawn, strict=True))  # [samples·B, …]
-        repeated = images.repeat(samples, 1, 1, 1)  # [samples·B, C, H, W]
-        terms = model.elbo_terms(likelihood.dequantize(repeated, config.bins, r), u)
-        log_weights.append(terms.elbo.double().reshape(samples, -1))
-    log_mean = torch.logsumexp(torch.cat(log_weights), dim=0) - math.log(k)  # [B]
-    return likelihood.bits_per_dim(log_mean, config.dimensions, config.bins)
+    for start in range(0, samples, at_once):
+        count = min(at_once, samples - start)
+        drawn = [model.noise(len(images), generator) for _ in range(count)]
+        r, u = (torch.cat(noise) for noise in zip(*drawn, strict=True))  # [count·B, …]
+        repeated = images.repeat(count, 1, 1, 1)  # [count·B, C, H, W]
+        log_weights.append(model.log_weight(repeated, r, u).double().reshape(count, -1))
+    return torch.cat(log_weights)

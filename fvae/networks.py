@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from fvae.bijections import convolve, squeeze, unsqueeze, zero_convolution
@@ -87,7 +88,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """G: the mirror of :class:`Encoder`, from w to the mean of p(x'|w), ``[B, C, H, W]``."""
+    """G: the mirror of :class:`Encoder`, from w to the mean of p(x'|w), and to its log-scale where ``heads`` is 2."""
 
     def __init__(
         self,
@@ -97,10 +98,11 @@ class Decoder(nn.Module):
         levels: int,
         blocks: int,
         width: int,
+        heads: int = 1,
     ) -> None:
         super().__init__()
         channels = image_shape[0]
-        self.levels = levels
+        self.levels, self.heads = levels, heads
         self.reshapes = latent_shape == image_shape
         self.skip = math.prod(latent_shape) == math.prod(image_shape)
         self.entry = nn.Conv2d(channels * 4**levels if self.reshapes else latent_shape[0], width, 3, padding=1)
@@ -110,11 +112,11 @@ class Decoder(nn.Module):
         for level in range(scales):
             self.blocks.append(nn.Sequential(*(ResidualBlock(width) for _ in range(blocks))))
             last = level == scales - 1
-            outputs = (channels if last else width) * (4 if levels else 1)
+            outputs = (channels * heads if last else width) * (4 if levels else 1)
             self.exits.append(zero_convolution(width, outputs) if last else nn.Conv2d(width, outputs, 1))
 
     def forward(self, w: Tensor) -> Tensor:
-        """``w`` of the latent's shape → ``[B, C, H, W]``."""
+        """``w`` of the latent's shape → ``[B, heads·C, H, W]``, the mean's channels first."""
         latent = w.permute(0, 2, 3, 1)
         if self.reshapes:
             latent = squeeze_times(latent, self.levels)
@@ -125,5 +127,7 @@ class Decoder(nn.Module):
                 h = unsqueeze(h)
         h = h.to(w.dtype)
         if self.skip:
-            h = h + unsqueeze_times(latent, self.levels)
+            mean, *scale = h.chunk(self.heads, dim=-1)
+            mean = mean + unsqueeze_times(latent, self.levels)
+            h = torch.cat((mean, *scale), dim=-1) if scale else mean
         return h.permute(0, 3, 1, 2)

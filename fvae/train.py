@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fvae.config import ConfigError, ModelConfig, require, require_integer
+from fvae.config import ConfigError, ModelConfig, identity_fields, require, require_integer
 from fvae.data import Array, ImageSource, TensorImages, derived_seed, image_source, steps_per_epoch
 from fvae.epoch_metrics import EpochMetrics
 from fvae.evaluation import ALONE, NonFiniteError, evaluate
@@ -86,15 +86,11 @@ class Trainer:
         self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         set_activation_checkpointing(self.model, checkpoint_activations)
         self.ema: Model = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.parameters = list(self.model.parameters())
-        self._ema_parameters = list(self.ema.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            train_config.learning_rate,
-            weight_decay=train_config.weight_decay,
-            betas=(0.9, 0.99),
-            fused=True,
-        )
+        groups, ema_groups = (self._parameter_groups(each) for each in (self.model, self.ema))
+        self.parameters = [parameter for group in groups.values() for parameter in group]
+        self._ema_parameters = [parameter for group in ema_groups.values() for parameter in group]
+        self._peak_rates = list(groups)
+        self.optimizer = self._optimizer(groups)
         self.generator = torch.Generator(self.device).manual_seed(derived_seed(train_config.seed, "train"))
         self.steps_per_epoch = steps_per_epoch(len(self.train_images), train_config.batch_size)
         self.step = 0
@@ -148,7 +144,13 @@ class Trainer:
         images = self._images_seen(self.step) - self._images_seen(first_step)
         self._sums.zero_()
         # The same noise after every epoch and in every trial of a seed: their differences are the models'.
-        bits = evaluate(self.ema, self.val_images, seed=derived_seed(self.config.seed, "val"), workers=self.workers)
+        bits = evaluate(
+            self.ema,
+            self.val_images,
+            samples=self.config.validation_samples,
+            seed=derived_seed(self.config.seed, "val"),
+            workers=self.workers,
+        )
         val_bpd = float(bits.mean())
         if val_bpd < self.best_val_bpd:
             self.best_val_bpd, self.best_epoch = val_bpd, self.epoch
@@ -163,7 +165,7 @@ class Trainer:
             images=self._images_seen(self.step),
             seconds=self.seconds,
             sigma1=self.ema.mean_sigma1(self.val_images.first(images_at_once(self.ema.config))),
-            sigma2=self.ema.sigma2,
+            sigma2=self.ema.mean_sigma2(self.val_images.first(images_at_once(self.ema.config))),
             time_ms=time.time_ns() // 1_000_000,
         )
         self.history.append(metrics)
@@ -183,10 +185,10 @@ class Trainer:
                 micro_batch_size=self._micro_batch_size,
                 compile=self._compile,
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * self._learning_rate_factor()
+        for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = peak * self._learning_rate_factor()
         loss = self._global_batch.backward(images, self.model.noise(count, self.generator), count)
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip, foreach=True)
+        grad_norm = self._clip()
         self._guard.note(self.step, self.epoch + 1, loss, grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -202,6 +204,22 @@ class Trainer:
         if self._best:
             model.load_state_dict(self._best)
         return model
+
+    def _parameter_groups(self, model: Model) -> dict[float, list[torch.nn.Parameter]]:
+        """The parameters by their peak learning rate."""
+        config, groups = self.config, dict[float, list[torch.nn.Parameter]]()
+        for name, parameter in model.named_parameters():
+            own = config.sigma_learning_rate if name in ("log_sigma1", "log_sigma2") else None
+            groups.setdefault(own or config.learning_rate, []).append(parameter)
+        return groups
+
+    def _optimizer(self, groups: dict[float, list[torch.nn.Parameter]]) -> torch.optim.Optimizer:
+        parameters = [{"params": parameters, "lr": peak} for peak, parameters in groups.items()]
+        return torch.optim.AdamW(parameters, weight_decay=self.config.weight_decay, betas=(0.9, 0.99), fused=True)
+
+    def _clip(self) -> Tensor:
+        """Bring the gradient's norm down to the limit. Returns the norm before."""
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip, foreach=True)
 
     def _initialize(self, images: Tensor, count: int) -> None:
         """ActNorm, once, from the whole first global batch, by worker 0; then everybody has its weights."""
@@ -298,7 +316,7 @@ class Trainer:
         """Continue from :meth:`state`, on this trainer's device. Raises ``ConfigError``, which says ``where``, for that
         of another training."""
         for key, value in self._identity().items():
-            if state.metadata.get(key) != value:
+            if _identity(key, state.metadata.get(key)) != _identity(key, value):
                 raise ConfigError(
                     f"{where}: a checkpoint of another training ({key} differs); remove it to start again"
                 )
@@ -330,3 +348,9 @@ class Trainer:
             "train": self.config.to_dict(),
             "train_images": len(self.train_images),
         }
+
+
+def _identity(key: str, value: Any) -> Any:
+    """A part of :meth:`Trainer._identity` as any version would have written it."""
+    configs = {"model": ModelConfig, "train": TrainConfig}
+    return identity_fields(configs[key], value) if key in configs and isinstance(value, dict) else value

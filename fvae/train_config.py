@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, get_args
 
-from fvae.config import from_fields, is_number, require, require_choice, require_integer, require_positive
+from fvae.config import LATER, from_fields, is_number, require, require_choice, require_integer, require_positive
 
 Precision = Literal["float32", "bf16"]
 
@@ -20,6 +20,8 @@ class TrainConfig:
     """Images per step; the last batch of an epoch may be smaller."""
     learning_rate: float = 4e-3
     """Adam's peak rate, after warm-up; it then falls to 0 along a cosine."""
+    sigma_learning_rate: float | None = dataclasses.field(default=None, metadata=LATER)
+    """The peak rate of log σ1 and log σ2. ``None``: the same as the other parameters'."""
     warmup_steps: int = 100
     """Steps over which the rate rises from 0."""
     gradient_clip: float = 1.0
@@ -30,6 +32,8 @@ class TrainConfig:
     """AdamW's decoupled weight decay."""
     precision: Precision = "float32"
     """``bf16``: the networks under autocast; likelihood terms stay in float32."""
+    validation_samples: int = dataclasses.field(default=1, metadata=LATER)
+    """Noise samples of each validation image, whose bounds are averaged."""
     seed: int = 0
     """Seeds initial weights, order and noise."""
 
@@ -38,7 +42,10 @@ class TrainConfig:
         require_integer("batch_size", self.batch_size, 1)
         require_integer("warmup_steps", self.warmup_steps, 0)
         require_integer("seed", self.seed, 0)
+        require_integer("validation_samples", self.validation_samples, 1)
         require_positive("learning_rate", self.learning_rate)
+        if self.sigma_learning_rate is not None:
+            require_positive("sigma_learning_rate", self.sigma_learning_rate)
         require_positive("gradient_clip", self.gradient_clip)
         require(
             is_number(self.ema_decay) and 0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay!r}: must be in [0, 1)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from hypothesis import settings
@@ -18,6 +19,9 @@ EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**16)
 couplings = st.sampled_from(("affine", "additive"))
 mixings = st.sampled_from(("plu", "permutation"))
+likelihoods = st.sampled_from(("gaussian", "discretized"))
+scales = st.sampled_from(("scalar", "network"))
+dequantizations = st.sampled_from(("uniform", "variational"))
 
 
 @st.composite
@@ -51,9 +55,22 @@ def model_configs(draw: st.DrawFn, families: tuple[Family, ...] = FAMILIES) -> M
         encoder_blocks=draw(st.integers(0, 2)),
         encoder_width=draw(st.integers(4, 6)),
         latent_channels=latent_channels,
-        sigma1_init=draw(st.sampled_from((0.003, 0.05, 0.4))),
+        sigma1_init=draw(st.sampled_from((0.003, 0.05, 0.4) if family != "flow" else (0.0, 0.003, 0.4))),
         sigma2_init=draw(st.sampled_from((0.003, 0.05, 0.4))),
+        **draw(observation_options(family)),
     )
+
+
+@st.composite
+def observation_options(draw: st.DrawFn, family: Family) -> dict[str, Any]:
+    """The options of a config for how an image is observed."""
+    if family == "flow":
+        return {"dequantization": draw(dequantizations), "dequantization_width": draw(st.integers(2, 4))}
+    return {
+        "likelihood": draw(likelihoods),
+        "posterior_scale": draw(scales),
+        "decoder_scale": draw(scales),
+    }
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from fvae.config import ConfigError, ModelConfig, halvings
+from fvae.config import FAMILIES, ConfigError, ModelConfig, fields_in_use, halvings, identity_fields, scales_in_bins
 from fvae.model import build
 from tests.fvae.strategies import EXAMPLES, config_of, model_configs, random_images
 
@@ -33,8 +33,15 @@ REFUSED = [
     ({"encoder_blocks": -1}, "encoder_blocks=-1", "at least 0"),
     ({"bins": 1}, "bins=1", "at least 2"),
     ({"bins": 257}, "bins=257", "at most 256"),
-    ({"sigma1_init": 0.0}, "sigma1_init=0.0", "above 0"),
-    ({"sigma1_init": -0.1}, "sigma1_init=-0.1", "above 0"),
+    ({"family": "fvae", "sigma1_init": 0.0}, "sigma1_init=0.0", "above 0"),
+    ({"sigma1_init": -0.1}, "sigma1_init=-0.1", "at least 0"),
+    ({"sigma1_init": math.nan}, "sigma1_init=nan", "finite"),
+    ({"likelihood": "logistic"}, "likelihood='logistic'", "gaussian, discretized"),
+    ({"likelihood": "discretized"}, "likelihood='discretized'", "leave it 'gaussian'"),
+    ({"family": "vae", "posterior_scale": "vector"}, "posterior_scale='vector'", "scalar, network"),
+    ({"dequantization": "none"}, "dequantization='none'", "uniform, variational"),
+    ({"family": "fvae", "dequantization": "variational"}, "dequantization='variational'", "discretized"),
+    ({"dequantization_width": 0}, "dequantization_width=0", "at least 1"),
     ({"sigma2_init": math.nan}, "sigma2_init=nan", "finite"),
     ({"sigma2_init": math.inf}, "sigma2_init=inf", "finite"),
     ({"flow_levels": 3}, "flow_levels=3", "flow_levels ≤ 2"),
@@ -79,6 +86,51 @@ def test_dictionary_with_an_unknown_or_a_missing_field_is_refused() -> None:
     del values["height"]
     with pytest.raises(ConfigError, match="height: missing from ModelConfig"):
         ModelConfig.from_dict(values)
+
+
+def test_posterior_scale_is_by_default_the_papers() -> None:
+    assert [config_of(family).encoder_heads for family in FAMILIES] == [2, 1, 1]
+    for scale, heads in (("scalar", 1), ("network", 2)):
+        assert {config_of(family, posterior_scale=scale).encoder_heads for family in ("vae", "fvae")} == {heads}
+    assert dataclasses.replace(config_of("vae"), family="fvae").encoder_heads == 1
+
+
+def test_an_identity_is_the_same_without_the_fields_that_came_later() -> None:
+    values = config_of("fvae").to_dict()
+    earlier = {name: value for name, value in values.items() if name not in LATER_FIELDS}
+    assert identity_fields(ModelConfig, values) == earlier == identity_fields(ModelConfig, earlier)
+    chosen = config_of("fvae", likelihood="discretized").to_dict()
+    assert identity_fields(ModelConfig, chosen) == earlier | {"likelihood": "discretized"}
+
+
+LATER_FIELDS = ("likelihood", "posterior_scale", "decoder_scale", "dequantization", "dequantization_width")
+
+
+@EXAMPLES
+@given(config=model_configs())
+def test_fields_in_use_make_the_same_model(config: ModelConfig) -> None:
+    """And each of them has an effect: none of another family's is left."""
+    values = fields_in_use(config.to_dict())
+    same = ModelConfig.from_dict(values)
+    torch.manual_seed(0)
+    model = build(config)
+    torch.manual_seed(0)
+    other = build(same)
+    images = random_images(config, 4)
+    bits = [each.eval().bits_per_dim(images, torch.Generator().manual_seed(0)) for each in (model, other)]
+    assert torch.equal(*bits)
+    assert ("flow_depth" in values) == ("mixing" in values) == config.has_flow
+    assert ("encoder_width" in values) == ("likelihood" in values) == config.has_encoder
+    assert ("dequantization" in values) == (config.family == "flow")
+
+
+def test_scales_in_bins() -> None:
+    fvae, vae = config_of("fvae", bins=16).to_dict(), config_of("vae", bins=16).to_dict()
+    assert scales_in_bins(fvae, 0.5, 0.25) == {"sigma1_bins": 8.0, "sigma2_bins": 4.0}
+    assert scales_in_bins(vae, 0.5, None) == {"sigma1_bins": None, "sigma2_bins": None}
+    whole = fvae | {"latent_channels": 4}  # another shape of as many dimensions
+    assert scales_in_bins(whole, 0.5, 0.25) == scales_in_bins(fvae, 0.5, 0.25)
+    assert scales_in_bins(fvae | {"latent_channels": 1}, 0.5, 0.25) == {"sigma1_bins": None, "sigma2_bins": 4.0}
 
 
 def test_config_is_frozen() -> None:

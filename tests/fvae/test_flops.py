@@ -26,9 +26,9 @@ def measured(config: ModelConfig) -> tuple[int, int]:
         model = build(config)
         counts = []
         for batch in (1, 2):
-            x, u = torch.empty(batch, *config.image_shape), torch.empty(batch, *config.latent_shape)
+            r, u = torch.empty(batch, *config.image_shape), torch.empty(batch, *config.latent_shape)
             with FlopCounterMode(display=False) as counter, torch.no_grad():
-                model.elbo_terms(x, u)
+                model.log_weight(torch.empty(batch, *config.image_shape, dtype=torch.uint8), r, u)
             counts.append(counter.get_total_flops())
     return model.parameter_count(), counts[1] - counts[0]
 

@@ -74,18 +74,32 @@ def test_arrays_tensors_and_sources_of_them_train_alike_to_the_bit() -> None:
         assert all(torch.equal(a, b) for a, b in zip(tensors, measured[0][1], strict=True))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+NETWORKS = {"likelihood": "discretized", "posterior_scale": "network", "decoder_scale": "network"}
+OPTIONS: dict[str, tuple[TrainConfig, dict[str, object]]] = {
+    **{family: (SETTINGS, {"family": family}) for family in FAMILIES},
+    "discretized": (dataclasses.replace(SETTINGS, sigma_learning_rate=1e-2), {"family": "fvae", **NETWORKS}),
+    "variational": (
+        dataclasses.replace(SETTINGS, validation_samples=3),
+        {"family": "flow", "dequantization": "variational", "sigma1_init": 0.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(("epochs", "steps"), [(0, 1), (1, 0), (1, 2), (2, 3)])
-def test_resumed_equals_uninterrupted_to_the_bit(family: str, epochs: int, steps: int, tmp_path: Path) -> None:
-    whole = trainer(family)
+def test_resumed_equals_uninterrupted_to_the_bit(options: str, epochs: int, steps: int, tmp_path: Path) -> None:
+    train, model = OPTIONS[options]
+    family = str(model["family"])
+    changes = {name: value for name, value in model.items() if name != "family"}
+    whole = trainer(family, train, **changes)
     measured = run(whole)
-    stopped = trainer(family)
+    stopped = trainer(family, train, **changes)
     for _ in range(epochs):
         stopped.train_epoch()
     for _ in range(steps):
         stopped.train_step()
     stopped.save(tmp_path / "state.safetensors")
-    resumed = trainer(family)
+    resumed = trainer(family, train, **changes)
     resumed.restore(tmp_path / "state.safetensors")
     assert run(resumed) == measured[epochs:]
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
@@ -103,6 +117,55 @@ def test_restore_refuses_another_training(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ConfigError, match="not a whole safetensors file"):
         trainer("flow").restore(path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_of_an_earlier_version_goes_on(family: str, tmp_path: Path) -> None:
+    """Its configs lack the fields that have come since."""
+    since = {
+        "model": ("likelihood", "posterior_scale", "decoder_scale", "dequantization", "dequantization_width"),
+        "train": ("sigma_learning_rate", "validation_samples"),
+    }
+    stopped = trainer(family)
+    stopped.train_epoch()
+    state = stopped.state()
+    assert state is not None
+    for part, names in since.items():
+        for name in names:
+            del state.metadata[part][name]
+    state.write(tmp_path / "state.safetensors")
+    resumed = trainer(family)
+    resumed.restore(tmp_path / "state.safetensors")
+    assert run(resumed) == run(trainer(family))[1:]
+
+
+def test_the_scales_have_a_learning_rate_of_their_own() -> None:
+    """The first step of Adam moves every parameter by its rate."""
+    train = dataclasses.replace(SETTINGS, warmup_steps=0, learning_rate=1e-3, sigma_learning_rate=0.05)
+    trained = trainer("fvae", train)
+    before = {name: parameter.detach().clone() for name, parameter in trained.model.named_parameters()}
+    trained.train_step()
+    moved = {name: (parameter - before[name]).abs().max() for name, parameter in trained.model.named_parameters()}
+    for name in ("log_sigma1", "log_sigma2"):
+        assert float(moved.pop(name)) == pytest.approx(0.05, rel=1e-3)
+    moved = {name: each for name, each in moved.items() if "affine" not in name}  # ActNorm is set in the first step
+    assert max(map(float, moved.values())) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_validation_averages_its_noise_samples() -> None:
+    """The same bound with less of the noise's luck: the mean of as many draws, and nearer to the mean of many."""
+    trained = trainer("fvae")
+    run(trained)
+    model, validation = trained.best_model(), images(20, seed=1)
+    generator = torch.Generator().manual_seed(derived_seed(7, "batch/0"))
+    draws = torch.stack([iwae_bits_per_dim(model, validation, 1, generator) for _ in range(5)])
+    found = evaluate(model, validation, samples=5, seed=7)
+    torch.testing.assert_close(found, draws.mean(0).double())
+    spread = [
+        torch.stack([evaluate(model, validation, samples=count, seed=s).mean() for s in range(30)]).std()
+        for count in (1, 16)
+    ]
+    assert float(spread[1]) < 0.5 * float(spread[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -207,6 +270,8 @@ def test_bf16_trains_near_float32_and_evaluates_in_float32() -> None:
         ("seed", -1),
         ("gradient_clip", 0.0),
         ("weight_decay", -0.1),
+        ("sigma_learning_rate", 0.0),
+        ("validation_samples", 0),
     ],
 )
 def test_impossible_settings_are_named(field: str, value: object) -> None:
