@@ -112,13 +112,12 @@ class Measured:
 
 def smallest(family: Family, shape: tuple[int, int, int], bins: int) -> tuple[ModelConfig, dict[str, float]]:
     """The smallest model of the search's space, and the lowest learning rate."""
-    space = SearchSpace.for_images(shape)
+    space = SearchSpace.for_images(shape, bins)
     point = {name: low for name, (low, *_) in vars(space).items()}
-    point |= {f"{name}_init": point[name] for name in ("sigma1", "sigma2")}
-    point |= {"coupling": "additive", "mixing": "permutation"}
+    point |= {"coupling": "additive", "mixing": "permutation", "posterior_scale": "scalar", "decoder_scale": "scalar"}
     point["latent_share"] = (space.latent_share_vae if family == "vae" else space.latent_share)[-1]
     if family == "vae":
-        point["sigma1_init"] = point["sigma1_vae"]
+        point["sigma1_latent"] = point["sigma1_vae"]
     channels, height, width = shape
     images = {"channels": channels, "height": height, "width": width, "bins": bins}
     return suggest(optuna.trial.FixedTrial(point), family, space, images)

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from fvae.checkpoint import CONFIG, WEIGHTS, add_tensors, load
-from fvae.config import ConfigError, ModelConfig, require
+from fvae.config import ConfigError, ModelConfig, identity_fields, require
 from fvae.model import Model, build
 from fvae.training_state import TrainingState
 from pipelines.checkpoints import CHECKPOINTS, CheckpointStore
@@ -57,7 +57,8 @@ def open_model(location: str, runs: str) -> Model:
 
 def weights_digest(model: Model) -> str:
     """16 hex digits of the config and every weight and buffer: the same wherever, and in whichever file, they lie."""
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    config = identity_fields(ModelConfig, model.config.to_dict())
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     add_tensors(digest, model.state_dict())
     return digest.hexdigest()[:16]
 

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import itertools
 import textwrap
+from collections.abc import Mapping
 from typing import Annotated, Any, get_type_hints
 
 import tyro
@@ -23,8 +24,11 @@ def field_docs(config: type) -> dict[str, str]:
     return docs
 
 
-def optional_fields(config: type, without: tuple[str, ...] = ()) -> type:
-    """A frozen dataclass with ``config``'s fields, each None unless it is given; its help is the config's own."""
+def optional_fields(config: type, without: tuple[str, ...] = (), more: Mapping[str, str] | None = None) -> type:
+    """A frozen dataclass with ``config``'s fields, each None unless it is given; its help is the config's own.
+
+    ``more`` are numbers beside them, each with its help.
+    """
     hints, docs = get_type_hints(config), field_docs(config)
     fields: list[Any] = []
     for field in dataclasses.fields(config):
@@ -33,6 +37,9 @@ def optional_fields(config: type, without: tuple[str, ...] = ()) -> type:
         default = "" if field.default is dataclasses.MISSING else f" (default: {field.default})"
         shown = tyro.conf.arg(help=docs[field.name] + default, help_behavior_hint="")
         fields.append((field.name, Annotated[hints[field.name] | None, shown], dataclasses.field(default=None)))
+    for name, text in (more or {}).items():
+        shown = tyro.conf.arg(help=text, help_behavior_hint="")
+        fields.append((name, Annotated[float | None, shown], dataclasses.field(default=None)))
     made = dataclasses.make_dataclass(f"{config.__name__}Options", fields, frozen=True, kw_only=True)
     made.__doc__ = "What is given here stands above the file's or the run's."
     return made

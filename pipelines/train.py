@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+from fvae.config import fields_in_use
 from fvae.data import Dataset, steps_per_epoch
 from fvae.epoch_metrics import EpochMetrics
 from fvae.flops import parameters_and_flops
@@ -206,7 +207,8 @@ class Training:
         complete = result is not None and result.status == "complete"
         if complete:
             write_mlflow_model(self.run, self.dataset.name)
-        params = {f"{part}.{field}": value for part in ("model", "train") for field, value in self.job[part].items()}
+        params = {f"model.{field}": value for field, value in fields_in_use(self.job["model"]).items()}
+        params |= {f"train.{field}": value for field, value in self.job["train"].items()}
         params |= {f"data.{field}": value for field, value in self.job["dataset"].items()}
         model = self.configs.model
         self.tracker.record(
@@ -217,7 +219,9 @@ class Training:
                 reason=result.reason if result else "",
                 params=params,
                 constants={"size/params": self.parameters, "size/flops_per_image": self.flops},
-                history=tuple(epoch_snapshot(each, self.system.get(each.epoch)) for each in self.history),
+                history=tuple(
+                    epoch_snapshot(each, self.job["model"], self.system.get(each.epoch)) for each in self.history
+                ),
                 final={"best/val_bpd": result.best_val_bpd} if result and result.best_val_bpd is not None else {},
                 artifacts=artifacts(self.run) if complete else (),
                 registered_as=f"fvae-{self.dataset.name}" if self.settings.register else None,

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fvae.config import ConfigError, ModelConfig, require
+from fvae.config import ConfigError, ModelConfig, is_number, require
 from fvae.data import Dataset
 from fvae.train_config import TrainConfig
 from pipelines.optional_fields import given
-from pipelines.train_settings import OF_THE_IMAGES, TrainSettings
+from pipelines.train_settings import IN_BINS, OF_THE_IMAGES, TrainSettings
 
 
 class TrainConfigs(NamedTuple):
@@ -56,12 +56,28 @@ def train_configs(settings: TrainSettings, dataset: Dataset, say: Callable[[str]
         )
     try:
         return TrainConfigs(
-            ModelConfig.from_dict({"family": "fvae"} | tables["model"] | images | given(settings.model)),
+            ModelConfig.from_dict({"family": "fvae"} | _scaled(tables["model"], given(settings.model), images)),
             TrainConfig.from_dict(tables["train"] | given(settings.train)),
             parent_run_id,
         )
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _scaled(table: dict[str, Any], options: dict[str, Any], images: dict[str, int]) -> dict[str, Any]:
+    """A model's fields from a table and the options above it, with the scales that are given in bins in the config's
+    own units. Raises ``ConfigError`` where one of them gives a scale twice."""
+    fields: dict[str, Any] = {}
+    for given_here in (table, options):
+        for name in IN_BINS:
+            field = name.replace("_bins", "_init")
+            if name not in given_here:
+                continue
+            require(field not in given_here, f"{name} and {field}: are one scale in two units; give one of them")
+            require(is_number(given_here[name]), f"{name}={given_here[name]!r}: must be a finite number, in bins")
+            fields[field] = given_here[name] / images["bins"]
+        fields |= {name: value for name, value in given_here.items() if name not in IN_BINS}
+    return fields | images
 
 
 def read_tables(path: Path) -> dict[str, dict[str, Any]]:

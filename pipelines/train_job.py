@@ -6,14 +6,15 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fvae.config import ConfigError, from_fields
+from fvae.config import ConfigError, ModelConfig, from_fields, identity_fields
 from fvae.data import Dataset
 from fvae.epoch_metrics import EpochMetrics
 from fvae.streaming import StreamedDataset
+from fvae.train_config import TrainConfig
 from pipelines.artifacts import Artifact
 from pipelines.datasets import describe
 from pipelines.model_files import MODEL, PICTURES
@@ -23,6 +24,7 @@ from pipelines.stored import read_json
 from pipelines.train_configs import TrainConfigs
 
 JOB, RESULT = "job.json", "result.json"
+CONFIGS = {"model": ModelConfig, "train": TrainConfig}
 FORMAT = 1
 """Raised whenever checkpoints or figures of an earlier version would no longer compare."""
 MLFLOW = "mlflow"
@@ -65,8 +67,18 @@ def identity(dataset: Dataset, configs: TrainConfigs) -> dict[str, Any]:
 
 def default_name(job: dict[str, Any]) -> str:
     """The same for the same job: data set, family, and 6 hex digits of all that it is."""
-    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:6]
-    return f"{as_run_name(job['dataset']['name'])}-{job['model']['family']}-{digest}"
+    return f"{as_run_name(job['dataset']['name'])}-{job['model']['family']}-{job_digest(job)[:6]}"
+
+
+def job_digest(job: dict[str, Any]) -> str:
+    """SHA-256 (hex) of all that a job is: the same, whichever version asks for it."""
+    return hashlib.sha256(json.dumps(_of_any_version(job), sort_keys=True).encode()).hexdigest()
+
+
+def _of_any_version(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields of its configs that came later and have their defaults."""
+    model, train = (identity_fields(kind, job.get(part) or {}) for part, kind in CONFIGS.items())
+    return dict(job) | {"model": model, "train": train}
 
 
 def open_job(run: Storage, job: dict[str, Any]) -> None:
@@ -78,11 +90,10 @@ def open_job(run: Storage, job: dict[str, Any]) -> None:
             raise ConfigError(f"{run.uri}: holds a search; give another --name") from None
         run.write(JOB, (json.dumps(job, indent=1) + "\n").encode())
         return
+    old, new = _of_any_version(theirs), _of_any_version(job)
     for part in job:
-        if theirs.get(part) != job[part]:
-            raise ConfigError(
-                f"{run.uri}: holds another training ({_difference(theirs, job, part)}); give another --name"
-            )
+        if old.get(part) != new[part]:
+            raise ConfigError(f"{run.uri}: holds another training ({_difference(old, new, part)}); give another --name")
 
 
 def read_result(run: Storage) -> TrainResult | None:
@@ -131,5 +142,6 @@ def _difference(theirs: dict[str, Any], mine: dict[str, Any], part: str) -> str:
     """The first thing in ``part`` that is not the same, in a few words."""
     if not (isinstance(theirs.get(part), dict) and isinstance(mine[part], dict)):
         return f"{part} {theirs.get(part)}, not {mine[part]}"
-    name = next(name for name in mine[part] if theirs[part].get(name) != mine[part][name])
-    return f"{part} {name}={theirs[part].get(name)}, not {mine[part][name]}"
+    names = [*mine[part], *theirs[part]]
+    name = next(name for name in names if theirs[part].get(name) != mine[part].get(name))
+    return f"{part} {name}={theirs[part].get(name, 'its default')}, not {mine[part].get(name, 'its default')}"

@@ -14,7 +14,11 @@ from pipelines.worker_resources import WorkerResources
 
 OF_THE_IMAGES = ("channels", "height", "width", "bins")
 """Fields of a model's config that the data set decides."""
-ModelOptions: Any = optional_fields(ModelConfig, without=OF_THE_IMAGES)
+IN_BINS = {
+    "sigma1_bins": "``sigma1_init`` in bins: the distance of two levels is 1, whatever their number.",
+    "sigma2_bins": "``sigma2_init`` in bins.",
+}
+ModelOptions: Any = optional_fields(ModelConfig, without=OF_THE_IMAGES, more=IN_BINS)
 TrainOptions: Any = optional_fields(TrainConfig)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from fvae.config import scales_in_bins
 from fvae.epoch_metrics import EpochMetrics
 from pipelines.artifacts import Artifact
 
@@ -64,13 +65,18 @@ class TrialSnapshot:
             raise ValueError(f"trial {self.id} is to be registered, but has no artifact {MODEL_ARTIFACT!r}")
 
 
-def epoch_snapshot(measured: EpochMetrics, system: Mapping[str, float] | None = None) -> EpochSnapshot:
-    """An epoch under the product's metric names, and with what its machines did (``system/…``)."""
+def epoch_snapshot(
+    measured: EpochMetrics, model: Mapping[str, Any], system: Mapping[str, float] | None = None
+) -> EpochSnapshot:
+    """An epoch of ``model`` (its config's fields) under the product's metric names, and with what its machines did
+    (``system/…``)."""
+    in_bins = scales_in_bins(model, measured.sigma1, measured.sigma2)
     metrics = {
         "train/bpd": measured.train_bpd,
         "val/bpd": measured.val_bpd,
         "sigma1": measured.sigma1,
         "sigma2": measured.sigma2,
+        **{name: value for name, value in in_bins.items() if value is not None},
         "grad_norm": measured.grad_norm,
         "images_per_second": measured.images_per_second,
         "seconds": measured.seconds,

@@ -73,6 +73,7 @@ def assemble(
     ledger: Ledger,
     budget: Allowance,
     *,
+    validation_samples: int = 1,
     source: CandidateSource | None = None,
     strategy: Strategy | None = None,
 ) -> Parts:
@@ -83,6 +84,7 @@ def assemble(
         images: what the models are for.
         ledger: of the search, opened.
         budget: of the search.
+        validation_samples: noise samples of each validation image, in every trial.
         source: the models that may be trained. By default they are those of the images' search space; another source
             needs the sampler ``front`` and no warm start, as everything else reads the space.
         strategy: how the search decides; by default as every user's search does.
@@ -92,10 +94,14 @@ def assemble(
     strategy = strategy or Strategy()
     one_front = settings.goal == "front"
     channels, height, width = images.shape
-    space = SearchSpace.for_images(images.shape)
+    space = SearchSpace.for_images(images.shape, images.bins)
     fields = {"channels": channels, "height": height, "width": width, "bins": images.bins}
     train = TrainConfig(
-        epochs=settings.epochs, batch_size=settings.batch_size, precision=settings.precision, seed=settings.seed
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        precision=settings.precision,
+        seed=settings.seed,
+        validation_samples=validation_samples,
     )
     in_space = SpaceCandidates(space, fields, train)
     if source is None:

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import optuna
 
-from fvae.config import ConfigError, ModelConfig, is_number
+from fvae.config import ConfigError, ModelConfig, identity_fields, is_number
 from fvae.flops import parameters_and_flops
 from fvae.memory import training_memory
 from fvae.train_config import TrainConfig
 from tune.ledger import TrialRecord
-from tune.space import SearchSpace, initial_designs, suggest
+from tune.space import SearchSpace, initial_designs, suggest, suggestion_of
 
 TAKEN = 0.25
 """Probability of each value of a model near another one to be new."""
@@ -60,7 +60,12 @@ class Candidate:
     @cached_property
     def memory_bytes(self) -> int:
         """Bytes of the tensors of its training. Counting them takes up to seconds, unlike the other two."""
-        return training_memory(self.model, self.train["batch_size"], precision=self.train["precision"]).total
+        return training_memory(
+            self.model,
+            self.train["batch_size"],
+            precision=self.train["precision"],
+            validation_samples=self.train.get("validation_samples", 1),
+        ).total
 
     @cached_property
     def _counts(self) -> tuple[int, int]:
@@ -69,7 +74,21 @@ class Candidate:
 
 def key(model: dict[str, Any], train: dict[str, Any]) -> str:
     """:attr:`Candidate.key` of a trial's ``config`` and ``train``."""
-    return json.dumps((model, train), sort_keys=True)
+    return json.dumps((identity_fields(ModelConfig, model), identity_fields(TrainConfig, train)), sort_keys=True)
+
+
+def point_of(record: TrialRecord, space: SearchSpace, images: dict[str, int]) -> dict[str, Any]:
+    """A trial's point in ``space``: its suggestion, or where that is of another version's space its model's point.
+
+    Raises ``ConfigError`` where its config is none of this version's.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of values out of a range
+            suggest(optuna.trial.FixedTrial(record.suggestion), record.family, space, images)
+        return record.suggestion
+    except ValueError:  # it lacks something that is asked for
+        return suggestion_of(ModelConfig.from_dict(record.config), record.train, space)
 
 
 class CandidateSource(Protocol):
@@ -91,7 +110,7 @@ class CandidateSource(Protocol):
 class SpaceCandidates:
     """The candidates of a search space, for images of one shape and one training budget.
 
-    >>> source = SpaceCandidates(SearchSpace.for_images((1, 8, 8)), images, TrainConfig(epochs=20))
+    >>> source = SpaceCandidates(SearchSpace.for_images((1, 8, 8), 17), images, TrainConfig(epochs=20))
     >>> small, *_ = sorted(source.draw("fvae", 100, np.random.default_rng(0)), key=lambda c: c.params)
     """
 
@@ -137,7 +156,8 @@ class SpaceCandidates:
         """See :meth:`CandidateSource.between`."""
         taken = {name: value for name, value in other.suggestion.items() if rng.random() < TAKEN}
         try:
-            return self.at(other.family, parent | taken)
+            # Another choice may ask for what the parent was not asked: the other model was.
+            return self.at(other.family, other.suggestion | parent | taken)
         except ConfigError:
             return None
 

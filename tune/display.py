@@ -130,7 +130,7 @@ def summary(tradeoff: dict[str, Any]) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold", title="Pareto fronts", title_justify="left")
     table.add_column("family")
     table.add_column("trial")
-    for name in ("parameters", "val", "test", "test IWAE-64", "σ1", "σ2"):
+    for name in ("parameters", "val", "test", "test IWAE-64", "σ1 (bins)", "σ2 (bins)"):
         table.add_column(name, justify="right")
     for family, ids in tradeoff["fronts"].items():
         if family == "all":
@@ -142,11 +142,10 @@ def summary(tradeoff: dict[str, Any]) -> RenderableType:
                 trial["id"],
                 f"{trial['params']:,}",
                 *("—" if figure is None else f"{figure:.3f}" for figure in figures),
-                f"{trial['sigma1']:.4f}",
-                f"{trial['sigma2']:.4f}",
+                f"{trial['sigma1']:.3g}*" if trial["sigma1_bins"] is None else f"{trial['sigma1_bins']:.3g}",
+                f"{trial['sigma2_bins']:.3g}",
             )
     claim = tradeoff["claim"]
     verdict = Text(f"Verdict on the paper's claim: {claim['verdict']}. ", style="bold")
-    return Group(
-        table, Text("bits/dim; lower is better", style="dim"), Text(), verdict.append(claim["why"], style="default")
-    )
+    note = "bits/dim; lower is better; *: in units of the latent"
+    return Group(table, Text(note, style="dim"), Text(), verdict.append(claim["why"], style="default"))

@@ -207,7 +207,7 @@ def _hover(trial: Trial) -> str:
     if trial["test_bpd"] is not None:
         lines.append(f"test {trial['test_bpd']:.4f} (k = 1), {trial['test_bpd_iwae64']:.4f} (k = 64) bits/dim")
     if trial["sigma1"] is not None and trial["sigma2"] is not None:
-        lines.append(f"σ1 {trial['sigma1']:.4g} · σ2 {trial['sigma2']:.4g}")
+        lines.append(" · ".join(scale_texts(trial)))
     lines.append(f"{trial['epochs']} epochs · {format_seconds(trial['seconds'])}")
     if trial["reason"]:
         lines.append(escape(trial["reason"]))
@@ -215,6 +215,13 @@ def _hover(trial: Trial) -> str:
     # Three to a line: one to a line would be taller than the panel.
     rows = [", ".join(settings[start : start + 3]) for start in range(0, len(settings), 3)]
     return "<br>".join(lines + [""] + [escape(row) for row in rows])
+
+
+def scale_texts(trial: Trial) -> tuple[str, str]:
+    """A trained σ1 and σ2 as text: in bins, but for σ1 of a latent whose shape is not the image's."""
+    sigma1 = trial["sigma1_bins"]
+    first = f"σ1 {trial['sigma1']:.3g} of the latent" if sigma1 is None else f"σ1 {sigma1:.3g} bins"
+    return first, f"σ2 {trial['sigma2_bins']:.3g} bins"
 
 
 def _log_range(low: float, high: float) -> tuple[float, float]:

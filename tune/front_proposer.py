@@ -21,7 +21,7 @@ import numpy as np
 from fvae.config import ConfigError
 from fvae.data import derived_seed
 from tune.bootstrap import Floats
-from tune.candidates import Candidate, CandidateSource, key
+from tune.candidates import Candidate, CandidateSource, key, point_of
 from tune.designs import spread_order
 from tune.forecasts import Forecast
 from tune.improvement import Staircase
@@ -159,7 +159,7 @@ class FrontProposer:
         near = []
         for candidate in pool[: POOL // 2]:
             parent = on_front[int(rng.integers(len(on_front)))]
-            child = self.source.between(parent.suggestion, candidate, rng)
+            child = self.source.between(point_of(parent, self.space, self.images), candidate, rng)
             near.append(child if child is not None and child in self.untried else candidate)
         return [*near, *pool[POOL // 2 :]]
 
@@ -228,5 +228,6 @@ class FrontProposer:
 
     def _point(self, record: TrialRecord) -> Floats:
         if record.id not in self._points:
-            self._points[record.id] = unit_point(record.family, record.suggestion, self.space, self.images)
+            point = point_of(record, self.space, self.images)
+            self._points[record.id] = unit_point(record.family, point, self.space, self.images)
         return self._points[record.id]

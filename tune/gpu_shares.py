@@ -56,7 +56,9 @@ class GpuShares:
 
     def counted(self, model: dict[str, Any], train: dict[str, Any]) -> int:
         """Bytes of a trial's tensors, as counted."""
-        return self.held_bytes + _tensor_bytes(ModelConfig.from_dict(model), train["batch_size"], train["precision"])
+        samples = train.get("validation_samples", 1)
+        config = ModelConfig.from_dict(model)
+        return self.held_bytes + _tensor_bytes(config, train["batch_size"], train["precision"], samples)
 
 
 class PeakMemory(tune.Callback):
@@ -98,5 +100,5 @@ def _card_bytes() -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _tensor_bytes(model: ModelConfig, batch_size: int, precision: Precision) -> int:
-    return training_memory(model, batch_size, precision=precision).total
+def _tensor_bytes(model: ModelConfig, batch_size: int, precision: Precision, validation_samples: int) -> int:
+    return training_memory(model, batch_size, precision=precision, validation_samples=validation_samples).total

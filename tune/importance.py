@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,9 +56,14 @@ def _importance(trials: Sequence[TrialRecord]) -> dict[str, float]:
 def _column(values: list[Any]) -> tuple[list[Any], BaseDistribution]:
     """A parameter's values and a distribution that holds them.
 
-    fANOVA knows no conditional parameters, so one that some trials lack becomes a category with
-    ``None``. It measures volume in raw units, so a log-searched one is handed over as its logarithm.
+    fANOVA knows no conditional parameters. A choice that some trials lack becomes a category with ``None``; a number
+    that they lack lies at the median of the others' (which choice lacks it is a column of its own). It measures volume
+    in raw units, so a log-searched number is handed over as its logarithm.
     """
+    numbers = [value for value in values if value is not None]
+    if numbers and all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers):
+        middle = statistics.median_low(numbers)
+        values = [middle if value is None else value for value in values]
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
         return values, CategoricalDistribution(sorted(set(values), key=lambda value: (value is not None, str(value))))
     low, high = min(values), max(values)

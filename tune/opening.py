@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from fvae.config import ConfigError
@@ -20,6 +21,22 @@ COMPARED = ("epochs", "batch_size", "precision", "seed")
 """Settings that all trials of a run share, besides the data set."""
 
 
+ENOUGH_SAMPLES = 2000
+"""Validation images times noise samples, beyond which more no longer reduce the standard error noticeably."""
+MAX_VALIDATION_SHARE = 0.45
+"""Of validated samples to the epoch's training images: all but the first sample take some 4% of an epoch's time."""
+
+
+def validation_samples(counts: Mapping[str, int]) -> int:
+    """Noise samples of each validation image: several where the images are few, and one epoch's time allows it.
+
+    An image of a validation costs about a ninth of one of training; up to four samples go through a model together.
+    """
+    few = ENOUGH_SAMPLES // max(1, counts["val"])
+    cheap = int(MAX_VALIDATION_SHARE * counts["train"] / max(1, counts["val"]))
+    return max(1, min(few, cheap, 4))
+
+
 def open_search(run: Storage, settings: SearchSettings, dataset: Dataset) -> dict[str, Any]:
     """``search.json`` of this run, made or checked. Raises ``ConfigError`` where it is another search's."""
     streamed = isinstance(dataset, StreamedDataset)  # which is another order of the same images
@@ -27,6 +44,7 @@ def open_search(run: Storage, settings: SearchSettings, dataset: Dataset) -> dic
         "format": FORMAT,
         "dataset": describe(dataset),
         "streamed": streamed,
+        "validation_samples": validation_samples(dataset.counts()),
         **{name: getattr(settings, name) for name in COMPARED},
     }
     try:
@@ -36,6 +54,7 @@ def open_search(run: Storage, settings: SearchSettings, dataset: Dataset) -> dic
             raise ConfigError(f"{run.uri}: holds a training; give another --name") from None
         run.write(SEARCH, (json.dumps(mine, indent=1) + "\n").encode())
         return mine
+    search = {"validation_samples": 1} | search  # of an earlier version, whose trials its later ones must compare with
     if search.get("format") != FORMAT:
         raise ConfigError(f"{run.uri}: a search of another version of this software; give another --name")
     theirs = search["dataset"]

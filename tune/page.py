@@ -93,11 +93,19 @@ def _model_row(trial: Trial, tradeoff: Mapping[str, Any]) -> dict[str, Any]:
         "val": f"{trial['val_bpd']:.3f}",
         "test": _with_error(trial["test_bpd"], trial["test_bpd_standard_error"]),
         "iwae": _with_error(trial["test_bpd_iwae64"], trial["test_bpd_iwae64_standard_error"]),
-        "sigma1": f"{_number(trial['sigma1_init'])} → {_number(trial['sigma1'])}",
-        "sigma2": f"{_number(trial['sigma2_init'])} → {_number(trial['sigma2'])}",
+        "likelihood": "–" if trial["family"] == "flow" else trial["config"].get("likelihood", "gaussian"),
+        "sigma1": _before_and_after(trial, "sigma1"),
+        "sigma2": _before_and_after(trial, "sigma2"),
         "epochs": f"{trial['best_epoch']} of {trial['epochs']}",
         "seconds": format_seconds(trial["seconds"]),
     }
+
+
+def _before_and_after(trial: Trial, name: str) -> str:
+    """A scale in bins; σ1 of another latent than an image in units of the latent, marked *."""
+    if trial[f"{name}_init_bins"] is not None:
+        return f"{_number(trial[f'{name}_init_bins'])} → {_number(trial[f'{name}_bins'])}"
+    return f"{_number(trial[f'{name}_init'])} → {_number(trial[name])}*"
 
 
 def _unhappy_row(trial: Trial) -> dict[str, Any]:

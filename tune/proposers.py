@@ -16,11 +16,11 @@ from typing import Protocol
 import optuna
 import torch
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from fvae.config import ConfigError
 from fvae.data import derived_seed
-from tune.candidates import Candidate, SpaceCandidates, key
+from tune.candidates import Candidate, SpaceCandidates, key, point_of
 from tune.ledger import TrialRecord
 from tune.limits import Limits
 from tune.settings import Sampler
@@ -35,9 +35,21 @@ POPULATION = 16
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # the live table says it better
 
+
+class _NSGAIISampler(NSGAIISampler):
+    """Takes parents in the order of their numbers.
+
+    Optuna's has one order when it chooses them and another when it finds them kept, so that a search that was killed
+    would propose something else than one that was not.
+    """
+
+    def get_parent_population(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        return sorted(super().get_parent_population(study, generation), key=lambda trial: trial.number)
+
+
 _SAMPLERS: dict[Sampler, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=STARTUP, constant_liar=True),
-    "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=POPULATION),
+    "nsga2": lambda seed: _NSGAIISampler(seed=seed, population_size=POPULATION),
     "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=STARTUP, warn_independent_sampling=False),
     "random": RandomSampler,
 }
@@ -147,7 +159,7 @@ class OptunaProposer:
     def _known(self, record: TrialRecord) -> Candidate | None:
         """The candidate at a record's point of the space; None where the space has no such point."""
         try:
-            return self.source.at(record.family, record.suggestion)
+            return self.source.at(record.family, point_of(record, self.source.space, self.source.images))
         except ConfigError:
             return None
 

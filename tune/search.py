@@ -54,7 +54,7 @@ def main(settings: SearchSettings) -> int:
     with Notices(console) as notices:
         decisions: list[str] = []  # said once it is sure that there will be a search
         dataset = load_dataset(settings.dataset, settings.streaming, decisions.append)
-        SearchSpace.for_images(dataset.shape)  # raises ConfigError for images that no model takes
+        SearchSpace.for_images(dataset.shape, dataset.bins)  # raises ConfigError for images that no model takes
         run_storage = settings.run_storage(dataset.name)
         with explained_disk(run_storage), locked(run_storage, "search") as lease:
             run_storage.clean_up()  # what a killed search was about to write
@@ -98,7 +98,7 @@ def run(
     patience = CLOSING_SECONDS
     try:
         try:
-            ended = search_and_test(settings, dataset, ledger, budget, console, notices, track)
+            ended = search_and_test(settings, dataset, search, ledger, budget, console, notices, track)
             interrupted = ended is None
         except KeyboardInterrupt:
             interrupted = True
@@ -132,6 +132,7 @@ def run(
 def search_and_test(
     settings: SearchSettings,
     dataset: Dataset,
+    search: dict[str, Any],
     ledger: Ledger,
     budget: Budget,
     console: Console,
@@ -149,7 +150,8 @@ def search_and_test(
     from tune.assembly import assemble
 
     console.print(what_runs(settings, dataset, ledger, budget), highlight=False, soft_wrap=True, markup=False)
-    parts = None if ended else assemble(settings, dataset, ledger, budget)
+    samples = search["validation_samples"]
+    parts = None if ended else assemble(settings, dataset, ledger, budget, validation_samples=samples)
     with engine.search_session(settings, dataset) as room:
         if parts:
             ended = train(room, dataset, parts, budget, console, notices, track)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fvae.config import fields_in_use
 from pipelines.model_files import INTERPOLATIONS, MODEL, PICTURES
 from pipelines.storage import Storage
 from pipelines.tracking import Artifact, TrialSnapshot
@@ -13,7 +14,7 @@ from tune.ledger import TrialRecord
 
 def snapshot(record: TrialRecord, dataset: dict[str, Any], storage: Storage) -> TrialSnapshot:
     """What MLflow shows of a trial. ``dataset`` is the data set's part of ``search.json``, ``storage`` the trial's."""
-    params = {f"model.{name}": value for name, value in record.config.items()}
+    params = {f"model.{name}": value for name, value in fields_in_use(record.config).items()}
     params |= {f"train.{name}": value for name, value in record.train.items()}
     params |= {f"data.{name}": value for name, value in dataset.items()}
     final: dict[str, float] = {}
@@ -30,7 +31,7 @@ def snapshot(record: TrialRecord, dataset: dict[str, Any], storage: Storage) -> 
         reason=record.reason,
         params=params,
         constants={"size/params": record.params, "size/flops_per_image": record.flops_per_image},
-        history=tuple(epoch_snapshot(epoch) for epoch in record.history),
+        history=tuple(epoch_snapshot(epoch, record.config) for epoch in record.history),
         final=final,
         artifacts=artifacts,
     )

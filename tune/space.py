@@ -1,11 +1,13 @@
 """What is searched. Change the ranges here; nothing else needs to know them.
 
-The space is conditional: a plain flow is asked nothing about an encoder, a VAE nothing about a flow.
+The space is conditional: a plain flow is asked nothing about an encoder, a VAE nothing about a flow. Scales of pixels
+are in bins, so that a range means the same at any number of levels.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,26 +26,35 @@ class SearchSpace:
     """Log scale."""
     coupling: tuple[str, ...] = ("affine", "additive")
     mixing: tuple[str, ...] = ("plu", "permutation")
+    dequantization: tuple[str, ...] = ("uniform", "variational")
+    """Of a flow. The variational one takes the place of σ, which is 0 then."""
     encoder_levels: tuple[int, int]
     encoder_blocks: tuple[int, int]
     encoder_width: tuple[int, int]
     """Log scale."""
+    likelihood: tuple[str, ...] = ("discretized", "gaussian")
+    posterior_scale: tuple[str, ...] = ("network", "scalar")
+    decoder_scale: tuple[str, ...] = ("network", "scalar")
     latent_share: tuple[float, ...] = (1.0, 0.5)
     """Choices of an f-VAE's d/D; 1 keeps the image's own shape."""
     latent_share_vae: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Choices of a VAE's d/D."""
-    sigma1: tuple[float, float] = (3e-3, 0.1)
-    """Initial σ1 of an f-VAE, and σ of a flow; log scale."""
+    sigma_bins: tuple[float, float] = (0.02, 1.0)
+    """σ of a flow, and initial σ1 = σ2 of an f-VAE that is to start as the flow inside it; log scale."""
+    sigma1_bins: tuple[float, float]
+    """Initial σ1 of an f-VAE with a discretized likelihood; log scale."""
+    sigma2_bins: tuple[float, float]
+    """Initial σ2 where it is not σ1; log scale."""
+    sigma1_latent: tuple[float, float] = (3e-3, 0.1)
+    """Initial σ1 of an f-VAE with d < D, in units of its latent; log scale."""
     sigma1_vae: tuple[float, float] = (0.03, 1.0)
-    """Initial σ(x') of a VAE, whose prior has scale 1; log scale."""
-    sigma2: tuple[float, float] = (1e-2, 0.2)
-    """Initial σ2; log scale."""
+    """Initial σ1 of a VAE, whose prior has scale 1; log scale."""
     learning_rate: tuple[float, float] = (3e-3, 1e-2)
     """Log scale."""
 
     @classmethod
-    def for_images(cls, shape: tuple[int, int, int]) -> SearchSpace:
-        """Ranges that suit images ``(C, H, W)``: larger images get wider and deeper models."""
+    def for_images(cls, shape: tuple[int, int, int], bins: int) -> SearchSpace:
+        """Ranges that suit images ``(C, H, W)`` of so many levels: larger images get wider and deeper models."""
         _, height, width = shape
         levels = min(halvings(height), halvings(width))
         if levels == 0:
@@ -58,7 +69,10 @@ class SearchSpace:
             coupling_width=(8, 80) if small else (16, 192),
             encoder_levels=(1, min(levels, 2 if small else 3)),
             encoder_blocks=(0, 3),
-            encoder_width=(8, 64) if small else (16, 128),
+            encoder_width=(2, 64) if small else (2, 128),
+            # Where no noise within a bin sets the scale, it goes with the whole range.
+            sigma1_bins=(0.1, max(1.0, bins / 8)),
+            sigma2_bins=(0.1, max(1.0, bins / 8)),
         )
 
 
@@ -77,35 +91,78 @@ def suggest(
         model["coupling_width"] = trial.suggest_int("coupling_width", *space.coupling_width, log=True)
         model["coupling"] = trial.suggest_categorical("coupling", space.coupling)
         model["mixing"] = trial.suggest_categorical("mixing", space.mixing)
-        model["sigma1_init"] = trial.suggest_float("sigma1_init", *space.sigma1, log=True)
-    if family != "flow":
-        model["encoder_levels"] = trial.suggest_int("encoder_levels", *space.encoder_levels)
-        model["encoder_blocks"] = trial.suggest_int("encoder_blocks", *space.encoder_blocks)
-        model["encoder_width"] = trial.suggest_int("encoder_width", *space.encoder_width, log=True)
-        shares = space.latent_share_vae if family == "vae" else space.latent_share
-        share = trial.suggest_categorical("latent_share", shares)
-        model["sigma2_init"] = trial.suggest_float("sigma2_init", *space.sigma2, log=True)
-        if share < 1:
-            model |= _smaller_latent(model, share)
-    if family == "vae":
-        model["sigma1_init"] = trial.suggest_float("sigma1_init", *space.sigma1_vae, log=True)
+    if family == "flow":
+        model["dequantization"] = trial.suggest_categorical("dequantization", space.dequantization)
+        uniform = model["dequantization"] == "uniform"
+        model["sigma1_init"] = _in_bins(trial, "sigma_bins", space.sigma_bins, images) if uniform else 0.0
+    else:
+        model |= _encoder_and_decoder(trial, family, space, model)
     learning_rate = trial.suggest_float("learning_rate", *space.learning_rate, log=True)
     return ModelConfig(family=family, **model), {"learning_rate": learning_rate}  # type: ignore[arg-type]
+
+
+def _encoder_and_decoder(
+    trial: optuna.trial.BaseTrial, family: str, space: SearchSpace, images: dict[str, Any]
+) -> dict[str, Any]:
+    """What a VAE and an f-VAE have and a flow has not. ``images`` holds what :func:`suggest` has asked before, too."""
+    model = dict(images)
+    model["encoder_levels"] = trial.suggest_int("encoder_levels", *space.encoder_levels)
+    model["encoder_blocks"] = trial.suggest_int("encoder_blocks", *space.encoder_blocks)
+    model["encoder_width"] = trial.suggest_int("encoder_width", *space.encoder_width, log=True)
+    model["likelihood"] = trial.suggest_categorical("likelihood", space.likelihood)
+    model["posterior_scale"] = trial.suggest_categorical("posterior_scale", space.posterior_scale)
+    model["decoder_scale"] = trial.suggest_categorical("decoder_scale", space.decoder_scale)
+    share = trial.suggest_categorical("latent_share", space.latent_share_vae if family == "vae" else space.latent_share)
+    if family == "fvae" and share == 1 and model["likelihood"] == "gaussian":
+        model["sigma1_init"] = model["sigma2_init"] = _in_bins(trial, "sigma_bins", space.sigma_bins, images)
+    else:
+        if family == "fvae" and share == 1:
+            model["sigma1_init"] = _in_bins(trial, "sigma1_bins", space.sigma1_bins, images)
+        else:
+            latent = space.sigma1_vae if family == "vae" else space.sigma1_latent
+            model["sigma1_init"] = trial.suggest_float("sigma1_latent", *latent, log=True)
+        model["sigma2_init"] = _in_bins(trial, "sigma2_bins", space.sigma2_bins, images)
+    if share < 1:
+        model |= _smaller_latent(model, share)
+    return model
+
+
+def _in_bins(trial: optuna.trial.BaseTrial, name: str, limits: tuple[float, float], images: Mapping[str, Any]) -> float:
+    """A scale that is searched in bins, in the units of the config."""
+    return trial.suggest_float(name, *limits, log=True) / images["bins"]
 
 
 def suggestion_of(model: ModelConfig, train: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
     """The point at which :func:`suggest` gives ``model``, for one that ``space`` could have given.
 
-    What ``space`` could not have given is left as it is, out of its ranges and choices.
+    What ``space`` could not have given is left as it is, out of its ranges and choices; where it asks for one scale,
+    σ2 stands for σ1 too.
     """
-    point: dict[str, Any] = {"sigma1_init": model.sigma1_init, "learning_rate": train["learning_rate"]}
+    point: dict[str, Any] = {"learning_rate": train["learning_rate"]}
     if model.has_flow:
         point |= {name: getattr(model, name) for name in ("flow_depth", "coupling_width", "coupling", "mixing")}
         point["flow_levels"] = max(model.flow_levels, space.flow_levels[0])  # fewer where a latent left no more
-    if model.has_encoder:
-        point |= {name: getattr(model, name) for name in ("encoder_levels", "encoder_blocks", "encoder_width")}
-        point |= {"sigma2_init": model.sigma2_init, "latent_share": _latent_share(model, space)}
-    return point
+    if model.family == "flow":
+        point["dequantization"] = model.dequantization
+        if model.dequantization == "uniform":
+            point["sigma_bins"] = _bins_of(model.sigma1_init, model.bins)
+        return point
+    for name in ("encoder_levels", "encoder_blocks", "encoder_width", "likelihood", "posterior_scale", "decoder_scale"):
+        point[name] = getattr(model, name)
+    point["latent_share"] = _latent_share(model, space)
+    sigma1, sigma2 = _bins_of(model.sigma1_init, model.bins), _bins_of(model.sigma2_init, model.bins)
+    if model.family == "fvae" and model.latent_channels is None:
+        if model.likelihood == "gaussian":
+            return point | {"sigma_bins": sigma2}
+        return point | {"sigma1_bins": sigma1, "sigma2_bins": sigma2}
+    return point | {"sigma1_latent": model.sigma1_init, "sigma2_bins": sigma2}
+
+
+def _bins_of(sigma: float, bins: int) -> float:
+    """The number of bins that gives ``sigma`` when divided by ``bins``, to the bit where there is one."""
+    around = sigma * bins
+    exact = (each for each in (around, math.nextafter(around, 0), math.nextafter(around, math.inf)))
+    return next((each for each in exact if each / bins == sigma), around)
 
 
 def _latent_share(model: ModelConfig, space: SearchSpace) -> float:
@@ -136,13 +193,14 @@ def _smaller_latent(model: dict[str, Any], share: float) -> dict[str, int]:
 def initial_designs(family: str, space: SearchSpace, count: int) -> list[dict[str, Any]]:
     """``count`` points from small to large with sound settings, to start a family's search with.
 
-    Keys and values are the ones that :func:`suggest` asks for. Every other f-VAE has a light encoder,
-    so that a front shows early whether parameters serve it better in E and G or in F.
+    Keys and values are the ones that :func:`suggest` asks for. Every other one has the space's second likelihood, or
+    dequantization; of f-VAEs every other pair has a light encoder, so that a front shows early whether parameters
+    serve it better in E and G or in F.
     """
     designs = []
     for index in range(count):
         share = (index + 0.5) / count  # position between the smallest and the largest model
-        light = family == "fvae" and index % 2 == 0
+        turn = index % 2
         design: dict[str, Any] = {"learning_rate": _between(space.learning_rate, 0.5)}
         if family != "vae":
             design |= {
@@ -151,20 +209,38 @@ def initial_designs(family: str, space: SearchSpace, count: int) -> list[dict[st
                 "coupling_width": _between_whole(space.coupling_width, share),
                 "coupling": space.coupling[0],
                 "mixing": space.mixing[0],
-                "sigma1_init": _between(space.sigma1, 0.3 if family == "flow" else 0.5),
             }
-        if family != "flow":
+        if family == "flow":
+            design["dequantization"] = _take(space.dequantization, turn)
+            if design["dequantization"] == "uniform":
+                design["sigma_bins"] = _between(space.sigma_bins, 0)
+        else:
+            light = family == "fvae" and index % 4 < 2
             design |= {
                 "encoder_levels": space.encoder_levels[0] if family == "fvae" else space.encoder_levels[1],
                 "encoder_blocks": space.encoder_blocks[0] if light else round(share * space.encoder_blocks[1]),
                 "encoder_width": _between_whole(space.encoder_width, share / 2 if light else share),
+                "likelihood": _take(space.likelihood, turn),
+                "posterior_scale": space.posterior_scale[0],
+                "decoder_scale": space.decoder_scale[0],
                 "latent_share": space.latent_share[0] if family == "fvae" else space.latent_share_vae[1],
-                "sigma2_init": _between(space.sigma2, 0.5),
             }
-        if family == "vae":
-            design["sigma1_init"] = _between(space.sigma1_vae, 0.5)
+            design |= _scales(family, space, design)
         designs.append(design)
     return designs
+
+
+def _scales(family: str, space: SearchSpace, design: Mapping[str, Any]) -> dict[str, float]:
+    sigma2 = {"sigma2_bins": _between(space.sigma2_bins, 0.75)}
+    if family == "vae":
+        return {"sigma1_latent": _between(space.sigma1_vae, 0.5)} | sigma2
+    if design["likelihood"] == "gaussian":
+        return {"sigma_bins": _between(space.sigma_bins, 0.3)}
+    return {"sigma1_bins": _between(space.sigma1_bins, 0.75)} | sigma2
+
+
+def _take(choices: tuple[str, ...], turn: int) -> str:
+    return choices[turn % len(choices)]
 
 
 def _between(limits: tuple[float, float], share: float) -> float:

@@ -7,7 +7,10 @@ forecast's own spread, so that part-trained trials count for as much as they tel
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ import optuna
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
+from fvae.config import ConfigError
 from tune.bootstrap import Floats
 from tune.space import SearchSpace, suggest
 
@@ -31,13 +35,31 @@ MOST_TRIALS = 256
 
 def unit_point(family: str, suggestion: Mapping[str, Any], space: SearchSpace, images: dict[str, int]) -> Floats:
     """A suggestion's place in the unit cube: a number's on its range, on a log scale where it is searched on one; a
-    choice's as one coordinate for each of its values. Of one family all points have the same coordinates.
+    choice's as one coordinate for each of its values. Of one family all points have the same coordinates: a
+    parameter that a point does not have lies in the middle of its range.
 
     Raises ``ValueError`` where the space asks for something that the suggestion does not hold.
     """
     trial = _Coordinates(dict(suggestion))
-    suggest(trial, family, space, images)
-    return np.array(trial.coordinates)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a value out of its range, which is brought to its end
+        suggest(trial, family, space, images)
+    sizes = _coordinates_of(family, space, tuple(images.items()))
+    return np.concatenate([trial.coordinates.get(name, [0.5] * size) for name, size in sizes.items()])
+
+
+@lru_cache
+def _coordinates_of(family: str, space: SearchSpace, images: tuple[tuple[str, int], ...]) -> dict[str, int]:
+    """Everything that the family may be asked, with its number of coordinates: of every combination of choices."""
+    sizes: dict[str, int] = {}
+    left: list[tuple[int, ...]] = [()]
+    while left:
+        trial = _Choices(left.pop())
+        with contextlib.suppress(ConfigError):  # no possible model: what was asked counts all the same
+            suggest(trial, family, space, dict(images))
+        sizes |= trial.sizes
+        left += trial.others
+    return sizes
 
 
 class Surrogate:
@@ -75,23 +97,57 @@ class _Coordinates(optuna.trial.FixedTrial):
 
     def __init__(self, params: dict[str, Any]) -> None:
         super().__init__(params)
-        self.coordinates: list[float] = []
+        self.coordinates: dict[str, list[float]] = {}
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        return self._note(super().suggest_float(name, low, high, step=step, log=log), low, high, log)
+        return self._note(name, super().suggest_float(name, low, high, step=step, log=log), low, high, log)
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        return self._note(super().suggest_int(name, low, high, step=step, log=log), low, high, log)
+        return self._note(name, super().suggest_int(name, low, high, step=step, log=log), low, high, log)
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         value = super().suggest_categorical(name, choices)
-        self.coordinates += [float(value == choice) for choice in choices]
+        self.coordinates[name] = [float(value == choice) for choice in choices]
         return value
 
-    def _note(self, value: Any, low: float, high: float, log: bool) -> Any:
+    def _note(self, name: str, value: Any, low: float, high: float, log: bool) -> Any:
+        self.coordinates[name] = []
         if high > low:
             ends = np.log([low, value, high]) if log else np.array([low, value, high], dtype=float)
-            self.coordinates.append(float((ends[1] - ends[0]) / (ends[2] - ends[0])))
+            self.coordinates[name] = [min(max(float((ends[1] - ends[0]) / (ends[2] - ends[0])), 0.0), 1.0)]
         return value
+
+
+class _Choices(optuna.trial.FixedTrial):
+    """Goes one way through a space: the choices ``taken``, then each first one; the lowest number of each range."""
+
+    def __init__(self, taken: tuple[int, ...]) -> None:
+        super().__init__({})
+        self._taken = taken
+        self._made: list[int] = []
+        self.sizes: dict[str, int] = {}
+        """Coordinates of each name that was asked for."""
+        self.others: list[tuple[int, ...]] = []
+        """The ways that branch off from this one."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        self.sizes[name] = int(high > low)
+        return low
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        self.sizes[name] = int(high > low)
+        return low
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self.sizes[name] = len(choices)
+        place = len(self._made)
+        if place < len(self._taken):
+            self._made.append(self._taken[place])
+        else:
+            self.others += [(*self._made, other) for other in range(1, len(choices))]
+            self._made.append(0)
+        return choices[self._made[-1]]

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fvae.config import FAMILIES
+from fvae.config import FAMILIES, fields_in_use, scales_in_bins
 from fvae.epoch_metrics import EpochMetrics
 from pipelines.storage import Storage
 from tune.accounting import account, trial_account
@@ -60,6 +60,10 @@ def _trial(record: TrialRecord, dataset_hash: str) -> dict[str, Any]:
     kept = _kept_epoch(record)
     images = record.history[-1].images if record.history else 0
     sigma1_init = record.config.get("sigma1_init")
+    # A flow has one fixed σ, which is both.
+    sigma2_init = sigma1_init if record.family == "flow" else record.config.get("sigma2_init")
+    sigma1, sigma2 = (_finite(kept.sigma1), _finite(kept.sigma2)) if kept else (None, None)
+    init_in_bins = scales_in_bins(record.config, sigma1_init, sigma2_init)
     test, cost = record.test, trial_account(record)
     return {
         "id": record.id,
@@ -84,13 +88,14 @@ def _trial(record: TrialRecord, dataset_hash: str) -> dict[str, Any]:
         "test_bpd_standard_error": _finite(test.standard_error) if test else None,
         "test_bpd_iwae64": test.bpd_iwae64 if test else None,
         "test_bpd_iwae64_standard_error": _finite(test.standard_error_iwae64) if test else None,
-        "sigma1": _finite(kept.sigma1) if kept else None,
-        "sigma2": _finite(kept.sigma2) if kept else None,
+        "sigma1": sigma1,
+        "sigma2": sigma2,
+        **scales_in_bins(record.config, sigma1, sigma2),
         "sigma1_init": sigma1_init,
-        # A flow has one fixed σ, which is both.
-        "sigma2_init": sigma1_init if record.family == "flow" else record.config.get("sigma2_init"),
+        "sigma2_init": sigma2_init,
+        **{name.replace("_bins", "_init_bins"): value for name, value in init_in_bins.items()},
         "figures": _figures(record, dataset_hash),
-        "config": record.config,
+        "config": fields_in_use(record.config),
         "train": record.train,
         "suggestion": record.suggestion,
     }
@@ -104,7 +109,8 @@ def _figures(record: TrialRecord, dataset_hash: str) -> dict[str, dict[str, Any]
     common = {"dataset_hash": dataset_hash, "fully_trained": record.status == "complete"}
     figures = {}
     if record.val_bpd is not None:
-        figures["val_bpd"] = common | {"split": "val", "k": 1, "seed": record.train.get("seed")}
+        samples = record.train.get("validation_samples", 1)
+        figures["val_bpd"] = common | {"split": "val", "k": 1, "samples": samples, "seed": record.train.get("seed")}
     if record.test:
         on_test = common | {"split": "test", "seed": record.test.seed}
         figures["test_bpd"] = on_test | {"k": 1}

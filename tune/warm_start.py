@@ -19,7 +19,7 @@ from fvae.config import ConfigError, require
 from fvae.flops import parameters_and_flops
 from pipelines.storage import Storage, open_storage
 from pipelines.stored import read_json
-from tune.candidates import Candidate, SpaceCandidates
+from tune.candidates import Candidate, SpaceCandidates, point_of
 from tune.ledger import Ledger, TrialRecord
 from tune.opening import FORMAT, SEARCH
 from tune.pareto import complete_trials, fronts
@@ -164,7 +164,7 @@ def _front_models(records: Sequence[TrialRecord], family: str, source: SpaceCand
     models: dict[str, Candidate] = {}
     for trial_id in fronts(records)[family]:
         try:
-            candidate = source.near(family, trials[trial_id].suggestion)
+            candidate = source.near(family, point_of(trials[trial_id], source.space, source.images))
         except ConfigError:
             continue  # no possible model for these images, or a choice that this space lacks
         models.setdefault(candidate.key, candidate)
@@ -173,7 +173,7 @@ def _front_models(records: Sequence[TrialRecord], family: str, source: SpaceCand
 
 def _inside(record: TrialRecord, source: SpaceCandidates) -> bool:
     try:
-        source.at(record.family, record.suggestion)
+        source.at(record.family, point_of(record, source.space, source.images))
     except ConfigError:
         return False
     return True

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from fvae import ConfigError
+from fvae import ConfigError, ModelConfig
 from fvae.config import FAMILIES
 from tune.pareto import Point, hypervolume, pareto_front
+from tune.space import SearchSpace, suggestion_of
 
 CURVES = Path(__file__).with_name("curves.parquet")
 """Written by :mod:`benchmarks.search.table`."""
@@ -161,6 +162,16 @@ def _row(record: Mapping[str, Any]) -> Row:
     series = {name: np.array(record[name], dtype=np.float32) for name in SERIES}
     for values in series.values():
         values.setflags(write=False)
-    parts = {name: json.loads(record[name]) for name in ("suggestion", "model", "train")}
+    parts = {name: json.loads(record[name]) for name in ("model", "train")}
+    # As today's space asks for it, whichever version's space the table was drawn from.
+    model = ModelConfig.from_dict(parts["model"])
+    suggestion = suggestion_of(model, parts["train"], table_space(model.image_shape, model.bins))
     known = ("id", "family", "source", "params", "flops_per_image", "memory_bytes", "failure")
-    return Row(**{name: record[name] for name in known}, **parts, **series)
+    return Row(**{name: record[name] for name in known}, suggestion=suggestion, **parts, **series)
+
+
+@functools.cache
+def table_space(shape: tuple[int, int, int], bins: int) -> SearchSpace:
+    """The search's space, as wide as the scales that the table's rows were drawn from."""
+    space = SearchSpace.for_images(shape, bins)
+    return dataclasses.replace(space, sigma_bins=(0.01, 0.2 * bins), sigma2_bins=(0.01, 0.2 * bins))

@@ -9,6 +9,7 @@ learns from what was really trained. A row that diverges is a failed trial, as i
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from benchmarks.search.curves import Curves, Row
+from benchmarks.search.curves import Curves, Row, table_space
 from benchmarks.search.replay import Decision
-from fvae.config import FAMILIES
-from tune.space import SearchSpace, suggest
+from fvae.config import FAMILIES, ConfigError
+from tune.space import suggest
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -53,7 +54,7 @@ class OptunaSearch:
         self._rows = curves.rows
         self._study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
         self._families = tuple(family for family in FAMILIES if any(row.family == family for row in curves.rows))
-        self._spaces = {family: distributions(_any(curves, family)) for family in self._families}
+        self._spaces = {family: family_space(curves, family) for family in self._families}
         self._places = {
             index: coordinates(row.suggestion, self._spaces[row.family]) for index, row in enumerate(curves.rows)
         }
@@ -73,10 +74,7 @@ class OptunaSearch:
             return None
         asked = self._study.ask()
         family = asked.suggest_categorical("family", self._families)
-        proposed = {
-            name: _suggest(asked, f"{family}.{name}", distribution)
-            for name, distribution in self._spaces[family].items()
-        }
+        proposed = _proposed(asked, family, self._rows[0])
         candidates = self._untried[family]
         if candidates:
             place = coordinates(proposed, self._spaces[family])
@@ -103,8 +101,7 @@ class OptunaSearch:
             self._study.tell(self._numbers[row], state=TrialState.FAIL)
 
     def _trial(self, row: Row, system_attrs: dict[str, Any]) -> optuna.trial.FrozenTrial:
-        space = self._spaces[row.family]
-        named = {f"{row.family}.{name}": distribution for name, distribution in space.items()}
+        named = {f"{row.family}.{name}": distribution for name, distribution in distributions(row).items()}
         return optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=self._params(row),
@@ -113,21 +110,70 @@ class OptunaSearch:
         )
 
     def _params(self, row: Row) -> dict[str, Any]:
-        own = {f"{row.family}.{name}": row.suggestion[name] for name in self._spaces[row.family]}
+        own = {f"{row.family}.{name}": row.suggestion[name] for name in distributions(row)}
         return {"family": row.family} | own
 
 
+def family_space(curves: Curves, family: str) -> dict[str, BaseDistribution]:
+    """Everything that the search's own space asks of any row of the family."""
+    space: dict[str, BaseDistribution] = {}
+    for row in curves.rows:
+        if row.family == family:
+            space |= distributions(row)
+    return space
+
+
 def distributions(row: Row) -> dict[str, BaseDistribution]:
-    """What the search's own space asks of the row's family."""
-    images = {name: row.model[name] for name in ("channels", "height", "width", "bins")}
+    """What the search's own space asks of the row."""
     fixed = optuna.trial.FixedTrial(dict(row.suggestion))
-    suggest(fixed, row.family, SearchSpace.for_images((images["channels"], images["height"], images["width"])), images)
+    _ask(fixed, row.family, row)
     return fixed.distributions
 
 
+def _ask(trial: optuna.trial.BaseTrial, family: str, row: Row) -> None:
+    """Ask ``trial`` for a point of the table's space; ``row`` is any of the table."""
+    images = {name: row.model[name] for name in ("channels", "height", "width", "bins")}
+    shape = (images["channels"], images["height"], images["width"])
+    suggest(trial, family, table_space(shape, images["bins"]), images)
+
+
+def _proposed(asked: optuna.Trial, family: str, row: Row) -> dict[str, Any]:
+    """What the sampler says when it is asked for a point of the family, as the product asks it."""
+    trial = _OfFamily(asked, family)
+    with contextlib.suppress(ConfigError):  # no possible model: the nearest row is one
+        _ask(trial, family, row)
+    return trial.answers
+
+
+class _OfFamily(optuna.trial.FixedTrial):
+    """Asks a trial for what is suggested, by names that begin with the family."""
+
+    def __init__(self, trial: optuna.Trial, family: str) -> None:
+        super().__init__({})
+        self._trial, self._family = trial, family
+        self.answers: dict[str, Any] = {}
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        self.answers[name] = self._trial.suggest_float(f"{self._family}.{name}", low, high, step=step, log=log)
+        return self.answers[name]
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        self.answers[name] = self._trial.suggest_int(f"{self._family}.{name}", low, high, step=step, log=log)
+        return self.answers[name]
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self.answers[name] = self._trial.suggest_categorical(f"{self._family}.{name}", choices)
+        return self.answers[name]
+
+
 def coordinates(suggestion: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> np.ndarray:
-    """Where a point lies in its space: each range on 0 to 1, logarithmic where the space is; choices by number."""
-    return np.array([_coordinate(suggestion[name], distribution) for name, distribution in space.items()])
+    """Where a point lies in its space: each range on 0 to 1, logarithmic where the space is; choices by number.
+
+    What the point was not asked for is in the middle of its range, and a choice of its own.
+    """
+    return np.array([_coordinate(suggestion.get(name), distribution) for name, distribution in space.items()])
 
 
 def distance(first: np.ndarray, second: np.ndarray, space: Mapping[str, BaseDistribution]) -> float:
@@ -140,7 +186,9 @@ def distance(first: np.ndarray, second: np.ndarray, space: Mapping[str, BaseDist
 
 def _coordinate(value: Any, distribution: BaseDistribution) -> float:
     if isinstance(distribution, CategoricalDistribution):
-        return distribution.to_internal_repr(value)
+        return -1.0 if value is None else distribution.to_internal_repr(value)
+    if value is None:
+        return 0.5
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     low, high = float(distribution.low), float(distribution.high)
     if low == high:
@@ -148,16 +196,3 @@ def _coordinate(value: Any, distribution: BaseDistribution) -> float:
     if distribution.log:
         return math.log(value / low) / math.log(high / low)
     return (value - low) / (high - low)
-
-
-def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        return trial.suggest_categorical(name, distribution.choices)
-    if isinstance(distribution, IntDistribution):
-        return trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
-    assert isinstance(distribution, FloatDistribution)
-    return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
-
-
-def _any(curves: Curves, family: str) -> Row:
-    return next(row for row in curves.rows if row.family == family)

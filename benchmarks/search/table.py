@@ -78,7 +78,7 @@ def main(settings: Settings) -> int:
     dataset = load_dataset("digits")
     channels, height, width = dataset.shape
     images = {"channels": channels, "height": height, "width": width, "bins": dataset.bins}
-    wanted = list(configurations(settings, images, SearchSpace.for_images(dataset.shape)))
+    wanted = list(configurations(settings, images, SearchSpace.for_images(dataset.shape, dataset.bins)))
     settings.work.mkdir(parents=True, exist_ok=True)
     kept = kept_rows(settings, dataset.content_hash())
     missing = [each for each in wanted if each.id not in kept and not row_file(settings, each).exists()]

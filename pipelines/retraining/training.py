@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import NamedTuple
 
 from rich.console import Console
@@ -17,7 +15,7 @@ from pipelines.run_settings import as_run_name
 from pipelines.storage import Storage, StorageError
 from pipelines.train import Training
 from pipelines.train_configs import TrainConfigs
-from pipelines.train_job import TrainResult, identity, open_job
+from pipelines.train_job import TrainResult, identity, job_digest, open_job
 from pipelines.troubles import Notices
 
 
@@ -42,7 +40,7 @@ class Trained(NamedTuple):
 
 def training_name(dataset: Dataset, configs: TrainConfigs) -> str:
     """The same for the same images and configuration: that is how a job that was killed finds its training again."""
-    digest = hashlib.sha256(json.dumps(identity(dataset, configs), sort_keys=True).encode()).hexdigest()[:8]
+    digest = job_digest(identity(dataset, configs))[:8]
     return f"retrain-{as_run_name(dataset.name)}-{configs.model.family}-{dataset.content_hash()[:8]}-{digest}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from benchmarks.search.curves import SERIES, Curves, Row
+from benchmarks.search.curves import SERIES, Curves, Row, table_space
 from benchmarks.search.table import SCHEMA
 from fvae import ConfigError
 from fvae.config import FAMILIES
@@ -52,7 +52,7 @@ def row(index: int, family: str, params: int, val_bpd: np.ndarray, seconds: np.n
 def table(count: int = 24, seed: int = 0) -> Curves:
     rng = np.random.default_rng(seed)
     studies = {family: optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)) for family in FAMILIES}
-    space = SearchSpace.for_images((1, 8, 8))
+    space = table_space((1, 8, 8), IMAGES["bins"])
     rows = []
     for index in range(count):
         family = FAMILIES[index % 3]

@@ -10,7 +10,7 @@ import pytest
 from synthetic_curves import DIVERGED, EPOCHS, table
 
 from benchmarks.search.moasha import NonDominatedPriority, Ranks
-from benchmarks.search.optuna_searches import OptunaSearch, coordinates, distance, distributions, nsga2, tpe
+from benchmarks.search.optuna_searches import OptunaSearch, coordinates, distance, family_space, nsga2, tpe
 from benchmarks.search.others import METHODS, TOOLS
 from benchmarks.search.replay import Decision, Trace, replay
 
@@ -83,10 +83,10 @@ def test_running_rows_are_known_to_the_sampler():
 
 
 def test_distance_is_logarithmic_in_widths_and_one_for_another_choice():
-    space = distributions(next(row for row in CURVES.rows if row.family == "flow"))
+    space = family_space(CURVES, "flow")
     base = {
         "flow_levels": 1, "flow_depth": 1, "coupling_width": 8, "coupling": "affine", "mixing": "plu",
-        "sigma1_init": 3e-3, "learning_rate": 3e-3,
+        "dequantization": "uniform", "sigma_bins": 0.1, "learning_rate": 3e-3,
     }  # fmt: skip
 
     def apart(**changes: object) -> float:

@@ -142,6 +142,7 @@ ACCOUNTS: dict[str, dict[str, Run | Check]] = {
         "python -m pipelines.train --from-run RUN_ID --dataset data/photos --workers 4": FROM_RUN,
     },
     "docs/datasets.md": {},
+    "docs/model.md": {},
     "docs/search.md": {},
 }
 """By page, in the order of its blocks: each command of a shell block on one line, and each other block by its first."""

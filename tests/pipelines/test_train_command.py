@@ -24,6 +24,7 @@ from pipelines.storage import open_storage
 from pipelines.tracking import SearchTracker, TrialSnapshot
 from pipelines.train import main
 from pipelines.train_configs import train_configs
+from pipelines.train_job import default_name, identity, open_job
 from pipelines.train_settings import TrainSettings
 from pipelines.train_worker import WorkerTask
 from pipelines.worker_job import carry_out
@@ -240,6 +241,40 @@ def test_a_file_and_options_above_it(tmp_path: Path) -> None:
     as_json.write_text(json.dumps({"model": MODEL, "train": TRAIN}))
     assert configs(config=str(as_json)).model.coupling_width == 8
     assert configs().model.family == "fvae"
+
+
+def test_a_job_of_an_earlier_version_is_the_same_job(tmp_path: Path) -> None:
+    """Its configs lack the fields that have come since; its default name is the one that it had."""
+    job = identity(load_dataset("digits"), configs())
+    earlier = json.loads(json.dumps(job))
+    for part, names in (("model", LATER["model"]), ("train", LATER["train"])):
+        for name in names:
+            del earlier[part][name]
+    assert default_name(job) == default_name(earlier)
+    run = open_storage(tmp_path)
+    run.write("job.json", json.dumps(earlier).encode())
+    open_job(run, job)
+    with pytest.raises(ConfigError, match="model likelihood=its default, not discretized"):
+        open_job(run, job | {"model": job["model"] | {"likelihood": "discretized"}})
+
+
+LATER = {
+    "model": ("likelihood", "posterior_scale", "decoder_scale", "dequantization", "dequantization_width"),
+    "train": ("sigma_learning_rate", "validation_samples"),
+}
+
+
+def test_scales_may_be_given_in_bins(tmp_path: Path) -> None:
+    from pipelines.train_settings import ModelOptions
+
+    toml = tmp_path / "fvae.toml"
+    toml.write_text("[model]\nsigma1_bins = 0.34\nsigma2_init = 0.5\n")
+    made = configs(config=str(toml), model=ModelOptions(sigma2_bins=3.4))
+    assert (made.model.sigma1_init, made.model.sigma2_init) == (pytest.approx(0.02), pytest.approx(0.2))
+    for text in ("sigma1_bins = 1.0\nsigma1_init = 0.1", 'sigma1_bins = "wide"'):
+        toml.write_text(f"[model]\n{text}\n")
+        with pytest.raises(ConfigError, match="fvae.toml: sigma1_bins"):
+            configs(config=str(toml))
 
 
 def test_the_configuration_of_the_paper_is_read() -> None:

@@ -21,7 +21,7 @@ from tune.space import SearchSpace
 
 DIGITS = {"channels": 1, "height": 8, "width": 8, "bins": 17}
 FAMILIES = ("fvae", "flow", "vae")
-SPACE = SearchSpace.for_images((1, 8, 8))
+SPACE = SearchSpace.for_images((1, 8, 8), 17)
 SOURCE = SpaceCandidates(SPACE, DIGITS, TrainConfig())
 NO_LIMITS = Limits()
 
@@ -32,7 +32,8 @@ ONE_POINT = dataclasses.replace(
     coupling_width=(8, 8),
     coupling=("affine",),
     mixing=("plu",),
-    sigma1=(0.1, 0.1),
+    dequantization=("uniform",),
+    sigma_bins=(1.7, 1.7),
     learning_rate=(1e-3, 1e-3),
 )
 """Holds a single flow."""

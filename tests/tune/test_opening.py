@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from pipelines.ingest import ingest
 from pipelines.ingest_settings import IngestSettings
 from pipelines.progress import Steps
 from pipelines.storage import open_storage
-from tune.opening import open_search
+from tune.opening import open_search, validation_samples
 from tune.settings import SearchSettings
 
 pytestmark = pytest.mark.core
@@ -37,3 +38,21 @@ def test_a_search_of_an_earlier_version_is_not_extended(tmp_path: Path) -> None:
     run.write("search.json", b'{"format": 1}')
     with pytest.raises(ConfigError, match="a search of another version of this software"):
         open_search(run, SearchSettings(), load_dataset("digits"))
+
+
+def test_a_search_validates_all_its_trials_alike(tmp_path: Path) -> None:
+    """One that was begun when each validation image had one noise sample goes on so."""
+    run, digits = open_storage(tmp_path), load_dataset("digits")
+    search = open_search(run, SearchSettings(), digits)
+    assert search["validation_samples"] == 3
+    del search["validation_samples"]
+    run.write("search.json", json.dumps(search).encode())
+    assert open_search(run, SearchSettings(), digits)["validation_samples"] == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "samples"),
+    [(1257, 180, 3), (50_000, 180, 4), (50_000, 5_000, 1), (100, 100, 1), (900, 600, 1), (10, 1, 4)],
+)
+def test_few_validation_images_have_several_noise_samples(train: int, val: int, samples: int) -> None:
+    assert validation_samples({"train": train, "val": val, "test": 1}) == samples

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.core
 
 DIGITS = load_dataset("digits")
 SOURCE = SpaceCandidates(
-    SearchSpace.for_images((1, 8, 8)), {"channels": 1, "height": 8, "width": 8, "bins": 17}, TrainConfig()
+    SearchSpace.for_images((1, 8, 8), 17), {"channels": 1, "height": 8, "width": 8, "bins": 17}, TrainConfig()
 )
 
 

@@ -273,7 +273,7 @@ def test_one_seed_is_finished_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 28, 28)])
 def test_every_initial_design_is_a_model_and_sizes_rise(family: str, shape: tuple[int, int, int]) -> None:
-    space = SearchSpace.for_images(shape)
+    space = SearchSpace.for_images(shape, 256)
     images = dict(zip(("channels", "height", "width"), shape, strict=True)) | {"bins": 256}
     sizes = []
     for design in initial_designs(family, space, 5):
@@ -300,10 +300,18 @@ def test_the_space_asks_nothing_of_parts_that_a_family_lacks(family: str) -> Non
         assert model.family == family
         asked = set(trial.params)
         assert bool(asked & {"flow_depth", "coupling_width", "mixing"}) == (family != "vae")
-        assert bool(asked & {"encoder_width", "latent_share", "sigma2_init"}) == (family != "flow")
+        assert bool(asked & {"encoder_width", "latent_share", "likelihood"}) == (family != "flow")
+        assert ("dequantization" in asked) == (family == "flow")
+        assert ("sigma_bins" in asked) == (
+            model.dequantization == "uniform"
+            and family == "flow"
+            or family == "fvae"
+            and model.likelihood == "gaussian"
+            and model.latent_channels is None
+        )
     assert possible > 40
 
 
 def test_images_that_cannot_be_halved_are_refused() -> None:
     with pytest.raises(ConfigError, match="images of 9×8"):
-        SearchSpace.for_images((1, 8, 9))
+        SearchSpace.for_images((1, 8, 9), 17)

@@ -220,6 +220,22 @@ def test_importance_is_repeatable_quiet_and_takes_conditional_parameters(capfd: 
     assert capfd.readouterr().err == ""
 
 
+def test_a_number_that_only_one_choice_asks_for_is_no_category() -> None:
+    """Of noise alone it explains little, however many values it has."""
+    records = [
+        dataclasses.replace(
+            record,
+            suggestion={"coupling": "affine" if number % 2 else "additive"}
+            | ({"scale": 0.01 * 1.2**number} if number % 2 else {}),
+            val_bpd=2.0 + number % 2 + 1e-3 * (number * 7 % 5),
+        )
+        for number, record in enumerate(world(1, 30, scatter=0.01)[:30])
+    ]
+    records = [dataclasses.replace(record, family="flow", status="complete") for record in records]
+    shares = parameter_importance(records)["flow"]
+    assert shares["coupling"] > 0.9
+
+
 def test_importance_of_too_few_or_equal_trials_is_empty() -> None:
     assert parameter_importance(world(1, 3)) == {"vae": {}, "flow": {}, "fvae": {}}
     assert parameter_importance(EDGE_CASES["all alike"])["flow"] == {}

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.core
 
 DATASET = {"name": "digits", "hash": "0123456789abcdef", "shape": [1, 8, 8], "bins": 17, "val": 180}
 PHOTOS = SpaceCandidates(
-    SearchSpace.for_images((3, 32, 32)), {"channels": 3, "height": 32, "width": 32, "bins": 256}, TrainConfig()
+    SearchSpace.for_images((3, 32, 32), 256), {"channels": 3, "height": 32, "width": 32, "bins": 256}, TrainConfig()
 )
 
 
