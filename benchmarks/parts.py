@@ -1,0 +1,116 @@
+"""Small parts of a model or of its training that the product does not have, to measure what they would bring."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from fvae import Trainer, bijections, networks
+from fvae.bijections import ChannelAffine, PLUMixing, SplitPrior, convolve
+from fvae.flow import MultiScaleFlow
+
+DROPOUT = 0.1
+
+
+class AdamaxTrainer(Trainer):
+    """Adam with the infinity norm, as Glow and Flow++ are trained."""
+
+    def _optimizer(self, groups: dict[float, list[nn.Parameter]]) -> torch.optim.Optimizer:
+        parameters = [{"params": parameters, "lr": peak} for peak, parameters in groups.items()]
+        return torch.optim.Adamax(parameters, betas=(0.9, 0.99), foreach=True)
+
+
+class ApartTrainer(Trainer):
+    """The gradients of F and of everything else are clipped apart, each to the limit."""
+
+    def _clip(self) -> Tensor:
+        of_flow = {id(parameter) for parameter in self.model.flow.parameters()}
+        groups = [
+            [parameter for parameter in self.parameters if (id(parameter) in of_flow) == flow] for flow in (True, False)
+        ]
+        norms = [
+            torch.nn.utils.clip_grad_norm_(group, self.config.gradient_clip, foreach=True) for group in groups if group
+        ]
+        return torch.stack(norms).norm()
+
+
+class NormalizedFlow(MultiScaleFlow):
+    """With one more ActNorm at the end of the last scale."""
+
+    def __init__(self, shape: tuple[int, int, int], **sizes: Any) -> None:
+        super().__init__(shape, **sizes)
+        self.last = ChannelAffine(self.sizes[-1][2], "permutation")
+
+    def _run(self, w: Tensor, *, initialize: bool) -> tuple[Tensor, Tensor]:
+        z, log_det = super()._run(w, initialize=initialize)
+        size = self.sizes[-1]
+        rest, x = z.split((z.shape[1] - math.prod(size), math.prod(size)), dim=1)
+        x = x.reshape(-1, *size)
+        if initialize:
+            self.last.initialize(x)
+        x, more = self.last(x)
+        return torch.cat((rest, x.flatten(1)), dim=1), log_det + more
+
+
+class MixedSplitPrior(SplitPrior):
+    """The channels are mixed before half of them leave."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.mixing = PLUMixing(channels)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pixels = x.shape[1] * x.shape[2]
+        mixed = torch.nn.functional.linear(x, self.mixing.weight())
+        kept, noise, log_det = super().forward(mixed)
+        return kept, noise, log_det + pixels * self.mixing.log_det()
+
+
+class DroppingBlock(networks.ResidualBlock):
+    """Dropout between the two convolutions of a residual block."""
+
+    def compute(self, x: Tensor) -> Tensor:
+        hidden = nn.functional.dropout(convolve(self.first, x.relu(), relu=True), DROPOUT, self.training)
+        return x + convolve(self.second, hidden)
+
+
+class DroppingCoupling(bijections.CouplingLayer):
+    """Dropout before the last convolution of a coupling's network."""
+
+    def _log_scale_and_shift(self, kept: Tensor) -> tuple[Tensor | None, Tensor]:
+        hidden = convolve(self.input, kept, relu=True)
+        shape = hidden.shape
+        hidden = self.hidden(hidden.reshape(-1, shape[-1])).relu_().reshape(shape)
+        hidden = nn.functional.dropout(hidden, DROPOUT, self.training)
+        log_scale, shift = convolve(self.output, hidden).to(kept.dtype).split(self.changed, dim=-1)
+        return bijections.bounded(log_scale), shift
+
+
+VARIANTS: dict[str, tuple[type[Trainer], dict[str, type[nn.Module]]]] = {
+    "": (Trainer, {}),
+    "adamax": (AdamaxTrainer, {}),
+    "clipped apart": (ApartTrainer, {}),
+    "last ActNorm": (Trainer, {"fvae.model.MultiScaleFlow": NormalizedFlow}),
+    "mixing before the split": (Trainer, {"fvae.flow.SplitPrior": MixedSplitPrior}),
+    "dropout 0.1": (
+        Trainer,
+        {"fvae.networks.ResidualBlock": DroppingBlock, "fvae.flow.CouplingLayer": DroppingCoupling},
+    ),
+}
+"""The trainer of each variant, and the parts that take the place of the product's while a model is built."""
+
+
+@contextlib.contextmanager
+def variant(name: str) -> Iterator[type[Trainer]]:
+    """The trainer of a variant; models that are built within the block have its parts."""
+    trainer, replaced = VARIANTS[name]
+    with contextlib.ExitStack() as stack:
+        for place, part in replaced.items():
+            stack.enter_context(patch(place, part))
+        yield trainer
