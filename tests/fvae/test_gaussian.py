@@ -84,7 +84,7 @@ def gaussian_model(family: Family, *, dense: bool = True) -> tuple[Model, Multiv
     if family != "flow":
         log_scale = torch.zeros(3, dtype=torch.float64) if family == "vae" else None
         model.encoder = Linear(1.1 * encoder_matrix, encoder_offset, log_scale, heads=True)  # type: ignore[assignment]
-        model.decoder = Linear(decoder_matrix, decoder_offset, heads=True)  # type: ignore[assignment]
+        model.decoder = Linear(decoder_matrix, decoder_offset, heads=False)  # type: ignore[assignment]
     if family != "vae":
         model.flow = AffineFlow(flow_matrix, flow_offset)  # type: ignore[assignment]
     # The σ's are float32 constants of the config: give the model the float64 ones that `exact` has.
@@ -139,7 +139,7 @@ def test_elbo_with_the_exact_posterior_is_the_likelihood(family: Family) -> None
     model.log_sigma2.data.fill_(math.log(sigma2))
     log_scale = -0.5 * precision.diagonal().log() - model.log_sigma1.detach() if family == "vae" else None
     model.encoder = Linear(encoder_matrix, flow_offset, log_scale, heads=True)  # type: ignore[assignment]
-    model.decoder = Linear(decoder_matrix, flow_offset, heads=True)  # type: ignore[assignment]
+    model.decoder = Linear(decoder_matrix, flow_offset, heads=False)  # type: ignore[assignment]
     if family == "fvae":
         model.flow = AffineFlow(flow_matrix, flow_offset)  # type: ignore[assignment]
     covariance = decoder_matrix @ torch.linalg.inv(flow_matrix.T @ flow_matrix) @ decoder_matrix.T
