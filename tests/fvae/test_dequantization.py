@@ -34,6 +34,32 @@ def test_log_det_and_range(channels: int, seed: int) -> None:
     torch.testing.assert_close(log_det[0], expected, atol=1e-8, rtol=1e-9)
 
 
+def test_log_det_is_of_the_map_under_bfloat16_autocast_too() -> None:
+    """Only the networks may run in bfloat16: the map keeps the precision of the noise."""
+    layer = dequantization(1, 0, 0.3).float()
+    middle, uniform = torch.rand(1, 1, 4, 4) - 0.5, torch.rand(1, 1, 4, 4) * 0.9 + 0.05
+
+    def noise(uniform: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(middle, uniform)[0].flatten(1)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        r, log_det = layer(middle, uniform)
+    assert r.dtype == log_det.dtype == torch.float32
+    # The networks' own slopes are bfloat16's; the couplings' Jacobian is triangular without them.
+    torch.testing.assert_close(log_det[0], log_abs_det(noise, uniform), atol=2e-3, rtol=1e-3)
+
+
+def test_noise_keeps_a_width_that_float32_resolves() -> None:
+    """Whatever the networks give, or a flow would be given points instead of bins."""
+    layer = dequantization(1, 0, 1e3).float()
+    uniform = torch.linspace(0.01, 0.99, 64).reshape(64, 1, 1, 1).expand(64, 1, 2, 2)
+    for middle in (-0.5, 0.0, 0.498):
+        r = layer(torch.full((64, 1, 2, 2), middle), uniform)[0]
+        x = (255 + r) / 256 - 0.5  # the level at which float32 is coarsest
+        assert min(len(x[:, 0, row, column].unique()) for row in range(2) for column in range(2)) >= 32
+
+
 def test_it_starts_as_the_uniform_noise() -> None:
     torch.manual_seed(0)
     layer = VariationalDequantization(1, 4)
