@@ -193,9 +193,10 @@ def _smaller_latent(model: dict[str, Any], share: float) -> dict[str, int]:
 def initial_designs(family: str, space: SearchSpace, count: int) -> list[dict[str, Any]]:
     """``count`` points from small to large with sound settings, to start a family's search with.
 
-    Keys and values are the ones that :func:`suggest` asks for. Every other one has the space's second likelihood, or
-    dequantization; of f-VAEs every other pair has a light encoder, so that a front shows early whether parameters
-    serve it better in E and G or in F.
+    Keys and values are the ones that :func:`suggest` asks for. Every third one has the space's second likelihood, every
+    other one its second dequantization or, of a VAE, the second kind of σ2: a VAE whose decoder gives σ2 starts slowly,
+    and is better in the end on images of many levels alone. Of f-VAEs every other pair has a light encoder, so that a
+    front shows early whether parameters serve it better in E and G or in F.
     """
     designs = []
     for index in range(count):
@@ -220,9 +221,9 @@ def initial_designs(family: str, space: SearchSpace, count: int) -> list[dict[st
                 "encoder_levels": space.encoder_levels[0] if family == "fvae" else space.encoder_levels[1],
                 "encoder_blocks": space.encoder_blocks[0] if light else round(share * space.encoder_blocks[1]),
                 "encoder_width": _between_whole(space.encoder_width, share / 2 if light else share),
-                "likelihood": _take(space.likelihood, turn),
+                "likelihood": _take(space.likelihood, int(index % 3 == 2)),
                 "posterior_scale": space.posterior_scale[0],
-                "decoder_scale": space.decoder_scale[0],
+                "decoder_scale": _take(space.decoder_scale, 1 - turn if family == "vae" else 0),
                 "latent_share": space.latent_share[0] if family == "fvae" else space.latent_share_vae[1],
             }
             design |= _scales(family, space, design)
