@@ -113,7 +113,7 @@ class ModelConfig:
     sigma2_init: float = 0.05
     """Decoder scale σ2 before training, same units. ``flow``: not used, as σ2 = σ1 there."""
     likelihood: Likelihood = dataclasses.field(default="gaussian", metadata=LATER)
-    """p(x|z): ``gaussian``, a density of dequantized images (the paper's); ``discretized``, the probability that the
+    """p(x|w): ``gaussian``, a density of dequantized images (the paper's); ``discretized``, the probability that the
     same Gaussian gives to each level's bin, without dequantization. ``flow`` has none: it stays ``gaussian``."""
     posterior_scale: Scale | None = dataclasses.field(default=None, metadata=LATER)
     """σ1: one ``scalar``, or σ1(x') from a second head of E (``network``). ``None``: as in the paper,
