@@ -116,7 +116,7 @@ def photographs(images: str, width: int) -> Iterator[Entry]:
     fvae = {**flow, "family": "fvae", **LIGHT}
     yield entry("f-VAE, Gaussian, σ1 = σ2", **fvae, sigma1_bins=0.1, sigma2_bins=0.1)
     yield entry("f-VAE, Gaussian, σ1(x) σ2(w)", **fvae, sigma1_bins=0.1, sigma2_bins=0.1, **NETWORKS)
-    start = {"likelihood": "discretized", "sigma1_bins": 8.0, "sigma2_bins": 8.0}
+    start = {"likelihood": "discretized", "sigma1_bins": 0.5, "sigma2_bins": 0.5}
     yield entry("f-VAE, discretized", **fvae, **start)
     yield entry("f-VAE, discretized, σ1(x) σ2(w)", **fvae, **start, **NETWORKS)
     vae = {"family": "vae", **G, "encoder_width": 10 if images == "mnist" else 18, "sigma1_init": 0.17}

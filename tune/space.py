@@ -232,12 +232,12 @@ def initial_designs(family: str, space: SearchSpace, count: int) -> list[dict[st
 
 
 def _scales(family: str, space: SearchSpace, design: Mapping[str, Any]) -> dict[str, float]:
-    sigma2 = {"sigma2_bins": _between(space.sigma2_bins, 0.75)}
     if family == "vae":
-        return {"sigma1_latent": _between(space.sigma1_vae, 0.5)} | sigma2
+        return {"sigma1_latent": _between(space.sigma1_vae, 0.5), "sigma2_bins": _between(space.sigma2_bins, 0.75)}
     if design["likelihood"] == "gaussian":
         return {"sigma_bins": _between(space.sigma_bins, 0.3)}
-    return {"sigma1_bins": _between(space.sigma1_bins, 0.75)} | sigma2
+    # Below a bin: on photographs it matters, and where the scales end far above they get there.
+    return {"sigma1_bins": _between(space.sigma1_bins, 0.3), "sigma2_bins": _between(space.sigma2_bins, 0.3)}
 
 
 def _take(choices: tuple[str, ...], turn: int) -> str:
