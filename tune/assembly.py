@@ -95,6 +95,9 @@ def assemble(
     one_front = settings.goal == "front"
     channels, height, width = images.shape
     space = SearchSpace.for_images(images.shape, images.bins)
+    # In the space's order, whose first is that of most designs.
+    likelihoods = tuple(each for each in space.likelihood if each in settings.likelihoods)
+    space = dataclasses.replace(space, likelihood=likelihoods)
     fields = {"channels": channels, "height": height, "width": width, "bins": images.bins}
     train = TrainConfig(
         epochs=settings.epochs,

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
@@ -86,6 +87,15 @@ def test_turns_go_to_the_family_that_is_worth_most_where_families_compete(
         finish(search, str(number), trial_id, val_bpd=min(bits, 4.0 if record.family == "vae" else bits))
     records = list(search.ledger.records.values())
     assert Counter(record.family for record in records[8:]) == shares
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "discretized"])
+def test_models_are_of_the_likelihoods_that_are_asked_for(tmp_path: Path, likelihood: str) -> None:
+    parts = made(tmp_path, likelihoods=(likelihood,))
+    drawn = parts.source.draw("fvae", 20, np.random.default_rng(0)) + parts.source.designs("vae", 6)
+    assert {each.model.likelihood for each in drawn} == {likelihood}
+    both = made(tmp_path).source.draw("fvae", 20, np.random.default_rng(0))
+    assert {each.model.likelihood for each in both} == {"gaussian", "discretized"}
 
 
 # --- what benchmarks replace ---------------------------------------------------------------------------------
