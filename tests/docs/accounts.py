@@ -42,6 +42,9 @@ ACCOUNTS: dict[str, dict[str, Run | Check]] = {
         'make search ARGS="--max-params 200000 --goal front"': Check(
             "another search of minutes; tests/tune/test_front_proposer.py"
         ),
+        'make search ARGS="--likelihoods gaussian --name gaussian"': Check(
+            "another search of minutes; tests/tune/test_assembly.py"
+        ),
         'make search ARGS="--seeds 3"': Check("another search of minutes; tests/tune/test_replicates.py"),
         'make search ARGS="--name more --warm-start digits"': Run(
             "--trials 1 --epochs 1 --families flow --concurrent 1"
