@@ -106,7 +106,7 @@ def test_reported_figures_are_those_of_the_saved_models(finished: Path) -> None:
         model = load(finished / "digits" / "trials" / trial["id"] / "model")
         assert model.parameter_count() == trial["params"]
         images = torch.from_numpy(digits.val)
-        val = evaluate(model, images, seed=derived_seed(0, "val"))
+        val = evaluate(model, images, samples=trial["train"]["validation_samples"], seed=derived_seed(0, "val"))
         assert float(val.mean()) == pytest.approx(trial["val_bpd"], abs=1e-5)
         if trial["test_bpd"] is None:
             continue
