@@ -12,11 +12,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
 
 from fvae import ConfigError, Trainer, load
+from fvae.data import ImageDataset
+from fvae.flops import parameters_and_flops
 from pipelines import train_worker
 from pipelines.datasets import load_dataset
 from pipelines.mlflow_settings import default_tracking_uri
@@ -277,9 +280,16 @@ def test_scales_may_be_given_in_bins(tmp_path: Path) -> None:
             configs(config=str(toml))
 
 
-def test_the_configuration_of_the_paper_is_read() -> None:
-    with pytest.raises(ConfigError, match="but the images of digits have"):
-        configs(config=str(ROOT / "configs/paper-64x64.toml"))
+@pytest.mark.parametrize(("name", "parameters"), [("mnist-28x28", 424_726), ("paper-64x64", 95_672_426)])
+def test_the_configurations_that_come_along(name: str, parameters: int) -> None:
+    shape = (1, 28, 28) if name.startswith("mnist") else (3, 64, 64)
+    images = np.zeros((1, *shape), np.uint8)
+    dataset = ImageDataset(name="images", train=images, val=images, test=images, bins=256)
+    made = train_configs(TrainSettings(config=str(ROOT / f"configs/{name}.toml")), dataset, lambda line: None)
+    assert parameters_and_flops(made.model)[0] == parameters
+    if name.startswith("paper"):
+        with pytest.raises(ConfigError, match="but the images of digits have"):
+            configs(config=str(ROOT / f"configs/{name}.toml"))
 
 
 def test_a_trial_is_trained_again_in_a_run_beside_it(empty_database: Path, tmp_path: Path) -> None:
