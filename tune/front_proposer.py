@@ -156,10 +156,11 @@ class FrontProposer:
         if not on_front:
             return pool
         rng = np.random.default_rng(derived_seed(self.seed, f"near/{family}/{len(self.standings.ledger.records)}"))
+        parents = [point_of(record, self.space, self.images) for record in on_front]
         near = []
         for candidate in pool[: POOL // 2]:
-            parent = on_front[int(rng.integers(len(on_front)))]
-            child = self.source.between(point_of(parent, self.space, self.images), candidate, rng)
+            parent = parents[int(rng.integers(len(parents)))]
+            child = self.source.between(parent, candidate, rng)
             near.append(child if child is not None and child in self.untried else candidate)
         return [*near, *pool[POOL // 2 :]]
 

@@ -8,7 +8,6 @@ forecast's own spread, so that part-trained trials count for as much as they tel
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -40,10 +39,8 @@ def unit_point(family: str, suggestion: Mapping[str, Any], space: SearchSpace, i
 
     Raises ``ValueError`` where the space asks for something that the suggestion does not hold.
     """
-    trial = _Coordinates(dict(suggestion))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a value out of its range, which is brought to its end
-        suggest(trial, family, space, images)
+    trial = _Coordinates(suggestion)
+    suggest(trial, family, space, images)
     sizes = _coordinates_of(family, space, tuple(images.items()))
     return np.concatenate([trial.coordinates.get(name, [0.5] * size) for name, size in sizes.items()])
 
@@ -93,24 +90,32 @@ def _design(log_sizes: Floats) -> Floats:
 
 
 class _Coordinates(optuna.trial.FixedTrial):
-    """Answers with a given point, and notes where on each range it lies."""
+    """Answers with a given point, and notes where on each range it lies: what is out of a range, at its end."""
 
-    def __init__(self, params: dict[str, Any]) -> None:
-        super().__init__(params)
+    def __init__(self, suggestion: Mapping[str, Any]) -> None:
+        super().__init__({})
+        self._suggestion = suggestion
         self.coordinates: dict[str, list[float]] = {}
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        return self._note(name, super().suggest_float(name, low, high, step=step, log=log), low, high, log)
+        return self._note(name, self._given(name), low, high, log)
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        return self._note(name, super().suggest_int(name, low, high, step=step, log=log), low, high, log)
+        return self._note(name, self._given(name), low, high, log)
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        value = super().suggest_categorical(name, choices)
+        value = self._given(name)
+        if value not in choices:
+            raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(str, choices))}")
         self.coordinates[name] = [float(value == choice) for choice in choices]
         return value
+
+    def _given(self, name: str) -> Any:
+        if name not in self._suggestion:
+            raise ValueError(f"{name}: not in the suggestion")
+        return self._suggestion[name]
 
     def _note(self, name: str, value: Any, low: float, high: float, log: bool) -> Any:
         self.coordinates[name] = []
