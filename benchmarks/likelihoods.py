@@ -38,7 +38,6 @@ F = {"flow_levels": 2, "flow_depth": 2, "coupling_width": 21}
 LIGHT = {"encoder_levels": 1, "encoder_blocks": 0, "encoder_width": 12}
 G = {"encoder_levels": 2, "encoder_blocks": 1, "encoder_width": 20}
 NETWORKS = {"posterior_scale": "network", "decoder_scale": "network"}
-SCALARS = {"posterior_scale": "scalar", "decoder_scale": "scalar"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,8 +143,8 @@ def parts(images: str) -> Iterator[Entry]:
             fast = {"learning_rate": 1e-2}
             yield Entry(images=images, name=f"{name}, Adamax", model=model, variant="adamax")
             yield Entry(images=images, name=f"{name}, Adamax, rate 1e-2", model=model, variant="adamax", train=fast)
-            for variant in ("last ActNorm", "mixing before the split", "dropout 0.1"):
-                yield Entry(images=images, name=f"{name}, {variant}", model=model, variant=variant)
+            for part in ("last ActNorm", "mixing before the split", "dropout 0.1"):
+                yield Entry(images=images, name=f"{name}, {part}", model=model, variant=part)
         if name == "f-VAE":
             yield Entry(images=images, name=f"{name}, clipped apart", model=model, variant="clipped apart")
 

@@ -197,10 +197,10 @@ class Model(nn.Module):
     def _dequantized(self, images: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:
         """x' ``[B, C, H, W]`` from levels and r; log|det ∂r/∂r₀| ``[B]`` where variational dequantization changes r."""
         if self.config.likelihood == "discretized":
-            r = torch.full_like(r, 0.5)
-        if self.dequantization is None:
-            return likelihood.dequantize(images, self.config.bins, r), None
-        r, log_det = self.dequantization(likelihood.dequantize(images, self.config.bins, torch.full_like(r, 0.5)), r)
+            return self._bin_middle(images), None
+        log_det = None
+        if self.dequantization is not None:
+            r, log_det = self.dequantization(self._bin_middle(images), r)
         return likelihood.dequantize(images, self.config.bins, r), log_det
 
     def _bits_per_dim(self, log_likelihood: Tensor) -> Tensor:
@@ -336,8 +336,11 @@ class Model(nn.Module):
         return self._posterior_at_bin_middle(self._checked(images))[0]
 
     def _posterior_at_bin_middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.posterior(self._bin_middle(images))
+
+    def _bin_middle(self, images: Tensor) -> Tensor:
         middle = torch.full(images.shape, 0.5, dtype=self.log_sigma1.dtype, device=self.log_sigma1.device)
-        return self.posterior(likelihood.dequantize(images, self.config.bins, middle))
+        return likelihood.dequantize(images, self.config.bins, middle)
 
     def _checked(self, images: Array) -> Tensor:
         """``images`` on the model's device. Raises what the class says of images that do not fit."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fvae.config import ConfigError, ModelConfig, identity_fields, require, require_integer
+from fvae.config import ConfigError, ModelConfig, require, require_integer
 from fvae.data import Array, ImageSource, TensorImages, derived_seed, image_source, steps_per_epoch
 from fvae.epoch_metrics import EpochMetrics
 from fvae.evaluation import ALONE, NonFiniteError, evaluate
@@ -29,7 +29,7 @@ from fvae.finite_guard import FiniteGuard
 from fvae.global_batch import GlobalBatch
 from fvae.model import Model, build, images_at_once
 from fvae.recomputation import set_activation_checkpointing
-from fvae.train_config import TrainConfig
+from fvae.train_config import TrainConfig, identity_of_any_version
 from fvae.training_state import TrainingState
 from fvae.workers import Workers
 
@@ -315,8 +315,9 @@ class Trainer:
     def load_state(self, state: TrainingState, where: str = "the state") -> None:
         """Continue from :meth:`state`, on this trainer's device. Raises ``ConfigError``, which says ``where``, for that
         of another training."""
-        for key, value in self._identity().items():
-            if _identity(key, state.metadata.get(key)) != _identity(key, value):
+        theirs = identity_of_any_version(state.metadata)
+        for key, value in identity_of_any_version(self._identity()).items():
+            if theirs.get(key) != value:
                 raise ConfigError(
                     f"{where}: a checkpoint of another training ({key} differs); remove it to start again"
                 )
@@ -348,9 +349,3 @@ class Trainer:
             "train": self.config.to_dict(),
             "train_images": len(self.train_images),
         }
-
-
-def _identity(key: str, value: Any) -> Any:
-    """A part of :meth:`Trainer._identity` as any version would have written it."""
-    configs = {"model": ModelConfig, "train": TrainConfig}
-    return identity_fields(configs[key], value) if key in configs and isinstance(value, dict) else value

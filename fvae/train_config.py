@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from fvae.config import LATER, from_fields, is_number, require, require_choice, require_integer, require_positive
+from fvae.config import (
+    LATER,
+    ModelConfig,
+    from_fields,
+    identity_fields,
+    is_number,
+    require,
+    require_choice,
+    require_integer,
+    require_positive,
+)
 
 Precision = Literal["float32", "bf16"]
 
@@ -64,3 +75,15 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """Build from ``to_dict``'s result. Raises ``ConfigError`` on a field it does not know."""
         return from_fields(cls, values)
+
+
+def identity_of_any_version(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training is, with its configs ``model`` and ``train`` as :func:`fvae.config.identity_fields` gives them.
+
+    Two are the same training where these are equal, whichever versions wrote them; other parts stay as they are.
+    """
+    configs = {"model": ModelConfig, "train": TrainConfig}
+    return {
+        name: identity_fields(configs[name], part) if name in configs and isinstance(part, Mapping) else part
+        for name, part in values.items()
+    }

@@ -15,7 +15,6 @@ from typing import Any
 from rich.console import Console
 
 import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
-from fvae.config import fields_in_use
 from fvae.data import Dataset, steps_per_epoch
 from fvae.epoch_metrics import EpochMetrics
 from fvae.flops import parameters_and_flops
@@ -42,7 +41,7 @@ from pipelines.train_job import (
     write_result,
 )
 from pipelines.train_settings import TrainSettings
-from pipelines.trial_snapshot import epoch_snapshot
+from pipelines.trial_snapshot import epoch_snapshot, run_params
 from pipelines.troubles import Notices
 
 CLOSING_SECONDS, CLOSING_SECONDS_WITHOUT_STORE = 60.0, 3.0
@@ -207,9 +206,6 @@ class Training:
         complete = result is not None and result.status == "complete"
         if complete:
             write_mlflow_model(self.run, self.dataset.name)
-        params = {f"model.{field}": value for field, value in fields_in_use(self.job["model"]).items()}
-        params |= {f"train.{field}": value for field, value in self.job["train"].items()}
-        params |= {f"data.{field}": value for field, value in self.job["dataset"].items()}
         model = self.configs.model
         self.tracker.record(
             TrialSnapshot(
@@ -217,7 +213,7 @@ class Training:
                 family=model.family,
                 status=result.status if result else "running",
                 reason=result.reason if result else "",
-                params=params,
+                params=run_params(self.job["model"], self.job["train"], self.job["dataset"]),
                 constants={"size/params": self.parameters, "size/flops_per_image": self.flops},
                 history=tuple(
                     epoch_snapshot(each, self.job["model"], self.system.get(each.epoch)) for each in self.history

@@ -6,15 +6,15 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fvae.config import ConfigError, ModelConfig, from_fields, identity_fields
+from fvae.config import ConfigError, from_fields
 from fvae.data import Dataset
 from fvae.epoch_metrics import EpochMetrics
 from fvae.streaming import StreamedDataset
-from fvae.train_config import TrainConfig
+from fvae.train_config import identity_of_any_version
 from pipelines.artifacts import Artifact
 from pipelines.datasets import describe
 from pipelines.model_files import MODEL, PICTURES
@@ -24,7 +24,6 @@ from pipelines.stored import read_json
 from pipelines.train_configs import TrainConfigs
 
 JOB, RESULT = "job.json", "result.json"
-CONFIGS = {"model": ModelConfig, "train": TrainConfig}
 FORMAT = 1
 """Raised whenever checkpoints or figures of an earlier version would no longer compare."""
 MLFLOW = "mlflow"
@@ -72,13 +71,7 @@ def default_name(job: dict[str, Any]) -> str:
 
 def job_digest(job: dict[str, Any]) -> str:
     """SHA-256 (hex) of all that a job is: the same, whichever version asks for it."""
-    return hashlib.sha256(json.dumps(_of_any_version(job), sort_keys=True).encode()).hexdigest()
-
-
-def _of_any_version(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the fields of its configs that came later and have their defaults."""
-    model, train = (identity_fields(kind, job.get(part) or {}) for part, kind in CONFIGS.items())
-    return dict(job) | {"model": model, "train": train}
+    return hashlib.sha256(json.dumps(identity_of_any_version(job), sort_keys=True).encode()).hexdigest()
 
 
 def open_job(run: Storage, job: dict[str, Any]) -> None:
@@ -90,7 +83,7 @@ def open_job(run: Storage, job: dict[str, Any]) -> None:
             raise ConfigError(f"{run.uri}: holds a search; give another --name") from None
         run.write(JOB, (json.dumps(job, indent=1) + "\n").encode())
         return
-    old, new = _of_any_version(theirs), _of_any_version(job)
+    old, new = identity_of_any_version(theirs), identity_of_any_version(job)
     for part in job:
         if old.get(part) != new[part]:
             raise ConfigError(f"{run.uri}: holds another training ({_difference(old, new, part)}); give another --name")

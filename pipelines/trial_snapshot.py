@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from fvae.config import scales_in_bins
+from fvae.config import fields_in_use, scales_in_bins
 from fvae.epoch_metrics import EpochMetrics
 from pipelines.artifacts import Artifact
 
@@ -63,6 +63,12 @@ class TrialSnapshot:
         has_model = any(artifact.name == MODEL_ARTIFACT for artifact in self.artifacts)
         if self.registered_as and self.status == "complete" and not has_model:
             raise ValueError(f"trial {self.id} is to be registered, but has no artifact {MODEL_ARTIFACT!r}")
+
+
+def run_params(model: Mapping[str, Any], train: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's params under the product's names: ``model.*`` (what its family has), ``train.*`` and ``data.*``."""
+    parts = {"model": fields_in_use(model), "train": train, "data": dataset}
+    return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
 
 
 def epoch_snapshot(

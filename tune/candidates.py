@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import optuna
 
-from fvae.config import ConfigError, ModelConfig, identity_fields, is_number
+from fvae.config import ConfigError, ModelConfig, is_number
 from fvae.flops import parameters_and_flops
 from fvae.memory import training_memory
-from fvae.train_config import TrainConfig
+from fvae.train_config import TrainConfig, identity_of_any_version
 from tune.ledger import TrialRecord
 from tune.space import SearchSpace, initial_designs, suggest, suggestion_of
 
@@ -74,7 +74,7 @@ class Candidate:
 
 def key(model: dict[str, Any], train: dict[str, Any]) -> str:
     """:attr:`Candidate.key` of a trial's ``config`` and ``train``."""
-    return json.dumps((identity_fields(ModelConfig, model), identity_fields(TrainConfig, train)), sort_keys=True)
+    return json.dumps(identity_of_any_version({"model": model, "train": train}), sort_keys=True)
 
 
 def point_of(record: TrialRecord, space: SearchSpace, images: dict[str, int]) -> dict[str, Any]:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from fvae.config import fields_in_use
 from pipelines.model_files import INTERPOLATIONS, MODEL, PICTURES
 from pipelines.storage import Storage
 from pipelines.tracking import Artifact, TrialSnapshot
-from pipelines.trial_snapshot import epoch_snapshot
+from pipelines.trial_snapshot import epoch_snapshot, run_params
 from tune.ledger import TrialRecord
 
 
 def snapshot(record: TrialRecord, dataset: dict[str, Any], storage: Storage) -> TrialSnapshot:
     """What MLflow shows of a trial. ``dataset`` is the data set's part of ``search.json``, ``storage`` the trial's."""
-    params = {f"model.{name}": value for name, value in fields_in_use(record.config).items()}
-    params |= {f"train.{name}": value for name, value in record.train.items()}
-    params |= {f"data.{name}": value for name, value in dataset.items()}
     final: dict[str, float] = {}
     artifacts: tuple[Artifact, ...] = ()
     if record.status == "complete" and record.val_bpd is not None:
@@ -29,7 +25,7 @@ def snapshot(record: TrialRecord, dataset: dict[str, Any], storage: Storage) -> 
         family=record.family,
         status=record.status,
         reason=record.reason,
-        params=params,
+        params=run_params(record.config, record.train, dataset),
         constants={"size/params": record.params, "size/flops_per_image": record.flops_per_image},
         history=tuple(epoch_snapshot(epoch, record.config) for epoch in record.history),
         final=final,
