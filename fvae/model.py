@@ -46,6 +46,13 @@ class ELBOTerms(NamedTuple):
         """The bound on log p(x'), or on log P(x) of a discretized likelihood, ``[B]``."""
         return self.prior - self.posterior + self.log_det + self.reconstruction
 
+    def elbo_with_kl_weight(self, weight: Tensor) -> Tensor:
+        """:attr:`elbo` in value, ``[B]``; in its gradient the KL divergence of q(w|x) from p(w) counts ``weight``
+        times.
+        """
+        negative_kl = self.prior - self.posterior + self.log_det
+        return torch.lerp(negative_kl.detach(), negative_kl, weight) + self.reconstruction
+
 
 class Model(nn.Module):
     """A VAE, a flow or an f-VAE: :func:`build` makes one from its config.
@@ -57,6 +64,9 @@ class Model(nn.Module):
 
     Noise comes from ``generator``, on the model's device, where one is given, else from torch's global one.
     """
+
+    kl_weight: Tensor | None
+    """Of the KL divergence in the gradient, a scalar, where a training warms it up; no part of the model's state."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -90,6 +100,7 @@ class Model(nn.Module):
         self.dequantization: VariationalDequantization | None = None
         if config.dequantization == "variational":
             self.dequantization = VariationalDequantization(config.channels, config.dequantization_width)
+        self.register_buffer("kl_weight", None, persistent=False)
         self._initialized = not config.has_flow
 
     # --- the objective ---------------------------------------------------------------------------
@@ -191,7 +202,8 @@ class Model(nn.Module):
         density is that of x', or the probability of the levels where the likelihood is discretized.
         """
         x, dequantization_log_det = self._dequantized(images, r)
-        elbo = self.elbo_terms(x, u).elbo
+        terms = self.elbo_terms(x, u)
+        elbo = terms.elbo if self.kl_weight is None else terms.elbo_with_kl_weight(self.kl_weight)
         return elbo if dequantization_log_det is None else elbo + dequantization_log_det
 
     def _dequantized(self, images: Tensor, r: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -75,6 +75,10 @@ class Trainer:
         require(len(val_images) > 0, "val_images: empty")
         if micro_batch_size is not None:
             require_integer("micro_batch_size", micro_batch_size, 1)
+        require(
+            model_config.has_encoder or not train_config.kl_warmup,
+            f"kl_warmup={train_config.kl_warmup}: a flow has no KL divergence to warm up; leave it at 0",
+        )
         self.config, self.workers = train_config, workers
         self.device = torch.device(device)
         self.train_images, self.val_images = self._source(train_images), self._source(val_images)
@@ -86,6 +90,8 @@ class Trainer:
         self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         set_activation_checkpointing(self.model, checkpoint_activations)
         self.ema: Model = copy.deepcopy(self.model).eval().requires_grad_(False)
+        if train_config.kl_warmup:
+            self.model.kl_weight = torch.zeros((), device=self.device)
         groups, ema_groups = (self._parameter_groups(each) for each in (self.model, self.ema))
         self.parameters = [parameter for group in groups.values() for parameter in group]
         self._ema_parameters = [parameter for group in ema_groups.values() for parameter in group]
@@ -187,6 +193,8 @@ class Trainer:
             )
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = peak * self._learning_rate_factor()
+        if self.model.kl_weight is not None:
+            self.model.kl_weight.fill_(min(1.0, self.step / (self.config.kl_warmup * self._steps())))
         loss = self._global_batch.backward(images, self.model.noise(count, self.generator), count)
         grad_norm = self._clip()
         self._guard.note(self.step, self.epoch + 1, loss, grad_norm)
@@ -266,9 +274,12 @@ class Trainer:
         return epochs * len(self.train_images) + position * self.config.batch_size
 
     def _learning_rate_factor(self) -> float:
-        total = self.config.epochs * self.steps_per_epoch
         warmup = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
-        return warmup * 0.5 * (1 + math.cos(math.pi * self.step / total))
+        return warmup * 0.5 * (1 + math.cos(math.pi * self.step / self._steps()))
+
+    def _steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.config.epochs * self.steps_per_epoch
 
     def _reduced_sums(self) -> Tensor:
         """Σ bits/dim over all workers' images and Σ gradient norm of the epoch so far, float64 ``[2]``."""

@@ -35,6 +35,10 @@ class TrainConfig:
     """The peak rate of log σ1 and log σ2. ``None``: the same as the other parameters'."""
     warmup_steps: int = 100
     """Steps over which the rate rises from 0."""
+    kl_warmup: float = dataclasses.field(default=0.0, metadata=LATER)
+    """Share of all steps over which the weight of the gradient of KL(q(w|x)‖p(w)) rises from 0 to 1 (arXiv
+    1602.02282), so that a decoder learns to use its latent before the prior empties it. The figures are the whole
+    bound's at every step. For ``vae`` and ``fvae``."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient of the mean bits/dim."""
     ema_decay: float = 0.995
@@ -60,6 +64,9 @@ class TrainConfig:
         require_positive("gradient_clip", self.gradient_clip)
         require(
             is_number(self.ema_decay) and 0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay!r}: must be in [0, 1)"
+        )
+        require(
+            is_number(self.kl_warmup) and 0 <= self.kl_warmup <= 1, f"kl_warmup={self.kl_warmup!r}: must be in [0, 1]"
         )
         require(
             is_number(self.weight_decay) and self.weight_decay >= 0,

@@ -11,6 +11,7 @@ import torch
 from fvae import ConfigError, ModelConfig, build, evaluate, load, save
 from fvae.checkpoint import write_tensors
 from fvae.files import write_bytes
+from tests.versions import of_the_first_version
 
 pytestmark = pytest.mark.core
 
@@ -44,9 +45,7 @@ def test_loaded_model_gives_the_same_bits(family: str, tmp_path: Path) -> None:
 def test_a_model_of_an_earlier_version_gives_the_same_bits(family: str, tmp_path: Path) -> None:
     """Its config lacks the fields that have come since; σ(x') of a VAE was always a network's."""
     saved = model(family)
-    values = saved.config.to_dict()
-    for name in ("likelihood", "posterior_scale", "decoder_scale", "dequantization", "dequantization_width"):
-        del values[name]
+    values = of_the_first_version("model", saved.config.to_dict())
     tmp_path.joinpath("config.json").write_text(json.dumps(values))
     write_tensors(tmp_path / "model.safetensors", saved.state_dict(), {"config": values})
     loaded = load(tmp_path)

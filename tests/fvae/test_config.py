@@ -13,6 +13,7 @@ from hypothesis import given
 from fvae.config import FAMILIES, ConfigError, ModelConfig, fields_in_use, halvings, identity_fields, scales_in_bins
 from fvae.model import build
 from tests.fvae.strategies import EXAMPLES, config_of, model_configs, random_images
+from tests.versions import of_the_first_version
 
 pytestmark = pytest.mark.core
 
@@ -97,13 +98,10 @@ def test_posterior_scale_is_by_default_the_papers() -> None:
 
 def test_an_identity_is_the_same_without_the_fields_that_came_later() -> None:
     values = config_of("fvae").to_dict()
-    earlier = {name: value for name, value in values.items() if name not in LATER_FIELDS}
+    earlier = of_the_first_version("model", values)
     assert identity_fields(ModelConfig, values) == earlier == identity_fields(ModelConfig, earlier)
     chosen = config_of("fvae", likelihood="discretized").to_dict()
     assert identity_fields(ModelConfig, chosen) == earlier | {"likelihood": "discretized"}
-
-
-LATER_FIELDS = ("likelihood", "posterior_scale", "decoder_scale", "dequantization", "dequantization_width")
 
 
 @EXAMPLES

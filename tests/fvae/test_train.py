@@ -16,6 +16,7 @@ from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
 from fvae.data import TensorImages, derived_seed
 from fvae.evaluation import evaluate
 from fvae.model import images_at_once, iwae_bits_per_dim
+from tests.versions import of_the_first_version
 
 pytestmark = pytest.mark.core
 
@@ -82,6 +83,7 @@ OPTIONS: dict[str, tuple[TrainConfig, dict[str, object]]] = {
         dataclasses.replace(SETTINGS, validation_samples=3),
         {"family": "flow", "dequantization": "variational", "sigma1_init": 0.0},
     ),
+    "KL warm-up": (dataclasses.replace(SETTINGS, kl_warmup=0.5), {"family": "vae"}),
 }
 
 
@@ -122,17 +124,12 @@ def test_restore_refuses_another_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_checkpoint_of_an_earlier_version_goes_on(family: str, tmp_path: Path) -> None:
     """Its configs lack the fields that have come since."""
-    since = {
-        "model": ("likelihood", "posterior_scale", "decoder_scale", "dequantization", "dequantization_width"),
-        "train": ("sigma_learning_rate", "validation_samples"),
-    }
     stopped = trainer(family)
     stopped.train_epoch()
     state = stopped.state()
     assert state is not None
-    for part, names in since.items():
-        for name in names:
-            del state.metadata[part][name]
+    for part in ("model", "train"):
+        state.metadata[part] = of_the_first_version(part, state.metadata[part])
     state.write(tmp_path / "state.safetensors")
     resumed = trainer(family)
     resumed.restore(tmp_path / "state.safetensors")
@@ -150,6 +147,54 @@ def test_the_scales_have_a_learning_rate_of_their_own() -> None:
         assert float(moved.pop(name)) == pytest.approx(0.05, rel=1e-3)
     moved = {name: each for name, each in moved.items() if "affine" not in name}  # ActNorm is set in the first step
     assert max(map(float, moved.values())) == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("family", ["vae", "fvae"])
+def test_a_warmed_up_kl_divergence_counts_in_the_gradient_alone(family: str) -> None:
+    """β·∇KL and the whole gradient of the reconstruction, whereas the bits/dim are the bound's at any β."""
+    model = trainer(family).model
+    batch = images(30)
+    noise = model.noise(30, torch.Generator().manual_seed(0))
+    model.initialize(batch, noise=noise)
+    plain = gradients(model, batch, noise)
+    found = {}
+    for weight in (0.0, 0.25, 1.0):
+        model.kl_weight = torch.tensor(weight)
+        bits, found[weight] = gradients(model, batch, noise)
+        torch.testing.assert_close(bits, plain[0], rtol=1e-6, atol=1e-6)
+    for name, whole in plain[1].items():
+        torch.testing.assert_close(found[1.0][name], whole, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            found[0.25][name], 0.75 * found[0.0][name] + 0.25 * whole, rtol=1e-3, atol=1e-6, msg=name
+        )
+    assert any(not torch.allclose(found[0.0][name], whole) for name, whole in plain[1].items())
+    parts = [name for name, gradient in found[0.0].items() if name.startswith("flow.") and gradient.any()]
+    assert not parts  # F is seen by the prior alone
+
+
+def gradients(model: torch.nn.Module, batch: Tensor, noise: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Bits/dim of a batch, and the gradient of their mean to each parameter."""
+    bits = model(batch, noise=noise)
+    parameters = dict(model.named_parameters())
+    found = torch.autograd.grad(bits.mean(), list(parameters.values()), allow_unused=True, materialize_grads=True)
+    return bits.detach(), dict(zip(parameters, found, strict=True))
+
+
+def test_the_weight_of_the_kl_divergence_rises_over_its_share_of_the_steps() -> None:
+    trained = trainer("vae", dataclasses.replace(SETTINGS, kl_warmup=0.5))  # 12 steps
+    seen = []
+    while not trained.finished:
+        trained.train_step()
+        assert trained.model.kl_weight is not None
+        seen.append(float(trained.model.kl_weight))
+    assert seen == pytest.approx([min(1, step / 6) for step in range(12)])
+    assert trainer("vae").model.kl_weight is None
+    assert trained.best_model().kl_weight is None
+
+
+def test_a_flow_has_no_kl_divergence_to_warm_up() -> None:
+    with pytest.raises(ConfigError, match=r"kl_warmup=0\.5: a flow has no KL divergence"):
+        trainer("flow", dataclasses.replace(SETTINGS, kl_warmup=0.5))
 
 
 def test_validation_averages_its_noise_samples() -> None:
@@ -270,6 +315,7 @@ def test_bf16_trains_near_float32_and_evaluates_in_float32() -> None:
         ("seed", -1),
         ("gradient_clip", 0.0),
         ("weight_decay", -0.1),
+        ("kl_warmup", 1.5),
         ("sigma_learning_rate", 0.0),
         ("validation_samples", 0),
     ],

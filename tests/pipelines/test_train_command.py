@@ -35,6 +35,7 @@ from tests.commands import Called, call
 from tests.pipelines.one_process import without_ray
 from tests.pipelines.training_cluster import HASTE
 from tests.pipelines.trainings import EPOCHS, MODEL, OPTIONS, TRAIN, uninterrupted
+from tests.versions import of_the_first_version
 
 pytestmark = pytest.mark.core
 
@@ -249,22 +250,13 @@ def test_a_file_and_options_above_it(tmp_path: Path) -> None:
 def test_a_job_of_an_earlier_version_is_the_same_job(tmp_path: Path) -> None:
     """Its configs lack the fields that have come since; its default name is the one that it had."""
     job = identity(load_dataset("digits"), configs())
-    earlier = json.loads(json.dumps(job))
-    for part, names in (("model", LATER["model"]), ("train", LATER["train"])):
-        for name in names:
-            del earlier[part][name]
+    earlier = job | {part: of_the_first_version(part, job[part]) for part in ("model", "train")}
     assert default_name(job) == default_name(earlier)
     run = open_storage(tmp_path)
     run.write("job.json", json.dumps(earlier).encode())
     open_job(run, job)
     with pytest.raises(ConfigError, match="model likelihood=its default, not discretized"):
         open_job(run, job | {"model": job["model"] | {"likelihood": "discretized"}})
-
-
-LATER = {
-    "model": ("likelihood", "posterior_scale", "decoder_scale", "dequantization", "dequantization_width"),
-    "train": ("sigma_learning_rate", "validation_samples"),
-}
 
 
 def test_scales_may_be_given_in_bins(tmp_path: Path) -> None:
