@@ -31,6 +31,7 @@ from fvae.evaluation import evaluate
 from fvae.files import write_text
 from pipelines import command_line
 from pipelines.datasets import load_dataset
+from tune.assembly import SIGMA_LEARNING_RATE
 
 RATE = (3e-3 * 1e-2) ** 0.5
 """Learning rate: the middle of the search's range."""
@@ -137,8 +138,8 @@ def parts(images: str) -> Iterator[Entry]:
         for decay in (0.1, 1.0):
             yield Entry(images=images, name=f"{name}, weight decay {decay}", model=model, train={"weight_decay": decay})
         if name == "f-VAE":
-            rate = {"sigma_learning_rate": 2e-2}
-            yield Entry(images=images, name=f"{name}, rate of σ 2e-2", model=model, train=rate)
+            rate = {"sigma_learning_rate": None}
+            yield Entry(images=images, name=f"{name}, no rate of their own for σ", model=model, train=rate)
         if not name.startswith("large"):
             fast = {"learning_rate": 1e-2}
             yield Entry(images=images, name=f"{name}, Adamax", model=model, variant="adamax")
@@ -173,6 +174,12 @@ def main(settings: Settings) -> int:
         elif place is not None:
             width = {"mnist": 24, "cifar": 40}.get(images, 0)
             tables[images] = list(digits() if images == "digits" else photographs(images, width))
+    if settings.tables != "starts":  # every other training is one of a search
+        rate = {"sigma_learning_rate": SIGMA_LEARNING_RATE}
+        tables = {
+            images: [dataclasses.replace(entry, train=rate | dict(entry.train)) for entry in table]
+            for images, table in tables.items()
+        }
     settings.work.mkdir(parents=True, exist_ok=True)
     jobs = [(entry, seed) for seed in range(settings.seeds) for table in tables.values() for entry in table]
     missing = [(entry, seed) for entry, seed in jobs if not row_file(settings, entry, seed).exists()]

@@ -51,6 +51,9 @@ class SearchSpace:
     """Initial σ1 of a VAE, whose prior has scale 1; log scale."""
     learning_rate: tuple[float, float] = (3e-3, 1e-2)
     """Log scale."""
+    kl_warmup: tuple[float, ...] = (0.3, 0.0)
+    """Of a VAE: without it one of a high rate, or of a Gaussian likelihood with a network's σ2, leaves its latent unused
+    (``docs/model.md``)."""
 
     @classmethod
     def for_images(cls, shape: tuple[int, int, int], bins: int) -> SearchSpace:
@@ -97,8 +100,10 @@ def suggest(
         model["sigma1_init"] = _in_bins(trial, "sigma_bins", space.sigma_bins, images) if uniform else 0.0
     else:
         model |= _encoder_and_decoder(trial, family, space, model)
-    learning_rate = trial.suggest_float("learning_rate", *space.learning_rate, log=True)
-    return ModelConfig(family=family, **model), {"learning_rate": learning_rate}  # type: ignore[arg-type]
+    train = {"learning_rate": trial.suggest_float("learning_rate", *space.learning_rate, log=True)}
+    if family == "vae":
+        train["kl_warmup"] = trial.suggest_categorical("kl_warmup", space.kl_warmup)
+    return ModelConfig(family=family, **model), train  # type: ignore[arg-type]
 
 
 def _encoder_and_decoder(
@@ -149,6 +154,8 @@ def suggestion_of(model: ModelConfig, train: Mapping[str, Any], space: SearchSpa
         return point
     for name in ("encoder_levels", "encoder_blocks", "encoder_width", "likelihood", "posterior_scale", "decoder_scale"):
         point[name] = getattr(model, name)
+    if model.family == "vae":
+        point["kl_warmup"] = train.get("kl_warmup", 0.0)
     point["latent_share"] = _latent_share(model, space)
     sigma1, sigma2 = _bins_of(model.sigma1_init, model.bins), _bins_of(model.sigma2_init, model.bins)
     if model.family == "fvae" and model.latent_channels is None:
@@ -194,8 +201,7 @@ def initial_designs(family: str, space: SearchSpace, count: int) -> list[dict[st
     """``count`` points from small to large with sound settings, to start a family's search with.
 
     Keys and values are the ones that :func:`suggest` asks for. Every third one has the space's second likelihood, every
-    other one its second dequantization or, of a VAE, the second kind of σ2: a VAE whose decoder gives σ2 starts slowly,
-    and is better in the end on images of many levels alone. Of f-VAEs every other pair has a light encoder, so that a
+    other one its second dequantization or, of a VAE, the second kind of σ2. Of f-VAEs every other pair has a light encoder, so that a
     front shows early whether parameters serve it better in E and G or in F.
     """
     designs = []
@@ -226,6 +232,8 @@ def initial_designs(family: str, space: SearchSpace, count: int) -> list[dict[st
                 "decoder_scale": _take(space.decoder_scale, 1 - turn if family == "vae" else 0),
                 "latent_share": space.latent_share[0] if family == "fvae" else space.latent_share_vae[1],
             }
+            if family == "vae":
+                design["kl_warmup"] = space.kl_warmup[0]
             design |= _scales(family, space, design)
         designs.append(design)
     return designs

@@ -133,7 +133,8 @@ def test_a_models_point_gives_the_model_again(shape: tuple[int, int, int], seed:
     point = suggestion_of(candidate.model, candidate.train, space)
     model, searched = suggest(optuna.trial.FixedTrial(point), family, space, images)
     assert model == candidate.model
-    assert searched == {"learning_rate": candidate.train["learning_rate"]}
+    assert searched == {name: candidate.train[name] for name in searched}
+    assert set(searched) == {"learning_rate", "kl_warmup"} - ({"kl_warmup"} if family != "vae" else set())
     assert set(point) == set(candidate.suggestion)
     same = {name for name in point if point[name] == pytest.approx(candidate.suggestion[name], rel=1e-15)}
     assert set(point) - same <= {"flow_levels", "latent_share"}  # where two points give one model
