@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from fvae.config import ConfigError, ModelConfig
     from fvae.data import ImageDataset
     from fvae.evaluation import NonFiniteError, evaluate
+    from fvae.iwae import iwae_bits_per_dim
     from fvae.manifest import Manifest
-    from fvae.model import Model, build, iwae_bits_per_dim
+    from fvae.model import Model, build
     from fvae.streaming import ShardedImages, StreamedDataset
     from fvae.train import EpochMetrics, Trainer
     from fvae.train_config import TrainConfig
@@ -47,8 +48,9 @@ _MODULES = {
     "config": ("ConfigError", "ModelConfig"),
     "data": ("ImageDataset",),
     "evaluation": ("NonFiniteError", "evaluate"),
+    "iwae": ("iwae_bits_per_dim",),
     "manifest": ("Manifest",),
-    "model": ("Model", "build", "iwae_bits_per_dim"),
+    "model": ("Model", "build"),
     "streaming": ("ShardedImages", "StreamedDataset"),
     "train": ("EpochMetrics", "Trainer"),
     "train_config": ("TrainConfig",),

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fvae.data import Array, ImageSource, derived_seed, image_source
-from fvae.model import Model, images_at_once, iwae_bits_per_dim
+from fvae.iwae import iwae_bits_per_dim
+from fvae.model import Model, images_at_once
 from fvae.workers import Workers
 
 ALONE = Workers()

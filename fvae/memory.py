@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fvae.config import ModelConfig, require_choice, require_integer
-from fvae.model import Model, build, images_at_once, iwae_bits_per_dim
+from fvae.iwae import iwae_bits_per_dim
+from fvae.model import Model, build, images_at_once
 from fvae.recomputation import set_activation_checkpointing
 from fvae.train_config import Precision
 

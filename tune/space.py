@@ -52,8 +52,7 @@ class SearchSpace:
     learning_rate: tuple[float, float] = (3e-3, 1e-2)
     """Log scale."""
     kl_warmup: tuple[float, ...] = (0.3, 0.0)
-    """Of a VAE: without it one of a high rate, or of a Gaussian likelihood with a network's σ2, leaves its latent unused
-    (``docs/model.md``)."""
+    """Of a VAE, which may leave its latent unused without it (``docs/model.md``)."""
 
     @classmethod
     def for_images(cls, shape: tuple[int, int, int], bins: int) -> SearchSpace:
@@ -201,8 +200,8 @@ def initial_designs(family: str, space: SearchSpace, count: int) -> list[dict[st
     """``count`` points from small to large with sound settings, to start a family's search with.
 
     Keys and values are the ones that :func:`suggest` asks for. Every third one has the space's second likelihood, every
-    other one its second dequantization or, of a VAE, the second kind of σ2. Of f-VAEs every other pair has a light encoder, so that a
-    front shows early whether parameters serve it better in E and G or in F.
+    other one its second dequantization or, of a VAE, the second kind of σ2. Of f-VAEs every other pair has a light
+    encoder, so that a front shows early whether parameters serve it better in E and G or in F.
     """
     designs = []
     for index in range(count):

@@ -18,7 +18,8 @@ from torch.special import ndtr
 
 from fvae import likelihood
 from fvae.config import FAMILIES
-from fvae.model import Model, iwae_bits_per_dim
+from fvae.iwae import iwae_bits_per_dim
+from fvae.model import Model
 from tests.fvae.strategies import EXAMPLES, config_of, couplings, mixings, perturbed_model, seeds
 
 pytestmark = pytest.mark.core

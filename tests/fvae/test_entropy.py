@@ -12,7 +12,8 @@ from hypothesis import given
 from torch import Tensor
 
 from fvae.config import ModelConfig
-from fvae.model import Model, build, iwae_bits_per_dim
+from fvae.iwae import iwae_bits_per_dim
+from fvae.model import Model, build
 from tests.fvae.strategies import EXAMPLES, config_of, model_configs, perturb, random_images, seeds, train
 
 pytestmark = pytest.mark.core

@@ -11,7 +11,8 @@ from torch.distributions import MultivariateNormal, Normal
 
 from fvae import likelihood
 from fvae.config import Family
-from fvae.model import Model, build, iwae_bits_per_dim
+from fvae.iwae import iwae_bits_per_dim
+from fvae.model import Model, build
 from tests.fvae.strategies import config_of
 
 pytestmark = pytest.mark.core

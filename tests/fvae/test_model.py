@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from fvae.config import ModelConfig
 from fvae.data import Array
 from fvae.evaluation import evaluate
-from fvae.model import Model, build, iwae_bits_per_dim
+from fvae.iwae import iwae_bits_per_dim
+from fvae.model import Model, build
 from tests.fvae.strategies import EXAMPLES, config_of, model_configs, perturbed_model, random_images, seeds
 
 pytestmark = pytest.mark.core

@@ -11,7 +11,8 @@ from torch.distributions import Normal
 
 from fvae import likelihood
 from fvae.config import ModelConfig
-from fvae.model import build, iwae_bits_per_dim
+from fvae.iwae import iwae_bits_per_dim
+from fvae.model import build
 from tests.fvae.strategies import (
     EXAMPLES,
     config_of,

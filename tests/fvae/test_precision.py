@@ -9,7 +9,8 @@ from hypothesis import given
 from fvae import likelihood
 from fvae.bijections import CouplingLayer, SplitPrior
 from fvae.config import ModelConfig
-from fvae.model import build, iwae_bits_per_dim
+from fvae.iwae import iwae_bits_per_dim
+from fvae.model import build
 from tests.fvae.strategies import EXAMPLES, config_of, model_configs, perturb, random_images, seeds, train
 
 pytestmark = pytest.mark.core

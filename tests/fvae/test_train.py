@@ -15,7 +15,8 @@ from torch import Tensor
 from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
 from fvae.data import TensorImages, derived_seed
 from fvae.evaluation import evaluate
-from fvae.model import images_at_once, iwae_bits_per_dim
+from fvae.iwae import iwae_bits_per_dim
+from fvae.model import images_at_once
 from tests.versions import of_the_first_version
 
 pytestmark = pytest.mark.core
