@@ -10,6 +10,7 @@ from torch import Tensor
 from fvae.data import Array, ImageSource, derived_seed, image_source
 from fvae.iwae import iwae_bits_per_dim
 from fvae.model import Model, images_at_once
+from fvae.precision import true_float32
 from fvae.workers import Workers
 
 ALONE = Workers()
@@ -49,8 +50,7 @@ def evaluate(
     training = model.training
     model.eval()  # a fresh model must not take its ActNorm from images that it is measured on
     try:
-        # True float32: no autocast, and no TF32, which cuDNN would use for convolutions by default.
-        with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with true_float32(device.type):
             for number, batch in enumerate(source.in_order(images_at_once(model.config))):
                 if number % workers.count == workers.rank:
                     generator.manual_seed(derived_seed(seed, f"batch/{number}"))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from contextlib import AbstractContextManager
 from typing import cast
 
 import torch
@@ -12,14 +10,8 @@ from torch import Tensor, nn
 
 from fvae.bijections import ChannelAffine, CouplingLayer, SplitPrior, squeeze, unsqueeze
 from fvae.config import Coupling, Mixing
+from fvae.precision import full_precision
 from fvae.recomputation import RecomputableLayer
-
-
-def full_precision(device_type: str) -> AbstractContextManager[object]:
-    """No autocast inside, on any device (the meta device, which counts FLOPs, knows none)."""
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
 
 
 class FlowStep(RecomputableLayer):
@@ -62,6 +54,11 @@ class IdentityFlow(nn.Module):
 
     def initialize(self, w: Tensor) -> None:
         """Nothing to initialise."""
+
+    @property
+    def initialized(self) -> bool:
+        """True: see :meth:`initialize`."""
+        return True
 
 
 class MultiScaleFlow(nn.Module):
@@ -109,6 +106,11 @@ class MultiScaleFlow(nn.Module):
     def initialize(self, w: Tensor) -> None:
         """Set every ActNorm from this batch, each after those before it. Once: a second call is idle."""
         self._run(w, initialize=True)
+
+    @property
+    def initialized(self) -> bool:
+        """Whether every ActNorm is set; on a GPU the answer waits for the device."""
+        return all(bool(step.affine.initialized) for scale in range(len(self.steps)) for step in self._level(scale))
 
     def _run(self, w: Tensor, *, initialize: bool) -> tuple[Tensor, Tensor]:
         x = w.permute(0, 2, 3, 1)  # [B, H, W, C] from here on

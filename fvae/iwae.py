@@ -47,11 +47,33 @@ def _log_weights(
     images = model._checked(images)
     batch_size = batch_size or SAMPLES_AT_ONCE.get(images.device.type, 4) * images_at_once(config)
     at_once = max(1, min(samples, batch_size // len(images)))
+    most = at_once * len(images)
     log_weights = []
     for start in range(0, samples, at_once):
         count = min(at_once, samples - start)
         drawn = [model.noise(len(images), generator) for _ in range(count)]
         r, u = (torch.cat(noise) for noise in zip(*drawn, strict=True))  # [count·B, …]
         repeated = images.repeat(count, 1, 1, 1)  # [count·B, C, H, W]
-        log_weights.append(model.log_weight(repeated, r, u).double().reshape(count, -1))
+        found, most = _log_weight(model, repeated, r, u, most)
+        log_weights.append(found.double().reshape(count, -1))
     return torch.cat(log_weights)
+
+
+def _log_weight(model: Model, images: Tensor, r: Tensor, u: Tensor, most: int) -> tuple[Tensor, int]:
+    """:meth:`Model.log_weight`, ``[B]``, at most ``most`` images at a time, and half as many wherever a GPU's memory
+    does not hold them. Returns that number, too. Raises ``torch.OutOfMemoryError`` where it does not hold one image.
+    """
+    done: list[Tensor] = []
+    start = 0
+    while start < len(images):
+        part = slice(start, start + most)
+        try:
+            done.append(model.log_weight(images[part], r[part], u[part]))
+            start += most
+            continue
+        except torch.OutOfMemoryError:
+            if most == 1:
+                raise
+        most = most // 2  # not in the handler, where the error's traceback still holds the memory
+        torch.cuda.empty_cache()
+    return torch.cat(done), most

@@ -15,7 +15,7 @@ likelihood puts Σ log P(x|w), a probability of levels, in the place of the Gaus
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -374,9 +374,15 @@ class Model(nn.Module):
                 raise ValueError(f"images hold levels {low} … {high}: this model has bins={bins}, so 0 … {bins - 1}")
         return images.to(self.log_sigma1.device)
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        super()._load_from_state_dict(*args, **kwargs)
-        self._initialized = False  # the ActNorm flags just loaded decide, each for itself
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load a state, which also says whether ActNorm is set: a look now, and none in each forward."""
+        result = super().load_state_dict(*args, **kwargs)
+        self.look_at_actnorm()
+        return result
+
+    def look_at_actnorm(self) -> None:
+        """See whether the flow's ActNorm is set, once its state has come from elsewhere."""
+        self._initialized = self.flow.initialized
 
 
 def _log(scale: float) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fvae.bijections import convolve, squeeze, unsqueeze, zero_convolution
+from fvae.precision import full_precision
 from fvae.recomputation import RecomputableLayer
 
 
@@ -79,7 +80,8 @@ class Encoder(nn.Module):
         h = image
         for entry, blocks in zip(self.entries, self.blocks, strict=True):
             h = blocks(convolve(entry, squeeze(h) if self.levels else h))  # type: ignore[arg-type]
-        heads = list(convolve(self.exit, h.relu()).to(x.dtype).chunk(self.heads, dim=-1))
+        with full_precision(x.device.type):  # of a mean near ½, bf16 would keep eight bits
+            heads = list(convolve(self.exit, h.relu().to(x.dtype)).chunk(self.heads, dim=-1))
         if self.skip:
             heads[0] = heads[0] + squeeze_times(image, self.levels)
         if self.reshapes:
@@ -121,11 +123,14 @@ class Decoder(nn.Module):
         if self.reshapes:
             latent = squeeze_times(latent, self.levels)
         h = convolve(self.entry, latent)
-        for blocks, exit_ in zip(self.blocks, self.exits, strict=True):
-            h = convolve(exit_, blocks(h).relu())  # type: ignore[arg-type]
-            if self.levels:
-                h = unsqueeze(h)
-        h = h.to(w.dtype)
+        *inner, (last_blocks, last_exit) = zip(self.blocks, self.exits, strict=True)
+        for blocks, exit_ in inner:
+            h = unsqueeze(convolve(exit_, blocks(h).relu()))  # type: ignore[arg-type]
+        h = last_blocks(h).relu().to(w.dtype)
+        with full_precision(w.device.type):
+            h = convolve(last_exit, h)  # type: ignore[arg-type]
+        if self.levels:
+            h = unsqueeze(h)
         if self.skip:
             mean, *scale = h.chunk(self.heads, dim=-1)
             mean = mean + unsqueeze_times(latent, self.levels)

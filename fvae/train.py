@@ -239,6 +239,7 @@ class Trainer:
                 images = next(first).to(self.device)
             self.model.initialize(images, noise=noise)
         self.workers.follow_first(self.model.state_dict().values())
+        self.model.look_at_actnorm()
         self.ema.load_state_dict(self.model.state_dict())
 
     def _source(self, images: Array | ImageSource) -> ImageSource:

@@ -1,4 +1,7 @@
-"""One thread for every test; an S3 server, a Ray and an MLflow database for those that ask for them."""
+"""One thread for every test; an S3 server, a Ray and an MLflow database for those that ask for them.
+
+What these need is imported where it is used: a GPU machine, which runs tests/gpu alone, may have none of it.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import torch
 
 import tests.ray_environment  # noqa: F401  (before Ray is imported)
-from pipelines import s3_requests
-from pipelines.mlflow_settings import quiet_mlflow
 from tests import tiers
-from tests.s3 import CREDENTIALS, IMPATIENT, moto_server
 
 HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 """What Python begins with, also where a shell has started the tests in its background, in which SIGINT is ignored."""
@@ -53,6 +52,8 @@ def signal_handlers() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real S3 server, one for the session; the environment points at it."""
+    from tests.s3 import CREDENTIALS, moto_server
+
     with pytest.MonkeyPatch.context() as patch, moto_server(tmp_path_factory.mktemp("moto")) as url:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
@@ -63,6 +64,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def s3_client(s3: str) -> Any:
     """A plain boto3 client of the server ``s3``, to see what is really there."""
+    import boto3
+
     return boto3.client("s3", endpoint_url=s3)
 
 
@@ -86,6 +89,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables, made once: its migrations cost seconds."""
+    from pipelines.mlflow_settings import quiet_mlflow
+
     quiet_mlflow()
     from pipelines.mlflow_connection import connect
 
@@ -121,5 +126,8 @@ def ray_address(shared_ray: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, requests to S3 are tried three times with hardly a wait, each for a second at most."""
+    from pipelines import s3_requests
+    from tests.s3 import IMPATIENT
+
     for name, value in IMPATIENT.items():
         monkeypatch.setattr(s3_requests, name, value)

@@ -103,3 +103,23 @@ def test_weights_from_before_initialisation_can_still_be_initialised() -> None:
     model.load_state_dict(fresh)
     model.train().bits_per_dim(random_images(config, 32))
     assert model.flow.steps[0][0].affine.initialized
+
+
+@pytest.mark.parametrize("source", ["saved", "other worker"])
+def test_a_state_says_once_whether_it_is_set(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward in training looks no more: within torch.compile it would be a branch on data."""
+    torch.manual_seed(0)
+    config = config_of("flow")
+    first, second = build(config), build(config)
+    first.initialize(random_images(config, 8))
+    if source == "saved":
+        second.load_state_dict(first.state_dict())
+    else:
+        for mine, theirs in zip(second.state_dict().values(), first.state_dict().values(), strict=True):
+            mine.copy_(theirs)
+        second.look_at_actnorm()
+    monkeypatch.setattr(second, "_initialize", lambda *arguments: pytest.fail("looked again"))
+    second.train().bits_per_dim(random_images(config, 8))
+    second.load_state_dict(build(config).state_dict())  # of a model whose ActNorm is not set
+    with pytest.raises(pytest.fail.Exception, match="looked again"):
+        second.bits_per_dim(random_images(config, 8))

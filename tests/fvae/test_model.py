@@ -243,6 +243,37 @@ def test_iwae_needs_a_sample(k: int) -> None:
         iwae_bits_per_dim(model, random_images(model.config, 1), k)
 
 
+@pytest.mark.parametrize("family", ["flow", "fvae"])
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_a_batch_that_memory_does_not_hold_is_halved(family: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same noise: the figures are those of the whole batch, and a size that has failed is not tried again."""
+    model = perturbed_model(config_of(family), 0).eval()  # type: ignore[arg-type]
+    images = random_images(model.config, 8)
+    whole = iwae_bits_per_dim(model, images, 6, generator())
+    held, tried = model.log_weight, []
+
+    def log_weight(part: torch.Tensor, r: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        tried.append(len(part))
+        if len(part) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return held(part, r, u)
+
+    monkeypatch.setattr(model, "log_weight", log_weight)
+    torch.testing.assert_close(iwae_bits_per_dim(model, images, 6, generator()), whole)
+    assert len([size for size in tried if size > most]) == len(set(tried) - set(range(1, most + 1)))
+
+
+def test_one_image_that_memory_does_not_hold_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(config_of("flow")).eval()
+
+    def log_weight(*arguments: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "log_weight", log_weight)
+    with pytest.raises(torch.OutOfMemoryError):
+        iwae_bits_per_dim(model, random_images(model.config, 8), 6)
+
+
 def coupling_parameters(kept: int, width: int, outputs: int) -> int:
     """3×3, 1×1, 3×3 convolutions with biases."""
     return (9 * kept * width + width) + (width * width + width) + (9 * width * outputs + outputs)

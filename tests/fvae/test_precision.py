@@ -9,6 +9,7 @@ from hypothesis import given
 from fvae import likelihood
 from fvae.bijections import CouplingLayer, SplitPrior
 from fvae.config import ModelConfig
+from fvae.evaluation import evaluate
 from fvae.iwae import iwae_bits_per_dim
 from fvae.model import build
 from tests.fvae.strategies import EXAMPLES, config_of, model_configs, perturb, random_images, seeds, train
@@ -100,3 +101,41 @@ def test_float32_and_float64_agree(config: ModelConfig, seed: int) -> None:
     torch.testing.assert_close(single.double(), double, atol=1e-3, rtol=1e-4)
     bits = iwae_bits_per_dim(model, random_images(config, 4, seed), 2)
     assert bits.dtype == torch.float64 and torch.isfinite(bits).all()
+
+
+@pytest.mark.parametrize("family", ["vae", "fvae"])
+def test_means_and_scales_are_not_rounded_to_bfloat16(family: str) -> None:
+    """The last layers of E and G run in float32: at 256 levels, bfloat16 would move a mean by a seventh of a bin."""
+    torch.manual_seed(0)
+    networks = {"posterior_scale": "network", "decoder_scale": "network", "latent_channels": 2}
+    model = build(config_of(family, channels=1, height=8, width=8, encoder_levels=2, flow_levels=1, **networks))  # type: ignore[arg-type]
+    perturb(model)
+    x = likelihood.dequantize(random_images(model.config, 16), model.config.bins, torch.tensor(0.5))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        mean, log_scale = model.posterior(x)
+        given = (mean, log_scale, *model.observation(mean))
+    for each in given:
+        assert each.dtype == torch.float32
+        rounded = each.to(torch.bfloat16).float() == each
+        assert float(rounded.float().mean()) < 0.1
+
+
+def test_evaluation_is_in_float32_whatever_the_user_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(config_of("vae"))
+    seen = []
+
+    def log_weight(images: torch.Tensor, r: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        cudnn = torch.backends.cudnn.allow_tf32
+        seen.append((torch.get_float32_matmul_precision(), cudnn, torch.is_autocast_enabled("cpu")))
+        return torch.zeros(len(images))
+
+    monkeypatch.setattr(model, "log_weight", log_weight)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with torch.autocast("cpu", torch.bfloat16):
+            evaluate(model, random_images(model.config, 4))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == [("highest", False, False)]
