@@ -20,8 +20,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 AttemptEnd = Literal["", "done", "stopped", "failed", "lost", "put aside"]
-"""How an attempt ended: with the trial (``done``, ``stopped``, ``failed``), by the death of its process or driver
-(``lost``), or because the search ended before the trial (``put aside``). Empty: it has not."""
+"""How an attempt ended: with the trial (``done``, ``stopped``, ``failed``), by the death of its process or driver or
+for want of a card's memory (``lost``), or because the search ended before the trial (``put aside``). Empty: it has not.
+"""
 
 OF_STATUS: dict[str, AttemptEnd] = {"complete": "done", "stopped": "stopped", "failed": "failed"}
 """How the last attempt of a trial ended, by the trial's status."""

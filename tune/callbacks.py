@@ -59,6 +59,8 @@ class LedgerCallback(tune.Callback):
         new = changes(record, result)
         if new.get("status") == "failed":  # in the midst of an epoch
             new["attempts"] = self._ended(record, "failed")
+        elif "out_of_memory" in result:
+            new["attempts"] = self._ended(record, "lost")
         record = self.ledger.update(
             record.id, at_once="status" in new or result.get("checkpoint_follows", False), **new
         )

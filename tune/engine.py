@@ -120,6 +120,7 @@ def run_trials(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are in the ledger, a line each
     settings = room.settings
     peaks = [PeakMemory(room.gpu_shares)] if room.gpu_shares else []
+    searcher.trials_may_return = room.gpu_shares is not None
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with scratch_folder(ledger.root) as scratch:
@@ -157,7 +158,11 @@ def run_trials(
 def trainable(settings: SearchSettings, dataset: Dataset) -> type[tune.Trainable]:
     """What Tune runs a trial in; images in memory go to its processes through Ray's object store."""
     images = {split: dataset.images(split) for split in ("train", "val")}
-    told = {"device": device(settings), "threads": settings.cpus_per_trial}
+    told = {
+        "device": device(settings),
+        "threads": settings.cpus_per_trial,
+        "shares_grow": settings.gpus_per_trial == "auto",
+    }
     if settings.workers_per_trial == 1:
         return tune.with_parameters(TrialProcess, images=images, **told)
     shared = {split: ray.put(each) for split, each in images.items()}

@@ -20,9 +20,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fvae.config import ConfigError, ModelConfig
 from fvae.memory import training_memory
 from fvae.train_config import Precision
+from tune.card_memory import CONTEXT_BYTES
 
-CONTEXT_BYTES = 2**30
-"""What a process takes on a card besides its tensors: CUDA's context, and the libraries' kernels."""
 SAFETY = 1.25
 """For what the allocator rounds up and cannot use, and for libraries' scratch space."""
 FINEST = 10_000
@@ -54,6 +53,11 @@ class GpuShares:
         """A trial's tensors took so much: what was not counted of it is added to later trials' shares."""
         self.uncounted_bytes = max(self.uncounted_bytes, peak_bytes - self.counted(model, train))
 
+    def exceeded(self, model: dict[str, Any], train: dict[str, Any], share: float) -> None:
+        """A share did not hold a trial: it, and whatever needs as much, gets twice that from now on."""
+        beside = CONTEXT_BYTES + SAFETY * self.counted(model, train)
+        self.uncounted_bytes = max(self.uncounted_bytes, math.ceil(share * self.card_bytes - beside) + 1)
+
     def counted(self, model: dict[str, Any], train: dict[str, Any]) -> int:
         """Bytes of a trial's tensors, as counted."""
         samples = train.get("validation_samples", 1)
@@ -62,7 +66,7 @@ class GpuShares:
 
 
 class PeakMemory(tune.Callback):
-    """Tells the shares what each trial's first epoch took."""
+    """Tells the shares what each trial's first epoch took, and which of them did not hold their trial."""
 
     def __init__(self, shares: GpuShares) -> None:
         self.shares = shares
@@ -70,9 +74,13 @@ class PeakMemory(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch is done."""
+        """An epoch is done, or the trial has given up."""
+        configs = trial.config["model"], trial.config["train"]
         if "peak_gpu_bytes" in result:
-            self.shares.measured(trial.config["model"], trial.config["train"], result["peak_gpu_bytes"])
+            self.shares.measured(*configs, result["peak_gpu_bytes"])
+        if "out_of_memory" in result:
+            held: Any = trial.placement_group_factory
+            self.shares.exceeded(*configs, held.bundles[-1]["GPU"])
 
 
 def smallest_card_bytes(nodes: Sequence[dict[str, Any]]) -> int:

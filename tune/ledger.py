@@ -132,6 +132,8 @@ def changes(record: TrialRecord, result: dict[str, Any]) -> dict[str, Any]:
     """What a result of :class:`tune.trial.TrialProcess` changes in the trial's record."""
     if "failure" in result:
         return {"status": "failed", "reason": result["failure"]}
+    if "out_of_memory" in result:  # it will be tried again
+        return {}
     new: dict[str, Any] = {}
     if (attempts := heard(record.attempts, result)) != record.attempts:
         new["attempts"] = attempts

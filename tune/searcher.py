@@ -56,6 +56,8 @@ class FrontSearcher(Searcher):
         super().__init__()
         self.ledger, self.proposer, self.families = ledger, proposer, tuple(families)
         self.budget, self.seeds, self.most_worth = budget, seeds, most_worth
+        self.trials_may_return = False
+        """Whether a trial that has ended may have to be tried again: one whose share of a card did not hold it."""
         self.exhausted: dict[str, str] = {}
         """Families of which every model is tried, and the line that says so."""
         records = list(ledger.records.values())
@@ -74,7 +76,8 @@ class FrontSearcher(Searcher):
             return Searcher.FINISHED
         record = self._unfinished.popleft() if self._unfinished else self._new_trial() or self._replicate()
         if record is None:
-            return None if self.seeds > 1 and self._first_seeds_live() else Searcher.FINISHED
+            waits = self.seeds > 1 and self._first_seeds_live() or self.trials_may_return and self._live
+            return None if waits else Searcher.FINISHED
         self._live[trial_id] = record.id
         return {
             "id": record.id,
@@ -91,6 +94,8 @@ class FrontSearcher(Searcher):
         record = self.ledger.records[self._live.pop(trial_id)]
         if error and record.status == "running":  # the ledger hears of it a moment later
             record = dataclasses.replace(record, status="failed")
+        if result and "out_of_memory" in result:
+            self._unfinished.append(record)
         if record.status != "running" and record.replicate_of is None:  # running: a later session goes on with it
             self.proposer.tell(record)
 

@@ -16,6 +16,7 @@ from fvae.evaluation import evaluate, standard_error
 from pipelines.model_files import ModelError, load_model
 from pipelines.storage import open_storage
 from pipelines.troubles import keep_warnings, trouble, with_warnings
+from tune.card_memory import keep_to_share
 from tune.ledger import TestResult
 
 
@@ -29,6 +30,7 @@ def read_test_split(
     """
     torch.set_num_threads(threads)
     keep_warnings()
+    keep_to_share(device)
     return with_warnings(_read_test_split(trial_uri, images, seed, device))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from pipelines.model_files import keep_model
 from pipelines.storage import open_storage
 from pipelines.stored import read_json
 from pipelines.troubles import keep_warnings, trouble, with_warnings
+from tune.card_memory import keep_to_share
 from tune.ledger import RECORD, TrialRecord
 from tune.trial_files import Checkpoints
 
@@ -30,17 +32,35 @@ class TrialTraining:
     Of several workers each has one, and calls the same methods in the same order; the first writes.
     """
 
+    trainer: Trainer
+    """Made when the trial is restored: making it may fail for want of memory."""
+
     def __init__(
-        self, config: dict[str, Any], images: dict[str, ImageSource], device: str, workers: Workers = ALONE
+        self,
+        config: dict[str, Any],
+        images: dict[str, ImageSource],
+        device: str,
+        workers: Workers = ALONE,
+        *,
+        more_memory: bool = False,
     ) -> None:
-        """``config`` as :meth:`tune.searcher.FrontSearcher.suggest` makes it; ``images``: ``train`` and ``val``."""
+        """
+        Args:
+            config: as :meth:`tune.searcher.FrontSearcher.suggest` makes it.
+            images: ``train`` and ``val``.
+            device: of this worker.
+            workers: those that train the trial together.
+            more_memory: whether it may be tried again with more of a card's memory than there is here.
+        """
         gc.collect()  # the last trial of this process: its parts know one another, so they do not go by themselves
         if device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         self.storage = open_storage(config["storage"])
         self.workers = workers
-        self.trainer = Trainer(
+        self.more_memory = more_memory
+        self._make_trainer = functools.partial(
+            Trainer,
             ModelConfig.from_dict(config["model"]),
             TrainConfig.from_dict(config["train"]),
             images["train"],
@@ -53,9 +73,10 @@ class TrialTraining:
         self.spoilt = False  # its weights, or its storage
 
     def step(self) -> dict[str, Any]:
-        """One epoch. A non-finite figure ends the trial with its reason; it is no crash.
+        """One epoch. A non-finite figure or want of memory ends the trial with its reason; it is no crash.
 
-        A store or disk that fails is the search's trouble, not this trial's: see :mod:`pipelines.troubles`.
+        Where there may be more memory elsewhere, ``out_of_memory`` stands in the reason's place. A store or disk that
+        fails is the search's trouble, not this trial's: see :mod:`pipelines.troubles`.
         """
         return self._result_of(self._epoch)
 
@@ -72,6 +93,10 @@ class TrialTraining:
         except NonFiniteError as error:
             self.spoilt = True
             result = {"epoch": self.trainer.epoch, "failure": str(error), "done": True}
+        except torch.OutOfMemoryError as error:
+            self.spoilt = True
+            why = {"out_of_memory": True} if self.more_memory else {"failure": _out_of_memory(error)}
+            result = {"epoch": 0, "done": True} | why
         except (OSError, ConfigError) as error:
             self.spoilt = True
             result = trouble(error) | {"epoch": 0, "done": True}
@@ -79,6 +104,7 @@ class TrialTraining:
 
     def _restore(self) -> dict[str, Any]:
         checkpoints = Checkpoints(self.storage)
+        self.trainer = self._make_trainer()
         checkpoints.restore(self.trainer)
         self.checkpoints = checkpoints
         self.first_epoch, self.seconds_before = self.trainer.epoch + 1, self.trainer.seconds
@@ -143,6 +169,12 @@ class TrialTraining:
             self.trainer.state()  # the first worker's save waits for everybody's part
 
 
+def _out_of_memory(error: torch.OutOfMemoryError) -> str:
+    """A line for a trial that no further memory would be found for."""
+    first = str(error).split(". ")[0].strip()
+    return f"{first}: give it more of a card (--gpus-per-trial), or a smaller --batch-size or --max-params"
+
+
 class TrialProcess(tune.Trainable):
     """Trains the trial that its config names, an epoch a step; then, reset, the next one.
 
@@ -150,12 +182,20 @@ class TrialProcess(tune.Trainable):
     """
 
     def setup(  # type: ignore[override]  # with_parameters supplies all but the config
-        self, config: dict[str, Any], images: dict[str, np.ndarray | ImageSource], device: str, threads: int
+        self,
+        config: dict[str, Any],
+        images: dict[str, np.ndarray | ImageSource],
+        device: str,
+        threads: int,
+        shares_grow: bool,
     ) -> None:
-        """``images``: ``train`` and ``val``, each uint8 ``[N, C, H, W]`` or a streamed source."""
+        """``images``: ``train`` and ``val``, each uint8 ``[N, C, H, W]`` or a streamed source. ``shares_grow``: a trial
+        that its share of a card does not hold is tried again with a larger one."""
         torch.set_num_threads(threads)
         keep_warnings()
-        self.training = TrialTraining(config, {split: image_source(each) for split, each in images.items()}, device)
+        share = keep_to_share(device)
+        sources = {split: image_source(each) for split, each in images.items()}
+        self.training = TrialTraining(config, sources, device, more_memory=shares_grow and share < 1)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in this process."""

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from fvae.data import image_source
 from fvae.workers import Workers
 from pipelines.troubles import keep_warnings
+from tune.card_memory import keep_to_share
 from tune.trial import TrialTraining
 
 TIMEOUT = datetime.timedelta(minutes=30)
@@ -42,10 +43,11 @@ class TrialCoordinator(tune.Trainable):
     """Whether the workers have continued from the trial's checkpoint."""
 
     def setup(  # type: ignore[override]  # with_parameters supplies all but the config
-        self, config: dict[str, Any], images: SharedImages, device: str, threads: int
+        self, config: dict[str, Any], images: SharedImages, device: str, threads: int, shares_grow: bool
     ) -> None:
-        """Start the workers, each with so many torch threads, and give them the trial."""
-        self.group = WorkerGroup(images, device, threads)
+        """Start the workers, each with so many torch threads, and give them the trial. ``shares_grow``: see
+        :class:`tune.trial.TrialProcess`."""
+        self.group = WorkerGroup(images, device, threads, shares_grow)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -62,9 +64,9 @@ class TrialCoordinator(tune.Trainable):
         if not self.restored:
             # The first removes a damaged checkpoint, before the others look.
             results = self.group.call("restore", ranks=[0])
-            if "trouble" not in results[0]:
+            if not self.group.gave_up(results[0]):
                 results += self.group.call("restore", ranks=range(1, self.group.count))
-            if "trouble" in results[-1]:
+            if self.group.gave_up(results[-1]):
                 return results[-1]
             if len({result["restored_step"] for result in results}) > 1:
                 raise RuntimeError("the trial's workers did not find the same checkpoint")
@@ -99,10 +101,11 @@ class TrialCoordinator(tune.Trainable):
 class TrialWorker:
     """One of a trial's workers, an actor."""
 
-    def __init__(self, workers: Workers, images: SharedImages, device: str, threads: int) -> None:
+    def __init__(self, workers: Workers, images: SharedImages, device: str, threads: int, shares_grow: bool) -> None:
         torch.set_num_threads(threads)
         keep_warnings()
         self.workers, self.device = workers, device
+        self.more_memory = keep_to_share(device) < 1 and shares_grow
         self.images = {split: image_source(ray.get(each)) for split, each in images.items()}
         self.training: TrialTraining | None = None
 
@@ -127,7 +130,7 @@ class TrialWorker:
     def begin(self, config: dict[str, Any]) -> None:
         """Take a trial."""
         self.training = None  # its memory goes before the next one's comes
-        self.training = TrialTraining(config, self.images, self.device, self.workers)
+        self.training = TrialTraining(config, self.images, self.device, self.workers, more_memory=self.more_memory)
 
     def restore(self) -> dict[str, Any]:
         """:meth:`TrialTraining.restore` of the trial at hand."""
@@ -148,8 +151,8 @@ class TrialWorker:
 class WorkerGroup:
     """The workers in the placement group of this process: started when they are needed, ended together."""
 
-    def __init__(self, images: SharedImages, device: str, threads: int) -> None:
-        self.images, self.device, self.threads = images, device, threads
+    def __init__(self, images: SharedImages, device: str, threads: int, shares_grow: bool) -> None:
+        self.told = images, device, threads, shares_grow
         placement_group = ray.util.get_current_placement_group()
         assert placement_group is not None  # Tune has made one for the trial
         self.placement_group = placement_group
@@ -160,7 +163,7 @@ class WorkerGroup:
         """What ``method`` of each worker (or of those of ``ranks``) returns, in order of rank.
 
         Where one fails the others may wait for it in vain, so all are ended, and new ones start at the next call.
-        Raises ``RuntimeError`` for one that died; a failure or trouble that one returns is all that is returned.
+        Raises ``RuntimeError`` for one that died; the result of one that :meth:`gave_up` is all that is returned.
         """
         if not self._actors:
             self._start()
@@ -184,7 +187,7 @@ class WorkerGroup:
                 num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), scheduling_strategy=place
             )
             workers = Workers(rank=rank, count=self.count)
-            self._actors.append(worker.remote(workers, self.images, self.device, self.threads))
+            self._actors.append(worker.remote(workers, *self.told))
         (meeting,) = self._results("open_meeting", (), [0])
         self._results("join", meeting, range(self.count))
 
@@ -201,7 +204,12 @@ class WorkerGroup:
                 died = isinstance(error, RayActorError)
                 what = "its process died" if died else str(error).strip().splitlines()[-1]
                 raise RuntimeError(f"worker {rank} of {self.count}: {what}") from None
-            if isinstance(result, dict) and ("failure" in result or "trouble" in result):
+            if isinstance(result, dict) and self.gave_up(result):
                 self.end()
                 return [result]
         return [results[rank] for rank in sorted(results)]
+
+    @staticmethod
+    def gave_up(result: dict[str, Any]) -> bool:
+        """Whether a worker says with its result that it does not go on."""
+        return not result.keys().isdisjoint(("failure", "trouble", "out_of_memory"))

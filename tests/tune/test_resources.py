@@ -6,10 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+import torch
 
 from fvae import ConfigError, ModelConfig, TrainConfig
 from fvae.memory import training_memory
-from tune.gpu_shares import CONTEXT_BYTES, SAFETY, GpuShares, PeakMemory, smallest_card_bytes
+from tune.card_memory import CONTEXT_BYTES, keep_to_share
+from tune.gpu_shares import SAFETY, GpuShares, PeakMemory, smallest_card_bytes
 from tune.resources import placement, trials_at_once
 from tune.settings import SearchSettings
 
@@ -122,6 +125,33 @@ def test_later_shares_follow_the_worst_that_was_measured() -> None:
     assert result(peak_gpu_bytes=much) == 0.5
     assert shares.uncounted_bytes == much - TENSORS
     assert result(peak_gpu_bytes=TENSORS) == 0.5
+
+
+def test_a_share_that_did_not_hold_its_trial_is_doubled() -> None:
+    """And so on, up to the whole card; whatever needs as much gets as much."""
+    shares = GpuShares(int(8.1 * (CONTEXT_BYTES + SAFETY * TENSORS)), 0)
+    watch = PeakMemory(shares)
+    given = [shares.share(*CONFIG)]
+    while given[-1] < 1:
+        held = SimpleNamespace(bundles=[{"CPU": 1, "GPU": given[-1]}])
+        trial = SimpleNamespace(config={"model": CONFIG[0], "train": CONFIG[1]}, placement_group_factory=held)
+        watch.on_trial_result(1, [trial], trial, {"epoch": 0, "out_of_memory": True, "done": True})
+        given.append(shares.share(*CONFIG))
+    assert given == [0.125, 0.25, 0.5, 1]
+
+
+def test_a_process_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Besides the allocator's part, CUDA's context takes some of the share."""
+    limits: list[float] = []
+    card = SimpleNamespace(total_memory=8 * CONTEXT_BYTES)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
+    for assigned, share in (({"GPU": 1.0}, 1.0), ({"CPU": 1.0, "GPU_group_0_ab": 0.5, "GPU_group_ab": 0.5}, 0.5)):
+        context = SimpleNamespace(get_assigned_resources=lambda assigned=assigned: assigned)
+        monkeypatch.setattr(ray, "get_runtime_context", lambda context=context: context)
+        assert keep_to_share("cuda") == share
+    assert limits == [0.5 - 1 / 8]
+    assert keep_to_share("cpu") == 1
 
 
 def test_a_cluster_without_a_card_has_no_shares() -> None:

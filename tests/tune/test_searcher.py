@@ -47,6 +47,21 @@ def test_families_get_equal_shares_and_the_count_is_kept(tmp_path: Path) -> None
     assert Counter(record.family for record in search.ledger.records.values()) == dict.fromkeys(FAMILIES, 3)
 
 
+def test_a_trial_that_its_share_did_not_hold_is_suggested_again(tmp_path: Path) -> None:
+    """Also where the budget holds no further trial: the search waits for those that may come back."""
+    search = searcher(tmp_path, trials=2)
+    search.trials_may_return = True
+    first, second = search.suggest("0"), search.suggest("1")
+    assert isinstance(first, dict) and isinstance(second, dict)
+    assert search.suggest("x") is None
+    search.on_trial_complete("0", {"out_of_memory": True, "done": True})
+    assert search.suggest("2") == first
+    finish(search, "2", first["id"], "complete", 2.0)
+    assert search.suggest("x") is None
+    finish(search, "1", second["id"], "complete", 2.0)
+    assert search.suggest("x") == Searcher.FINISHED
+
+
 def test_a_trials_process_is_told_what_it_needs(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     config = search.suggest("0")

@@ -9,8 +9,9 @@ from typing import Any
 import boto3
 import numpy as np
 import pytest
+import torch
 
-from fvae import ConfigError, ModelConfig, TrainConfig
+from fvae import ConfigError, ModelConfig, TrainConfig, Trainer
 from pipelines.model_files import load_model
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.troubles import keep_warnings, raise_trouble, with_warnings
@@ -47,7 +48,7 @@ class Process(TrialProcess):
     """Without Tune's own constructor, which wants a Ray worker around it."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.setup(config, {"train": IMAGES, "val": IMAGES[:20]}, "cpu", 1)
+        self.setup(config, {"train": IMAGES, "val": IMAGES[:20]}, "cpu", 1, shares_grow=False)
 
 
 def open_ledger(place: str) -> Ledger:
@@ -232,6 +233,31 @@ def test_a_non_finite_trial_fails_with_its_reason(place: str) -> None:
     record = recorded(ledger, process.step())
     assert record.status == "failed"
     assert record.reason.startswith("step 3 (epoch 2): loss nan")
+
+
+@pytest.mark.parametrize("more_memory", [True, False])
+@pytest.mark.parametrize("method", ["__init__", "train_epoch"])
+def test_a_trial_that_memory_does_not_hold_says_so(
+    place: str, method: str, more_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no crash, which Tune would try three times; where there may be more memory, it goes on there."""
+    ledger = open_ledger(place)
+    process, _ = start(ledger)
+    process.training.more_memory = more_memory
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, method, fail)
+        record = recorded(ledger, process.step())
+    if more_memory:
+        assert record.status == "running"
+        process, _ = start(ledger)
+        assert process.step()["epoch"] == 1
+    else:
+        assert record.status == "failed"
+        assert record.reason.startswith("CUDA out of memory: give it more of a card (--gpus-per-trial), or")
 
 
 def test_checkpoints_take_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

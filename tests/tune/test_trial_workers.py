@@ -12,8 +12,9 @@ from ray.cluster_utils import Cluster
 
 from fvae import ConfigError
 from tests.tune.tiny_trials import DATASET, EPOCHS, check_figures, check_files, open_ledger, search
-from tests.tune.travelling import MeetingProcess, trial_workers
-from tune import engine, gpu_shares
+from tests.tune.travelling import LargeProcess, MeetingProcess, trial_workers
+from tune import engine
+from tune.card_memory import CONTEXT_BYTES
 from tune.ledger import Ledger
 from tune.settings import SearchSettings
 from tune.trial_files import CHECKPOINT
@@ -110,7 +111,7 @@ def test_two_trials_that_need_half_a_card_share_it(card: None, tmp_path: Path, m
         engine.search_session(settings, DATASET),
     ):
         pass
-    monkeypatch.setattr(engine, "smallest_card_bytes", lambda nodes: 2.5 * gpu_shares.CONTEXT_BYTES)
+    monkeypatch.setattr(engine, "smallest_card_bytes", lambda nodes: 2.5 * CONTEXT_BYTES)
     with engine.search_session(settings, DATASET) as room:
         assert search(room, ledger, running)
         (record,) = engine.read_tests(room, DATASET, ledger, ["0002-fvae"], pytest.fail)
@@ -119,3 +120,21 @@ def test_two_trials_that_need_half_a_card_share_it(card: None, tmp_path: Path, m
     assert running.most == 2
     assert record.test is not None
     assert not ledger.trial_storage(record.id).exists(CHECKPOINT)
+
+
+def test_a_trial_that_its_share_does_not_hold_gets_twice_that(
+    card: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none is lost; later ones get as much at once."""
+    ledger, running = open_ledger(tmp_path, 3), Running()
+    settings = SearchSettings(gpus_per_trial="auto", epochs=EPOCHS, concurrent=1)
+    monkeypatch.setattr(engine, "TrialProcess", LargeProcess)
+    monkeypatch.setattr(engine, "smallest_card_bytes", lambda nodes: 4.5 * CONTEXT_BYTES)
+    with engine.search_session(settings, DATASET) as room:
+        assert search(room, ledger, running)
+    for record in ledger.records.values():
+        check_figures(record)
+    assert [bundle["GPU"] for bundle in running.bundles][:3] == [0.25, 0.5, 1.0]
+    first, _, third = ledger.records.values()  # Tune has placed the second while the first still asked for more
+    assert [attempt.ended for attempt in first.attempts] == ["lost", "lost", "done"]
+    assert [attempt.ended for attempt in third.attempts] == ["done"]

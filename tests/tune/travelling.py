@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipelines import s3_requests
 from tune import trial_files
 from tune import trial_workers as trial_workers_module
+from tune.card_memory import assigned_share
 from tune.trial import TrialProcess
 from tune.trial_workers import TrialCoordinator, TrialWorker
 
@@ -96,6 +99,26 @@ class MeetingProcess(TrialProcess):
         (trial.parent / f"{trial.name}.begun").touch()
         wait_until(lambda: len(list(trial.parent.glob("*.begun"))) >= 2)
         return super().step()
+
+
+class LargeProcess(TrialProcess):
+    """Trains on a whole card alone."""
+
+    def setup(self, *arguments: Any, **options: Any) -> None:
+        super().setup(*arguments, **options)
+        self.whole = assigned_share() == 1
+        self.training.more_memory = not self.whole
+
+    def step(self) -> dict[str, Any]:
+        """One epoch, if there is the memory."""
+        if not self.whole:
+            self.training._make_trainer = out_of_memory  # type: ignore[assignment]
+        return super().step()
+
+
+def out_of_memory() -> None:
+    """What a card does that is full."""
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 class HastyProcess(TrialProcess):
