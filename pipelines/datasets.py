@@ -9,7 +9,7 @@ import shlex
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
@@ -21,10 +21,9 @@ from fvae.streaming import StreamedDataset
 from pipelines.ingest import TooManyBadFiles, ingest, read_manifest
 from pipelines.ingest_settings import IngestSettings
 from pipelines.progress import Steps
+from pipelines.run_settings import Streaming
 from pipelines.sources.opening import EMBEDDED
 from pipelines.storage import Storage, open_storage
-
-Streaming = Literal["auto", "always", "never"]
 
 MEMORY_SHARE = 0.25
 """Of this machine's memory that a data set may take before it is streamed: the models need the rest."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Literal
 
 from fvae.config import ConfigError, require
-from pipelines.datasets import Streaming
 from pipelines.storage import Storage, open_storage
+
+Streaming = Literal["auto", "always", "never"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

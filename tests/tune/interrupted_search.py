@@ -16,7 +16,7 @@ from typing import Any
 import pipelines.ray_environment  # noqa: F401
 from pipelines import command_line
 from tests.tune.travelling import HastyProcess
-from tune import engine, search
+from tune import engine, search_job
 from tune.ledger import Ledger
 from tune.settings import SearchSettings
 
@@ -40,8 +40,8 @@ def counting_update(self: Ledger, trial_id: str, **changes: Any) -> Any:
     return record
 
 
-search.CLOSING_SECONDS = 600.0  # on a busy machine MLflow gets the time that it needs
+search_job.CLOSING_SECONDS = 600.0  # on a busy machine MLflow gets the time that it needs
 engine.TrialProcess = HastyProcess  # type: ignore[misc]
 Ledger.update = counting_update  # type: ignore[method-assign]
 sys.argv = ["search.py", *sys.argv[3:]]
-command_line.run(search.main, SearchSettings)
+command_line.run(search_job.main, SearchSettings)

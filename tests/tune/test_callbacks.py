@@ -15,7 +15,7 @@ from pipelines.troubles import trouble
 from tests.tune.synthetic import record
 from tune.callbacks import LedgerCallback
 from tune.ledger import Ledger, TrialRecord
-from tune.search import remove_checkpoints
+from tune.search_job import remove_checkpoints
 from tune.trial_files import CHECKPOINT
 
 pytestmark = pytest.mark.core

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from pipelines.storage import open_storage
 from tests.commands import call
 from tests.tune.real_search import (
     EPOCHS,
+    ROOT,
     SMALL,
     TRIALS,
     called,
@@ -299,3 +302,12 @@ def test_help_shows_every_option_with_its_default() -> None:
     ):
         assert option in shown.out
     assert "Default: 48" in shown.out and "None" not in shown.out
+
+
+def test_help_and_mistakes_need_not_wait_for_what_a_search_needs() -> None:
+    """Importing torch, Ray, Optuna and scikit-learn takes seconds."""
+    program = (
+        "import sys, tune.search; print({'torch', 'numpy', 'ray', 'optuna', 'sklearn', 'mlflow'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,246 @@
+"""One search: from its settings to its map. The command is :mod:`tune.search`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+from fvae.data import Dataset
+from pipelines.datasets import load_dataset
+from pipelines.run_place import explained_disk, locked
+from pipelines.storage import StorageError
+from pipelines.stored import address
+from pipelines.tracking import Artifact, SearchTracker
+from pipelines.troubles import Notices
+from tune.budget import Budget
+from tune.clock import SearchClock
+from tune.display import SearchDisplay, reading_progress, summary
+from tune.ledger import Ledger, TrialRecord
+from tune.opening import COMPARED, open_search
+from tune.page import write_page
+from tune.pareto import fronts
+from tune.plan import Forecaster, what_it_costs, what_runs
+from tune.plots import write_plot
+from tune.settings import SearchSettings
+from tune.snapshots import snapshot
+from tune.space import SearchSpace
+from tune.tradeoff import build_tradeoff, write_tradeoff
+from tune.trial_files import CHECKPOINT
+
+if TYPE_CHECKING:  # they import Ray, which takes seconds
+    from tune.assembly import Parts
+    from tune.engine import Room
+
+CLOSING_SECONDS, CLOSING_SECONDS_WITHOUT_STORE = 60.0, 3.0
+"""How long MLflow may take over what is left to write when the search ends."""
+MAP_FILES = ("tradeoff.html", "tradeoff.png", "tradeoff.json", "trials.csv")
+
+
+def main(settings: SearchSettings) -> int:
+    """Search, read the tests, draw the map. Returns the exit status."""
+    console = Console()
+    with Notices(console) as notices:
+        decisions: list[str] = []  # said once it is sure that there will be a search
+        dataset = load_dataset(settings.dataset, settings.streaming, decisions.append)
+        SearchSpace.for_images(dataset.shape, dataset.bins)  # raises ConfigError for images that no model takes
+        run_storage = settings.run_storage(dataset.name)
+        with explained_disk(run_storage), locked(run_storage, "search") as lease:
+            run_storage.clean_up()  # what a killed search was about to write
+            search = open_search(run_storage, settings, dataset)
+            for decision in decisions:
+                notices.say(decision)
+            ledger = Ledger(run_storage, lease.check)
+            ledger.close_attempts()
+            budget = Budget(settings, SearchClock(run_storage, lease.check), dataset.bins)
+            status = run(settings, dataset, search, ledger, budget, console, notices)
+            run_storage.clean_up()  # what a trial's process was about to write when it was ended
+            return status
+
+
+def run(
+    settings: SearchSettings,
+    dataset: Dataset,
+    search: dict[str, Any],
+    ledger: Ledger,
+    budget: Budget,
+    console: Console,
+    notices: Notices,
+) -> int:
+    """Everything between an opened run and its printed result. Returns the exit status."""
+    tracker = SearchTracker(
+        storage=settings.all_runs(),
+        dataset_name=dataset.name,
+        search_name=settings.run_name(dataset.name),
+        params={f"data.{name}": value for name, value in search["dataset"].items()}
+        | {f"train.{name}": search[name] for name in COMPARED},
+    )
+
+    def track(record: TrialRecord) -> None:
+        tracker.record_trial(snapshot(record, search["dataset"], ledger.trial_storage(record.id)))
+
+    for record in ledger.records.values():
+        track(record)
+    tracker.start()
+    ended: str | None = None
+    interrupted = False
+    patience = CLOSING_SECONDS
+    try:
+        try:
+            ended = search_and_test(settings, dataset, search, ledger, budget, console, notices, track)
+            interrupted = ended is None
+        except KeyboardInterrupt:
+            interrupted = True
+        spent = {"budget": told(settings, dataset, ledger) | {"ended": ended}, "seconds": budget.clock.seconds}
+        files = draw(ledger, {**search, **spent}, console)
+        if ended:
+            tracker.finish(files)
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
+    except StorageError:  # after minutes of trying: what MLflow still lacks, the next start brings it
+        patience = CLOSING_SECONDS_WITHOUT_STORE
+        notices.silence()
+        raise
+    finally:
+        notices.say("Writing the last figures to MLflow …")
+        tracker.close(interrupted=interrupted, timeout=patience)
+    for problem in tracker.problems:
+        console.print(f"warning: {problem}", style="yellow", markup=False)
+    if not ended:
+        console.print("Interrupted. The same command goes on where it stopped; nothing finished is lost.")
+        return 1
+    console.print(how_it_ended(ended, ledger), soft_wrap=True, highlight=False, markup=False)
+    where = "" if settings.storage == "runs" else f" ARGS='--runs {settings.storage}'"
+    console.print(
+        f"MLflow: make ui{where}, experiment fvae/{dataset.name}", soft_wrap=True, highlight=False, markup=False
+    )
+    return 0
+
+
+def search_and_test(
+    settings: SearchSettings,
+    dataset: Dataset,
+    search: dict[str, Any],
+    ledger: Ledger,
+    budget: Budget,
+    console: Console,
+    notices: Notices,
+    track: Callable[[TrialRecord], None],
+) -> str | None:
+    """Train what is left to train, then read the test split for the fronts.
+
+    Returns why no more is trained, one line; None where Ctrl-C came first.
+    """
+    ended = budget.finished(ledger, settings.seeds)
+    if ended and not unread(ledger):
+        return ended
+    from tune import engine  # Ray takes seconds to import: a finished search is shown without it
+    from tune.assembly import assemble
+
+    console.print(what_runs(settings, dataset, ledger, budget), highlight=False, soft_wrap=True, markup=False)
+    samples = search["validation_samples"]
+    parts = None if ended else assemble(settings, dataset, ledger, budget, validation_samples=samples)
+    with engine.search_session(settings, dataset) as room:
+        if parts:
+            ended = train(room, dataset, parts, budget, console, notices, track)
+            if ended is None:
+                return None
+        while ids := unread(ledger):  # a model that cannot be measured leaves its front to others
+            readings = engine.read_tests(room, dataset, ledger, ids, notices.say)
+            for record in reading_progress(console, readings, len(ids)):
+                track(record)
+    remove_checkpoints(ledger)
+    return ended
+
+
+def train(
+    room: Room,
+    dataset: Dataset,
+    parts: Parts,
+    budget: Budget,
+    console: Console,
+    notices: Notices,
+    track: Callable[[TrialRecord], None],
+) -> str | None:
+    """Train until the budget or the models are used up. Returns which, one line; None where Ctrl-C came first."""
+    from tune import engine
+    from tune.callbacks import BudgetStopper, LedgerCallback
+
+    settings, ledger = room.settings, parts.searcher.ledger
+    at_once = room.expected_at_once()
+    costs = what_it_costs(settings, dataset, ledger, budget, parts.source, parts.limits, at_once)
+    for text in (parts.said, costs):
+        console.print(text, highlight=False, soft_wrap=True, markup=False) if text else None
+    forecaster = Forecaster(ledger, budget, settings.epochs, at_once)
+    stopper = BudgetStopper(budget, ledger)
+    budget.clock.start()
+    with SearchDisplay(console, ledger, forecaster, trials=budget.max_trials) as display:
+        callback = LedgerCallback(ledger, (display.watch,), notices.say, keepers=(track,))
+        done = engine.run_trials(room, dataset, parts.standings, parts.searcher, [callback], stopper)
+    callback.put_aside()
+    budget.clock.stop()
+    for line in parts.searcher.exhausted.values():
+        notices.say(line)
+    if not done:
+        return None
+    return stopper.why or budget.finished(ledger, settings.seeds) or "every model has been tried"
+
+
+def remove_checkpoints(ledger: Ledger) -> None:
+    """Those of trials that never go on: each goes when its trial ends, unless the search is killed at that moment."""
+    ended = {f"trials/{record.id}/{CHECKPOINT}" for record in ledger.with_status("complete", "failed")}
+    ledger.root.delete(*(found.key for found in ledger.root.list("trials") if found.key in ended))
+
+
+def unread(ledger: Ledger) -> list[str]:
+    """The fronts' models whose test split has not been read."""
+    on_fronts = {record_id for ids in fronts(list(ledger.records.values())).values() for record_id in ids}
+    return sorted(record_id for record_id in on_fronts if ledger.records[record_id].test is None)
+
+
+def told(settings: SearchSettings, dataset: Dataset, ledger: Ledger) -> dict[str, Any]:
+    """What every complete trial got, how many trials there are, and what the command was told, for the map."""
+    names = (
+        "time_budget",
+        "gpu_hours",
+        "patience",
+        "sampler",
+        "goal",
+        "max_params",
+        "max_flops",
+        "max_memory",
+        "seeds",
+    )
+    return {
+        "trials": len(ledger.records),
+        "epochs": settings.epochs,
+        "images_per_trial": settings.epochs * dataset.counts()["train"],
+        "batch_size": settings.batch_size,
+        "precision": settings.precision,
+        "max_trials": settings.max_trials,
+        **{name: getattr(settings, name) for name in names},
+    }
+
+
+def how_it_ended(why: str, ledger: Ledger) -> str:
+    """Why no more is trained, and what was put aside."""
+    count = len(ledger.with_status("running"))
+    put_aside = f" {count} unfinished {'trial' if count == 1 else 'trials'} would then go on." if count else ""
+    return f"Ended: {why}. The same command with a larger budget extends the search.{put_aside}"
+
+
+def draw(ledger: Ledger, search: dict[str, Any], console: Console) -> list[Artifact]:
+    """Write the map's files and print its summary. Returns the files."""
+    records = list(ledger.records.values())
+    tradeoff = build_tradeoff(records, search)
+    ledger.guard()
+    write_tradeoff(ledger.root, tradeoff)
+    write_plot(ledger.root, tradeoff, records)
+    write_page(ledger.root, tradeoff, records)
+    console.print(summary(tradeoff))
+    for name in MAP_FILES:
+        console.print(address(ledger.root, name), style="dim", soft_wrap=True, highlight=False, markup=False)
+    return [Artifact(ledger.root, name) for name in MAP_FILES]
