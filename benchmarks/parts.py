@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fvae import Trainer, bijections, networks
-from fvae.bijections import ChannelAffine, PLUMixing, SplitPrior, convolve
+from fvae.bijections import ChannelAffine, PLUMixing, SplitPrior
+from fvae.convolution import convolve
 from fvae.flow import MultiScaleFlow
 
 DROPOUT = 0.1

@@ -8,11 +8,15 @@ a scalar where it does not depend on x.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fvae.config import Coupling, Mixing
+from fvae.convolution import convolve, zero_convolution
 
 LOG_SCALE_BOUND = 2.0
 """Largest |log-scale| of an affine coupling or split prior: tanh keeps it inside."""
@@ -32,26 +36,16 @@ def unsqueeze(x: Tensor) -> Tensor:
     return x.reshape(b, 2 * h, 2 * w, c // 4)
 
 
-def convolve(layer: nn.Conv2d, x: Tensor, *, relu: bool = False) -> Tensor:
-    """Apply a convolution to ``[B, H, W, C]``; a permuted view is channels-last memory already.
-
-    ``relu`` follows in place on the convolution's own output: on the view it would cost a copy.
-    """
-    y = layer(x.permute(0, 3, 1, 2))
-    return (y.relu_() if relu else y).permute(0, 2, 3, 1)
-
-
 def bounded(raw: Tensor) -> Tensor:
     """Log-scale in ±``LOG_SCALE_BOUND`` with slope 1 at zero."""
     return LOG_SCALE_BOUND * torch.tanh(raw / LOG_SCALE_BOUND)
 
 
-def zero_convolution(inputs: int, outputs: int) -> nn.Conv2d:
-    """A 3×3 convolution that starts as zero, so that the layer around it starts as the identity."""
-    layer = nn.Conv2d(inputs, outputs, 3, padding=1)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    return layer
+def triangles(factors: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
+    """L and U, each ``[..., C, C]``, of ``factors [..., C, C]`` and ``sign [..., C]`` as of :class:`PLUMixing`."""
+    diagonal = sign * factors.diagonal(dim1=-2, dim2=-1).exp()
+    unit = torch.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device)
+    return factors.tril(-1) + unit, factors.triu(1) + torch.diag_embed(diagonal)
 
 
 class PLUMixing(nn.Module):
@@ -74,19 +68,14 @@ class PLUMixing(nn.Module):
         factors = lower.tril(-1) + torch.diag(diagonal.abs().log()) + upper.triu(1)
         self.factors = nn.Parameter(factors.to(default))
 
-    def _triangles(self, factors: Tensor) -> tuple[Tensor, Tensor]:
-        diagonal = self.sign.to(factors.dtype) * factors.diagonal().exp()
-        unit = torch.eye(len(factors), dtype=factors.dtype, device=factors.device)
-        return factors.tril(-1) + unit, factors.triu(1) + torch.diag(diagonal)
-
     def weight(self) -> Tensor:
         """W, ``[C, C]``."""
-        lower, upper = self._triangles(self.factors)
+        lower, upper = triangles(self.factors, self.sign)
         return self.permutation @ lower @ upper
 
     def inverse_weight(self) -> Tensor:
         """W⁻¹, ``[C, C]``, by two triangular solves in float64."""
-        lower, upper = self._triangles(self.factors.double())
+        lower, upper = triangles(self.factors.double(), self.sign.double())
         solved = torch.linalg.solve_triangular(lower, self.permutation.double().T, upper=False, unitriangular=True)
         return torch.linalg.solve_triangular(upper, solved, upper=True).to(self.factors.dtype)
 
@@ -161,6 +150,24 @@ class ChannelAffine(nn.Module):
     def inverse(self, y: Tensor) -> Tensor:
         """x = exp(−s)⊙W⁻¹y − b."""
         return self.mixing.unmix(y) * torch.exp(-self.log_scale) - self.bias
+
+
+def affine_maps(layers: Sequence[ChannelAffine]) -> tuple[Tensor, Tensor, Tensor]:
+    """The maps of K layers with PLU mixing and as many channels each, made together: one operation instead of K.
+
+    Returns weights ``[K, C, C]`` and offsets ``[K, C]``, with which layer k is y = weight[k]·x + offset[k], and
+    log|det ∂y/∂x| of all of them in nats per pixel, a scalar.
+    """
+    mixings = [cast(PLUMixing, layer.mixing) for layer in layers]
+    factors = torch.stack([mixing.factors for mixing in mixings])
+    sign = torch.stack([mixing.sign for mixing in mixings])
+    permutation = torch.stack([mixing.permutation for mixing in mixings])
+    bias = torch.stack([layer.bias for layer in layers])
+    log_scale = torch.stack([layer.log_scale for layer in layers])
+    lower, upper = triangles(factors, sign)
+    weight = permutation @ lower @ upper * log_scale.exp()[:, None, :]
+    offset = (weight @ bias[..., None]).squeeze(-1)
+    return weight, offset, log_scale.sum() + factors.diagonal(dim1=-2, dim2=-1).sum()
 
 
 class CouplingLayer(nn.Module):

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fvae.bijections import bounded, convolve, zero_convolution
+from fvae.bijections import bounded
+from fvae.convolution import convolve, zero_convolution
 
 LEAST = 1e-6
 """r₀ stays so far from 0 and 1: the logit is finite."""

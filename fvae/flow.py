@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fvae.bijections import ChannelAffine, CouplingLayer, SplitPrior, squeeze, unsqueeze
+from fvae.bijections import ChannelAffine, CouplingLayer, SplitPrior, affine_maps, squeeze, unsqueeze
 from fvae.config import Coupling, Mixing
 from fvae.precision import full_precision
 from fvae.recomputation import RecomputableLayer
@@ -22,11 +24,19 @@ class FlowStep(RecomputableLayer):
         self.affine = ChannelAffine(channels, mixing)
         self.coupling = CouplingLayer(channels, width, coupling)
 
-    def compute(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``x`` → ``y`` of its shape, log_det in nats per image."""
+    def compute(self, x: Tensor, weight: Tensor | None = None, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``x`` → ``y`` of its shape, log_det in nats per image.
+
+        Where ActNorm and mixing come as ``weight`` and ``offset`` of :func:`~fvae.bijections.affine_maps`, their
+        log_det is left to whoever made these.
+        """
+        log_det: Tensor | float = 0.0
         # The map itself keeps the precision of x: only the coupling's network may run in bf16.
         with full_precision(x.device.type):
-            x, log_det = self.affine(x)
+            if weight is None:
+                x, log_det = self.affine(x)
+            else:
+                x = F.linear(x, weight, offset)
         x, coupling_log_det = self.coupling(x)
         return x, log_det + coupling_log_det
 
@@ -80,7 +90,7 @@ class MultiScaleFlow(nn.Module):
         mixing: Mixing = "plu",
     ) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.mixing = shape, mixing
         self.squeezes = levels > 0
         self.steps = nn.ModuleList()
         self.splits = nn.ModuleList()
@@ -119,10 +129,17 @@ class MultiScaleFlow(nn.Module):
         for scale in range(len(self.steps)):
             if self.squeezes:
                 x = squeeze(x)
-            for step in self._level(scale):
+            steps = self._level(scale)
+            maps: Sequence[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(steps)
+            if not initialize and self.mixing == "plu":
+                with full_precision(x.device.type):
+                    weights, offsets, per_pixel = affine_maps([step.affine for step in steps])
+                    log_det = log_det + x.shape[1] * x.shape[2] * per_pixel
+                maps = list(zip(weights.unbind(), offsets.unbind(), strict=True))
+            for step, affine_map in zip(steps, maps, strict=True):
                 if initialize:
                     step.affine.initialize(x)
-                x, step_log_det = step(x)
+                x, step_log_det = step(x, *affine_map)
                 log_det = log_det + step_log_det
             if scale < len(self.splits):
                 x, noise, split_log_det = self.splits[scale](x)

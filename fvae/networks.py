@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fvae.bijections import convolve, squeeze, unsqueeze, zero_convolution
+from fvae.bijections import squeeze, unsqueeze
+from fvae.convolution import convolve, zero_convolution
 from fvae.precision import full_precision
 from fvae.recomputation import RecomputableLayer
 

@@ -15,13 +15,13 @@ class RecomputableLayer(nn.Module):
     checkpoint_activations = False
     """See :func:`set_activation_checkpointing`. No part of the saved state."""
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, *inputs: Tensor | None) -> Any:
         """:meth:`compute`, its activations kept or not."""
         if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(self.compute, x, use_reentrant=False, preserve_rng_state=False)
-        return self.compute(x)
+            return checkpoint(self.compute, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return self.compute(*inputs)
 
-    def compute(self, x: Tensor) -> Any:
+    def compute(self, *inputs: Any) -> Any:
         """What the layer does."""
         raise NotImplementedError
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fvae.bijections import ChannelAffine
-from fvae.flow import MultiScaleFlow
+from fvae.flow import FlowStep, MultiScaleFlow
 from fvae.model import build
 from tests.fvae.strategies import config_of, random_images
 
@@ -36,8 +36,10 @@ def test_every_step_sees_the_output_of_those_before_it() -> None:
     w = 0.1 * torch.randn(64, 2, 8, 8) + 0.3
     flow.initialize(w)
     seen: list[tuple[ChannelAffine, Tensor]] = []
-    layers = [module for module in flow.modules() if isinstance(module, ChannelAffine)]
-    hooks = [layer.register_forward_hook(lambda layer, inputs, _: seen.append((layer, inputs[0]))) for layer in layers]
+    steps = [module for module in flow.modules() if isinstance(module, FlowStep)]
+    hooks = [
+        step.register_forward_hook(lambda step, inputs, _: seen.append((step.affine, inputs[0]))) for step in steps
+    ]
     flow(w)
     for hook in hooks:
         hook.remove()

@@ -15,6 +15,7 @@ from fvae.bijections import (
     PermutationMixing,
     PLUMixing,
     SplitPrior,
+    affine_maps,
     bounded,
     squeeze,
     unsqueeze,
@@ -181,3 +182,17 @@ def test_every_entry_of_the_plu_factors_is_trained() -> None:
     assert sum(parameter.numel() for parameter in mixing.parameters()) == 36
     for name, parameter in mixing.named_parameters():
         assert parameter.grad is not None and parameter.grad.all(), name
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_maps_that_are_made_together_are_those_of_each_layer(count: int) -> None:
+    torch.manual_seed(0)
+    layers = [prepared(ChannelAffine(6, "plu")).double() for _ in range(count)]
+    weights, offsets, log_det = affine_maps(layers)
+    x = torch.randn(5, 4, 2, 6, dtype=torch.float64)
+    whole = torch.zeros((), dtype=torch.float64)
+    for layer, weight, offset in zip(layers, weights, offsets, strict=True):
+        y, of_layer = layer(x)
+        torch.testing.assert_close(x @ weight.T + offset, y)
+        whole = whole + of_layer
+    torch.testing.assert_close(4 * 2 * log_det, whole)
