@@ -79,6 +79,9 @@ class MultiScaleFlow(nn.Module):
     >>> w = flow.inverse(z)
     """
 
+    makes_maps_together = True
+    """See :func:`~fvae.bijections.affine_maps`. Whether or not, the maps are the same but for rounding."""
+
     def __init__(
         self,
         shape: tuple[int, int, int],
@@ -131,7 +134,7 @@ class MultiScaleFlow(nn.Module):
                 x = squeeze(x)
             steps = self._level(scale)
             maps: Sequence[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(steps)
-            if not initialize and self.mixing == "plu":
+            if self.makes_maps_together and self.mixing == "plu" and len(steps) > 1 and not initialize:
                 with full_precision(x.device.type):
                     weights, offsets, per_pixel = affine_maps([step.affine for step in steps])
                     log_det = log_det + x.shape[1] * x.shape[2] * per_pixel
