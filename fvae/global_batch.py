@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fvae.model import Model
+from fvae.recomputation import compile_layers
 from fvae.train_config import Precision
 from fvae.workers import Workers, share
 
@@ -43,7 +43,9 @@ class GlobalBatch:
                     broadcast_buffers=False,  # they are constants
                     gradient_as_bucket_view=True,
                 )
-        self._forward = cast(nn.Module, torch.compile(forward)) if compile else forward
+        self._forward = forward
+        if compile:
+            compile_layers(model)
 
     def backward(self, images: Tensor, noise: Noise, count: int) -> Tensor:
         """Add the gradient of the global batch's mean bits/dim to the parameters'.

@@ -1,4 +1,4 @@
-"""Activation checkpointing: layers that keep only their input, and run forward again in the backward pass."""
+"""The layers that a model repeats: their activations may be computed again, and their code compiled once for all."""
 
 from __future__ import annotations
 
@@ -34,3 +34,14 @@ def set_activation_checkpointing(module: nn.Module, enabled: bool) -> None:
     for layer in module.modules():
         if isinstance(layer, RecomputableLayer):
             layer.checkpoint_activations = enabled
+
+
+def compile_layers(module: nn.Module, **options: Any) -> None:
+    """Compile what every :class:`RecomputableLayer` in ``module`` computes: ``torch.compile(**options)``, in place.
+
+    Layers of one kind share their code, so that what is compiled for one serves all of its shape; a whole model takes
+    as many times longer as it has layers. Shapes are compiled as they are: a training has few.
+    """
+    for layer in module.modules():
+        if isinstance(layer, RecomputableLayer):
+            layer.compute = torch.compile(layer.compute, dynamic=False, **options)  # type: ignore[method-assign]

@@ -28,7 +28,8 @@ from fvae.evaluation import ALONE, NonFiniteError, evaluate
 from fvae.finite_guard import FiniteGuard
 from fvae.global_batch import GlobalBatch
 from fvae.model import Model, build, images_at_once
-from fvae.recomputation import set_activation_checkpointing
+from fvae.recomputation import compile_layers, set_activation_checkpointing
+from fvae.static_step import StaticStep
 from fvae.train_config import TrainConfig, identity_of_any_version
 from fvae.training_state import TrainingState
 from fvae.workers import Workers
@@ -57,6 +58,7 @@ class Trainer:
         workers: Workers = ALONE,
         micro_batch_size: int | None = None,
         compile: bool = False,
+        graph: bool = False,
         checkpoint_activations: bool = False,
     ) -> None:
         """
@@ -68,13 +70,18 @@ class Trainer:
             device: this worker's.
             workers: those that share the work, within ``torch.distributed``'s process group.
             micro_batch_size: images that go through the model at once; by default a worker's whole share.
-            compile: run the model through ``torch.compile``.
+            compile: run the model's repeated layers through ``torch.compile``.
+            graph: run each step in static memory, on a GPU as one CUDA graph; for one worker without micro-batches.
             checkpoint_activations: compute activations again in the backward pass instead of keeping them.
         """
         require(len(train_images) > 0, "train_images: empty")
         require(len(val_images) > 0, "val_images: empty")
         if micro_batch_size is not None:
             require_integer("micro_batch_size", micro_batch_size, 1)
+        require(
+            not graph or (workers.count == 1 and micro_batch_size is None),
+            f"graph=True: a step of {workers.count} workers or of micro-batches is no graph; leave it at False",
+        )
         require(
             model_config.has_encoder or not train_config.kl_warmup,
             f"kl_warmup={train_config.kl_warmup}: a flow has no KL divergence to warm up; leave it at 0",
@@ -96,6 +103,8 @@ class Trainer:
         self.parameters = [parameter for group in groups.values() for parameter in group]
         self._ema_parameters = [parameter for group in ema_groups.values() for parameter in group]
         self._peak_rates = list(groups)
+        self._graph = graph
+        self._static_step: StaticStep | None = None
         self.optimizer = self._optimizer(groups)
         self.generator = torch.Generator(self.device).manual_seed(derived_seed(train_config.seed, "train"))
         self.steps_per_epoch = steps_per_epoch(len(self.train_images), train_config.batch_size)
@@ -183,6 +192,23 @@ class Trainer:
         count = min(self.config.batch_size, len(self.train_images) - self._position() * self.config.batch_size)
         if self.step == 0:
             self._initialize(images, count)
+        if self.model.kl_weight is not None:
+            self.model.kl_weight.fill_(min(1.0, self.step / (self.config.kl_warmup * self._steps())))
+        factor = self._learning_rate_factor()
+        rates = [peak * factor for peak in self._peak_rates]
+        # Early on the average follows the weights closely, or it would remember the initial ones.
+        decay = min(self.config.ema_decay, (2 + self.step) / (11 + self.step))
+        noise = self.model.noise(count, self.generator)
+        update = self._update_in_static_memory if self._graph else self._update
+        loss, grad_norm = update(images, noise, count, rates, decay)
+        self.step += 1
+        self._sums += torch.stack((loss.double() * count, grad_norm.double()))
+
+    def _update(
+        self, images: Tensor, noise: tuple[Tensor, Tensor], count: int, rates: list[float], ema_decay: float
+    ) -> tuple[Tensor, Tensor]:
+        """Bring the weights and their average one step on. Returns this worker's part of the loss, and the gradient's
+        norm."""
         if self._global_batch is None:  # not before: DDP takes the model as it is
             self._global_batch = GlobalBatch(
                 self.model,
@@ -191,20 +217,29 @@ class Trainer:
                 micro_batch_size=self._micro_batch_size,
                 compile=self._compile,
             )
-        for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
-            group["lr"] = peak * self._learning_rate_factor()
-        if self.model.kl_weight is not None:
-            self.model.kl_weight.fill_(min(1.0, self.step / (self.config.kl_warmup * self._steps())))
-        loss = self._global_batch.backward(images, self.model.noise(count, self.generator), count)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        loss = self._global_batch.backward(images, noise, count)
         grad_norm = self._clip()
         self._guard.note(self.step, self.epoch + 1, loss, grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        # Early on the average follows the weights closely, or it would remember the initial ones.
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        get_ema_multi_avg_fn(decay)(self._ema_parameters, self.parameters, 0)
-        self._sums += torch.stack((loss.double() * count, grad_norm.double()))
+        get_ema_multi_avg_fn(ema_decay)(self._ema_parameters, self.parameters, 0)
+        return loss, grad_norm
+
+    def _update_in_static_memory(
+        self, images: Tensor, noise: tuple[Tensor, Tensor], count: int, rates: list[float], ema_decay: float
+    ) -> tuple[Tensor, Tensor]:
+        """The same as :meth:`_update`, for one worker."""
+        if self._static_step is None:
+            if self._compile:
+                compile_layers(self.model)
+            self._static_step = StaticStep(
+                self.model, self.parameters, self._ema_parameters, self.optimizer, self.config, images.dtype
+            )
+        loss, grad_norm = self._static_step.run(images, noise, rates, ema_decay)
+        self._guard.note(self.step, self.epoch + 1, loss, grad_norm)
+        return loss, grad_norm
 
     def best_model(self) -> Model:
         """The averaged weights of the epoch with the lowest validation bits/dim, in evaluation mode."""
@@ -222,8 +257,17 @@ class Trainer:
         return groups
 
     def _optimizer(self, groups: dict[float, list[torch.nn.Parameter]]) -> torch.optim.Optimizer:
-        parameters = [{"params": parameters, "lr": peak} for peak, parameters in groups.items()]
-        return torch.optim.AdamW(parameters, weight_decay=self.config.weight_decay, betas=(0.9, 0.99), fused=True)
+        parameters = [
+            {"params": parameters, "lr": torch.tensor(peak, device=self.device) if self._graph else peak}
+            for peak, parameters in groups.items()
+        ]
+        return torch.optim.AdamW(
+            parameters,
+            weight_decay=self.config.weight_decay,
+            betas=(0.9, 0.99),
+            fused=True,
+            capturable=self._graph,
+        )
 
     def _clip(self) -> Tensor:
         """Bring the gradient's norm down to the limit. Returns the norm before."""
@@ -345,6 +389,7 @@ class Trainer:
             if tensor.ndim:  # the fused optimizer reads memory in the parameter's own layout
                 tensor = torch.empty_like(self.parameters[int(index)]).copy_(tensor).detach()
             moments.setdefault(int(index), {})[field] = tensor
+        self._static_step = None  # its graph has the old optimizer's memory
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.generator.set_state(state.tensors["generator"].cpu())
         self._sums = state.tensors["sums"]

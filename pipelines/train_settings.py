@@ -53,7 +53,7 @@ class TrainSettings(RunSettings):
     checkpoint_activations: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
     compile: bool = False
-    """Run the model through torch.compile. Slower on the CPUs that it was measured on."""
+    """Run the model's layers through torch.compile. Slower on the CPUs that it was measured on."""
     checkpoint_minutes: float = 10.0
     """Minutes from one checkpoint to the next in mid-epoch; there is one after every epoch too."""
     keep_checkpoints: int = 2

@@ -17,6 +17,7 @@ from fvae.data import TensorImages, derived_seed
 from fvae.evaluation import evaluate
 from fvae.iwae import iwae_bits_per_dim
 from fvae.model import images_at_once
+from fvae.workers import Workers
 from tests.versions import of_the_first_version
 
 pytestmark = pytest.mark.core
@@ -148,6 +149,41 @@ def test_the_scales_have_a_learning_rate_of_their_own() -> None:
         assert float(moved.pop(name)) == pytest.approx(0.05, rel=1e-3)
     moved = {name: each for name, each in moved.items() if "affine" not in name}  # ActNorm is set in the first step
     assert max(map(float, moved.values())) == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_step_in_static_memory_is_the_same_step(options: str, precision: str, tmp_path: Path) -> None:
+    """Also the last of an epoch, of 2 images instead of 16, and where it goes on from either kind's checkpoint."""
+    train, model = OPTIONS[options]
+    train = dataclasses.replace(train, precision=precision)
+    family, changes = str(model["family"]), {name: value for name, value in model.items() if name != "family"}
+
+    def made(graph: bool) -> Trainer:
+        return Trainer(config(family, **changes), train, images(50), images(20, seed=1), graph=graph)
+
+    expected, static = run(made(False)), made(True)
+    tolerance = 1e-3 if precision == "float32" else 2e-2
+    ways = [static, *(resumed_from(made(graph), made(not graph), tmp_path) for graph in (False, True))]
+    for trained in ways:
+        measured = run(trained)
+        for epoch, plain in zip(measured, expected[-len(measured) :], strict=True):
+            assert epoch == pytest.approx(plain, abs=tolerance, rel=tolerance)
+
+
+def resumed_from(first: Trainer, second: Trainer, folder: Path) -> Trainer:
+    """``second``, which goes on where ``first`` has stopped in the midst of its second epoch."""
+    first.train_epoch()
+    first.train_step()
+    first.save(folder / "state.safetensors")
+    second.restore(folder / "state.safetensors")
+    return second
+
+
+def test_several_workers_or_micro_batches_have_no_static_step() -> None:
+    for options in ({"micro_batch_size": 4}, {"workers": Workers(rank=0, count=2)}):
+        with pytest.raises(ConfigError, match="graph=True: a step of"):
+            Trainer(config("flow"), SETTINGS, images(50), images(20), graph=True, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("family", ["vae", "fvae"])

@@ -59,7 +59,7 @@ def test_a_new_search_says_what_runs_and_that_the_time_is_not_known(tmp_path: Pa
     lines = said(tmp_path, [])
     assert lines[:3] == [
         "digits: 1,257 training, 180 validation and 360 test images of 8×8×1, 17 levels",
-        "48 trials over fvae, flow, vae, 60 epochs each; sampler front",
+        "48 trials over fvae, flow, vae, 40 epochs each; sampler front",
         f"Results in {tmp_path}",
     ]
     assert lines[3].startswith("2 trials at a time, each with 1 core; a whole training takes about ")
@@ -71,7 +71,7 @@ def test_every_budget_and_limit_is_named(tmp_path: Path) -> None:
         tmp_path, [], 1, time_budget="2h", gpu_hours=3.5, patience=9, seeds=3, max_params=50_000, max_memory="1GiB",
         sampler="tpe", families=("vae",), gpus_per_trial=0.5,
     )  # fmt: skip
-    assert lines[1] == "Trials over vae, 60 epochs each; sampler tpe"
+    assert lines[1] == "Trials over vae, 40 epochs each; sampler tpe"
     assert lines[2] == (
         "Ends after 2h of training or after 3.5 hours of GPUs or after 9 trials in a row that move no family's front"
     )
@@ -79,7 +79,7 @@ def test_every_budget_and_limit_is_named(tmp_path: Path) -> None:
     assert lines[4] == "The fronts' models are then trained with 3 seeds"
     assert lines[6].startswith("1 trial at a time, each with 1 core and 0.5 GPU; ")
     lines = said(tmp_path, [], goal="front", trials=9, patience=3)
-    assert lines[1] == "9 trials over fvae, flow, vae, 60 epochs each; sampler front, one front for all families"
+    assert lines[1] == "9 trials over fvae, flow, vae, 40 epochs each; sampler front, one front for all families"
     assert lines[2] == "Ends after 3 trials in a row that do not move the front"
 
 
