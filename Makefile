@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+ANY_PYTHON = $(or $(wildcard $(BIN)/python),$(PYTHON))
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help search test test-system test-faults test-gpu lint ui lock clean
+.PHONY: help search test test-system test-faults test-gpu gpu-report lint ui lock clean
 
 help:  ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -23,8 +24,11 @@ test-system: .venv/installed-dev  ## The tests that need system programs, and ro
 test-faults: .venv/installed-dev  ## Everything that can be lost is lost, at every moment.
 	@$(PYTEST) -m faults $(ARGS)
 
-test-gpu: .venv/installed-dev  ## The tests that need a CUDA GPU.
-	@$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
+test-gpu:  ## The tests that need a CUDA GPU, and of Python torch, numpy, safetensors, pyarrow and pytest alone.
+	@$(ANY_PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
+
+gpu-report:  ## All that a GPU is to show, in eight minutes; it needs what test-gpu does. ARGS="--mnist DIR".
+	@$(ANY_PYTHON) -m benchmarks.gpu_report $(ARGS)
 
 lint: .venv/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy

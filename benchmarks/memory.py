@@ -1,6 +1,6 @@
 """Peak memory of one training worker, computed (fvae.memory) and measured, with and without activation checkpointing.
 
-    python benchmarks/memory.py --output benchmarks/results/memory.txt
+    python -m benchmarks.memory --output benchmarks/results/memory.txt
 
 Measured: a fresh process trains two epochs of one step with fvae.Trainer, each validated on as many images as go
 through the model at once; its peak resident memory, less what it had after importing torch. Linux only.
@@ -25,8 +25,8 @@ from typing import Annotated, TypeVar
 
 import torch
 import tyro
-from models import model
 
+from benchmarks.models import model
 from fvae import ModelConfig, TrainConfig, Trainer
 from fvae.memory import TrainingMemory, training_memory
 from fvae.model import images_at_once

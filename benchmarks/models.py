@@ -1,4 +1,4 @@
-"""The models that gpu.py and memory.py measure."""
+"""The models that gpu_steps.py and memory.py measure."""
 
 from __future__ import annotations
 

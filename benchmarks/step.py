@@ -1,6 +1,6 @@
 """Images/s of one training step, against normflows' Glow at the same shape, in one run.
 
-    python benchmarks/step.py --output benchmarks/results/step.txt
+    python -m benchmarks.step --output benchmarks/results/step.txt
 
 A step is dequantization, forward, backward, gradient clipping and AdamW. The two models have the same
 shape: squeeze, K steps of ActNorm, 1×1 convolution in PLU form and affine coupling (3×3, 1×1, 3×3),
@@ -33,6 +33,7 @@ import torch.compiler.config
 import tyro
 from torch import Tensor, nn
 
+from benchmarks.glow import normflows_glow
 from fvae import Model, ModelConfig, bijections, build
 
 Loss = Callable[[Tensor], Tensor]
@@ -110,24 +111,6 @@ def our_flow(settings: Settings) -> nn.Module:
     return build(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def normflows_glow(settings: Settings) -> normflows.MultiscaleFlow:
-    """normflows' Glow, built as its own example builds it, with a standard normal base."""
-    bases, flows, merges = [], [], []
-    for level in range(settings.levels):  # from the coarsest scale to the image
-        channels = 3 * 2 ** (settings.levels + 1 - level)
-        blocks = [normflows.flows.GlowBlock(channels, settings.hidden) for _ in range(settings.depth)]
-        flows.append([*blocks, normflows.flows.Squeeze()])
-        side = settings.side // 2 ** (settings.levels - level)
-        if level > 0:
-            merges.append(normflows.flows.Merge())
-        bases.append(
-            normflows.distributions.DiagGaussian(
-                (channels if level == 0 else channels // 2, side, side), trainable=False
-            )
-        )
-    return normflows.MultiscaleFlow(bases, flows, merges, class_cond=False)
-
-
 def mean_bits(model: nn.Module) -> Loss:
     """This project's loss."""
     return lambda images: model(images).mean()
@@ -161,7 +144,8 @@ def channels_first() -> Iterator[None]:
 
 def variants(settings: Settings) -> list[Variant]:
     """What is compared: normflows first, this project second."""
-    glow, glow_last = normflows_glow(settings), normflows_glow(settings)
+    sizes = (3, settings.side, settings.levels, settings.depth, settings.hidden)
+    glow, glow_last = normflows_glow(*sizes), normflows_glow(*sizes)
     glow_last = glow_last.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     plain, short, first = our_flow(settings), our_flow(settings), our_flow(settings)
     first = first.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -1,7 +1,8 @@
 """Convolutions of ``[B, H, W, C]``: the library's, or on a CPU a matrix product where that is faster.
 
 A library's convolution of a few pixels and channels costs a CPU its fixed price, 0.2 to 0.5 ms with its backward pass,
-whatever is in it. As one matrix product, [B, H·W·C] × [H·W·C, H·W·outputs], it costs about half (`benchmarks/step.py`).
+whatever is in it. As one matrix product, [B, H·W·C] × [H·W·C, H·W·outputs], it costs about half
+(`benchmarks/small_models.py`).
 """
 
 from __future__ import annotations

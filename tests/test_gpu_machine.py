@@ -33,3 +33,9 @@ def test_they_ask_for_a_gpu() -> None:
     found = on_a_gpu_machine("-m", "gpu", "tests/gpu", "-k", "non_finite")
     assert found.returncode == 1
     assert "CUDA" in found.stdout
+
+
+def test_the_report_runs_there() -> None:
+    code = f"import sys; sys.modules.update(dict.fromkeys({(*ABSENT, 'normflows')})); import benchmarks.gpu_report"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
