@@ -6,6 +6,8 @@ graph (docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs) they are launch
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,12 +99,23 @@ class StaticStep:
                 self._step()
             torch.cuda.current_stream(self.device).wait_stream(stream)
         else:
-            self.optimizer.zero_grad(set_to_none=True)  # the graph's gradients lie in its own memory
-            graph = torch.cuda.CUDAGraph()
+            self._capture()
+            self._run()
+
+    def _capture(self) -> None:
+        """Make the graph; where this GPU's libraries do not let it, say so, and go on without."""
+        self.optimizer.zero_grad(set_to_none=True)  # the graph's gradients lie in its own memory
+        torch.cuda.empty_cache()  # what the first steps took, the graph takes again
+        graph = torch.cuda.CUDAGraph()
+        try:
             with torch.cuda.graph(graph):  # captured, not run
                 self._step()
             self._graph = graph
-            graph.replay()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            warnings.warn(f"no CUDA graph of a training step: {str(error).splitlines()[0]}", stacklevel=2)
+            self._eager_steps = -sys.maxsize
 
     def _step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

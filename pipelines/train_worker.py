@@ -44,6 +44,12 @@ class WorkerTask:
     checkpoint_activations: bool
 
 
+def _pays_as_graph(task: WorkerTask, workers: Workers, device: torch.device) -> bool:
+    """Whether steps are CUDA graphs: on one GPU, unless its memory is so short that activations are not kept."""
+    short = task.micro_batch_size is not None or task.checkpoint_activations
+    return device.type == "cuda" and workers.count == 1 and not short
+
+
 def train(task: WorkerTask, events: Events) -> None:
     """Train ``task`` to its end, from its last checkpoint where there is one.
 
@@ -66,6 +72,7 @@ def train(task: WorkerTask, events: Events) -> None:
         workers=workers,
         micro_batch_size=task.micro_batch_size,
         compile=task.compile,
+        graph=_pays_as_graph(task, workers, device),
         checkpoint_activations=task.checkpoint_activations,
     )
     store = CheckpointStore(storage.child(CHECKPOINTS), task.keep)

@@ -67,6 +67,7 @@ class TrialTraining:
             images["val"],
             device,
             workers=workers,
+            graph=device == "cuda" and workers.count == 1,
         )
         self.checkpoints: Checkpoints | None = None
         self.checkpoint_announced = False
