@@ -39,7 +39,7 @@ class SearchSettings(RunSettings):
     """Name of the run; its results lie in STORAGE/NAME. Default: the data set's name."""
     trials: Annotated[int | None, _unset("N")] = None
     """Models to train, the families' shares being equal. Default: 48; no limit where another budget is given."""
-    epochs: int = 60
+    epochs: int = 40
     """Passes over the training images that every complete trial gets."""
     time_budget: Annotated[str | None, _unset("TIME")] = None
     """Time for training, such as 2h, 90m or 1h30m, over all sessions of the search.

@@ -32,7 +32,7 @@ NEWCOMER = trial(0, 1000, [3.0] * (RUNG - 1), "flow")
 
 def made(root: Path, *records: TrialRecord, strategy: Strategy | None = None, **options: Any) -> Parts:
     """The parts of a search that has these trials, as the command makes them."""
-    settings = SearchSettings(storage=str(root), **options)
+    settings = SearchSettings(storage=str(root), epochs=EPOCHS, **options)
     ledger = Ledger(open_storage(root / "run"))
     for record in records:
         ledger.put(record)
@@ -70,7 +70,7 @@ def test_a_smaller_and_better_model_of_another_family_stops_a_trial_where_famili
     tmp_path: Path, goal: str, rival: TrialRecord, stopped: bool
 ) -> None:
     parts = made(tmp_path, NEWCOMER, rival, goal=goal)
-    room = Room(SearchSettings(goal=goal), None, (), None)
+    room = Room(SearchSettings(goal=goal, epochs=EPOCHS), None, (), None)
     assert stops(PlacingScheduler(parts.standings, room)) == stopped  # the scheduler of the search itself
 
 

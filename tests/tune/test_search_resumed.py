@@ -28,7 +28,7 @@ from tests.tune.real_search import (
     tradeoff,
 )
 from tests.tune.travelling import MortalProcess
-from tune import engine, search
+from tune import engine, search_job
 from tune.ledger import Ledger, TrialRecord
 
 pytestmark = pytest.mark.core
@@ -56,7 +56,7 @@ class End:
         self.what, self.when, self.how = what, when, how
         self.reached = False
         patch.setattr(Ledger, "put", self._around(Ledger.put, self._of_record))
-        patch.setattr(search, "write_plot", self._around(search.write_plot, lambda *_: "picture of the map"))
+        patch.setattr(search_job, "write_plot", self._around(search_job.write_plot, lambda *_: "picture of the map"))
         trying = BackgroundTracker._try
         patch.setattr(BackgroundTracker, "_try", lambda *arguments: not self.dead and trying(*arguments))
 
