@@ -1,6 +1,6 @@
 """The main job: search VAE, flow and f-VAE, and draw the map of parameters against bits/dim.
 
-    python tune/search.py                              # the embedded digits, about ten minutes on two cores
+    python tune/search.py                              # the embedded digits, two minutes on two cores
     python tune/search.py --dataset PATH --trials 60   # your own images
     python tune/search.py --dataset s3://bucket/images --storage s3://bucket/runs
 
