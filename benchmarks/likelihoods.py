@@ -56,8 +56,9 @@ class Settings:
     """Trainings of each row."""
     processes: int = 2
     """Side by side, a thread each."""
-    tables: Literal["likelihoods", "parts", "starts"] = "likelihoods"
-    """``parts``: small parts of models and trainings. ``starts``: the first steps of a Gaussian f-VAE."""
+    tables: Literal["likelihoods", "parts", "starts", "rates"] = "likelihoods"
+    """``parts``: small parts of models and trainings. ``starts``: the first steps of a Gaussian f-VAE. ``rates``:
+    learning rates and batch sizes, on the digits alone."""
     work: Path = Path("runs/.likelihoods")
     """One file for each training."""
 
@@ -170,6 +171,25 @@ def starts(images: str) -> Iterator[Entry]:
     yield Entry(images=images, name="the flow inside, σ 0", model={"family": "flow", **F, "sigma1_init": 0.0})
 
 
+def rates() -> Iterator[Entry]:
+    """Learning rates for models of two sizes, and a batch of twice the images."""
+    fvae = {"family": "fvae", "flow_levels": 2, **NETWORKS, "encoder_levels": 1, "encoder_blocks": 0}
+    fvae |= {"likelihood": "discretized", "sigma1_bins": 1.0, "sigma2_bins": 1.0}
+    flow = {"family": "flow", "flow_levels": 2, "sigma1_init": 0.0}
+    models = {
+        "small flow": flow | {"flow_depth": 1, "coupling_width": 8},
+        "small f-VAE": fvae | {"flow_depth": 1, "coupling_width": 8, "encoder_width": 3},
+        "flow": flow | {"flow_depth": 4, "coupling_width": 40},
+        "f-VAE": fvae | {"flow_depth": 2, "coupling_width": 21, "encoder_width": 12},
+    }
+    for name, model in models.items():
+        for batch, values in ((64, (0.0055, 0.011, 0.022, 0.033)), (128, (0.011, 0.022, 0.033))):
+            if batch == 64 or not name.startswith("small"):
+                for rate in values:
+                    train = {"batch_size": batch, "learning_rate": rate}
+                    yield Entry(images="digits", name=f"{name}, batch {batch}, rate {rate}", model=model, train=train)
+
+
 def main(settings: Settings) -> int:
     """Train what is missing, then print the tables. Returns the exit status."""
     places = {"digits": "digits", "mnist": settings.mnist, "cifar": settings.cifar}
@@ -177,6 +197,8 @@ def main(settings: Settings) -> int:
     for images, place in places.items():
         if place is not None and settings.tables == "parts":
             tables[images] = list(parts(images))
+        elif images == "digits" and settings.tables == "rates":
+            tables[images] = list(rates())
         elif place is not None and settings.tables == "starts":
             tables[images] = list(starts(images))
         elif place is not None:
