@@ -40,7 +40,7 @@ EPOCHS = {"digits": 40, "mnist": 2, "cifar": 2}
 F = {"flow_levels": 2, "flow_depth": 2, "coupling_width": 21}
 LIGHT = {"encoder_levels": 1, "encoder_blocks": 0, "encoder_width": 12}
 G = {"encoder_levels": 2, "encoder_blocks": 1, "encoder_width": 20}
-KL_WARMUP = {"kl_warmup": 0.3}
+KL_WARMUP = {"kl_warmup": 0.7}
 NETWORKS = {"posterior_scale": "network", "decoder_scale": "network"}
 
 
@@ -103,7 +103,7 @@ def digits() -> Iterator[Entry]:
     yield entry("f-VAE, discretized, σ1(x), large", **fvae | start | large, posterior_scale="network")
     vae = {"family": "vae", **G, "latent_channels": 8, "sigma1_init": 0.17}
     for name, warm_up in (("", {}), (", KL warm-up", KL_WARMUP)):
-        options = {"Gaussian": {"sigma2_bins": 0.76}, "discretized": {"likelihood": "discretized", "sigma2_bins": 1.0}}
+        options = {"Gaussian": {"sigma2_bins": 3.0}, "discretized": {"likelihood": "discretized", "sigma2_bins": 1.0}}
         for of, option in options.items():
             for scale, network in (("", {}), (", σ2(w)", {"decoder_scale": "network"})):
                 model = vae | option | network

@@ -51,7 +51,7 @@ class SearchSpace:
     """Initial σ1 of a VAE, whose prior has scale 1; log scale."""
     learning_rate: tuple[float, float] = (5e-3, 3e-2)
     """Log scale. On the digits, small models do best near the upper end, large ones in the middle."""
-    kl_warmup: tuple[float, ...] = (0.3, 0.0)
+    kl_warmup: tuple[float, ...] = (0.7, 0.3, 0.0)
     """Of a VAE, which may leave its latent unused without it (``docs/model.md``)."""
 
     @classmethod
