@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_steps import Append, smooth_images, wait
-from fvae import Manifest, ModelConfig, TrainConfig, Trainer
+from fvae import Manifest, ModelConfig, NonFiniteError, TrainConfig, Trainer
 from fvae.data import derived_seed
 from fvae.evaluation import evaluate, standard_error
 from fvae.shards import load_images
@@ -78,12 +78,19 @@ def made(
     return [Trainer(config, settings, few, val, device, graph=device == "cuda") for config in configs.values()]
 
 
-def step_in_turn(trainers: Sequence[Trainer], steps: int, streams: Sequence[Any]) -> None:
-    """So many steps of each, each in its stream."""
+def step_in_turn(
+    trainers: Sequence[Trainer], steps: int, streams: Sequence[Any], failures: dict[int, str] | None = None
+) -> None:
+    """So many steps of each, each in its stream. One that diverges is left out from then on, with its reason."""
+    failures = {} if failures is None else failures
     for _ in range(steps):
-        for trainer, stream in zip(trainers, streams, strict=True):
-            with stream_of(stream):
-                trainer.train_step()
+        for number, (trainer, stream) in enumerate(zip(trainers, streams, strict=True)):
+            if number not in failures:
+                with stream_of(stream):
+                    try:
+                        trainer.train_step()
+                    except NonFiniteError as error:
+                        failures[number] = str(error)
 
 
 def stream_of(stream: Any) -> contextlib.AbstractContextManager[Any]:
@@ -99,6 +106,7 @@ def run(append: Append, device: str, *, quick: bool, mnist: Path | None, seconds
     tried = 2 if quick else TRIED
     streams = [torch.cuda.Stream() if device == "cuda" else None for _ in configs]
     trainers = made(configs, train, val, 4 * tried + 8, batch, device)
+    wait(device)  # the streams do not
     step_in_turn(trainers, 5, streams)  # libraries load, graphs are captured
     times = {}
     for way, given in (("one after another", [None] * len(trainers)), ("side by side", streams)):
@@ -112,21 +120,26 @@ def run(append: Append, device: str, *, quick: bool, mnist: Path | None, seconds
     left = seconds - (time.perf_counter() - started)
     steps = max(4, int(0.6 * left / times["side by side"]))
     trainers = made(configs, train, val, steps, batch, device)
+    wait(device)
     begun = time.perf_counter()
-    for _ in range(trainers[0].config.epochs * trainers[0].steps_per_epoch - 1):
-        step_in_turn(trainers, 1, streams)
+    failures: dict[int, str] = {}
+    step_in_turn(trainers, trainers[0].config.epochs * trainers[0].steps_per_epoch - 1, streams, failures)
     wait(device)
     trained = time.perf_counter() - begun
-    for (name, config), trainer in zip(configs.items(), trainers, strict=True):
+    for number, ((name, config), trainer) in enumerate(zip(configs.items(), trainers, strict=True)):
         row: dict[str, Any] = {"kind": "model", "name": name, "parameters": trainer.model.parameter_count()}
-        row |= {"config": config.to_dict(), "steps": trainer.step + 1, "seconds_of_all": trained, "failure": None}
+        row |= {"config": config.to_dict(), "steps": trainer.step + 1, "seconds_of_all": trained}
+        row["failure"] = failures.get(number)
+        if row["failure"]:
+            append(row)
+            continue
         try:
             row["val_bpd"] = trainer.train_epoch().val_bpd  # its last step, and the validation
             noise = derived_seed(0, "test")
             one = evaluate(trainer.best_model(), test, seed=noise)
             many = evaluate(trainer.best_model(), test[:1_000], k=64, seed=noise)
             row |= {"k1": float(one.mean()), "k1_error": standard_error(one), "k64": float(many.mean())}
-        except ArithmeticError as error:
+        except NonFiniteError as error:
             row["failure"] = str(error)
         append(row)
 

@@ -13,10 +13,12 @@ import argparse
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,7 @@ class Report:
         """The table."""
         report = self.read()
         lines = [f"$ {report['command']}", f"{report['card']}, torch {report['torch']}"]
-        tables = {"tests": lambda rows: [row["line"] for row in rows], "steps": gpu_steps.table, "map": gpu_map.table}
+        tables = {"tests": tests_table, "steps": gpu_steps.table, "map": gpu_map.table}
         for part, measured in report["parts"].items():
             how = f"{measured['ended']}, {measured['seconds']:.0f} s" if measured.get("ended") else "was cut off"
             lines += ["", f"{part} ({how})", *tables[part](measured["rows"])]
@@ -95,15 +97,26 @@ class Report:
 
 
 def tests(report: Report, options: argparse.Namespace) -> int:
-    """Run tests/gpu; keep pytest's last line and what failed."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
+    """Run tests/gpu; keep each test's outcome as it comes."""
+    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
     command += ["--device", options.device, *(("-k", "equal_those or non_finite") if options.quick else ())]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    last = (done.stdout + done.stderr).strip().splitlines()[-1:]
-    for line in [*last, *lines]:
-        report.add("tests", {"line": line})
-    return done.returncode
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := re.match(r"(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", line):
+                report.add("tests", {"test": found[1], "outcome": found[2].lower()})
+            elif line.startswith("E  "):
+                report.add("tests", {"test": line.strip(), "outcome": "said"})
+    return process.returncode
+
+
+def tests_table(rows: list[dict[str, Any]]) -> list[str]:
+    """How many passed, and what did not."""
+    counts = Counter(row["outcome"] for row in rows if row["outcome"] != "said")
+    return [
+        ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "none has ended",
+        *(f"  {row['outcome']}: {row['test']}" for row in rows if row["outcome"] in ("failed", "error", "said")),
+    ]
 
 
 def carry_out(part: str, report: Report, options: argparse.Namespace) -> int:

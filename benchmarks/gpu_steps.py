@@ -101,10 +101,8 @@ def measure(step: Callable[[], object], device: str, rounds: int, steps: int) ->
     started = time.perf_counter()
     seconds(step, 6, device)  # compiling, choosing kernels, capturing a graph
     warm_up = time.perf_counter() - started
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     measured = [seconds(step, steps, device) for _ in range(rounds)]
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    peak = torch.cuda.max_memory_reserved() if device == "cuda" else None  # a graph's memory is reserved alone
     return {"seconds": statistics.median(measured), "warm_up": warm_up, "peak_bytes": peak}
 
 
@@ -147,6 +145,9 @@ def run(append: Append, device: str, *, quick: bool) -> None:
         images = smooth_images(2 * train.batch_size, config.image_shape, config.bins, seed=0)
         row: dict[str, Any] = {"kind": "step", "model": name, "way": way, "batch": train.batch_size, "failure": None}
         before = torch.get_float32_matmul_precision()
+        step: Any = None
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         try:
             if way in GLOW:
                 torch.set_float32_matmul_precision(GLOW[way])
@@ -155,15 +156,15 @@ def run(append: Append, device: str, *, quick: bool) -> None:
                     row |= measure(step, device, rounds, steps) | {"parameters": parameters}
             else:
                 parameters, flops = parameters_and_flops(config)
-                trainer = our_step(config, train, VARIANTS[way], images, device)
-                row |= measure(trainer.train_step, device, rounds, steps) | {"parameters": parameters}
+                step = our_step(config, train, VARIANTS[way], images, device).train_step
+                row |= measure(step, device, rounds, steps) | {"parameters": parameters}
                 rate = TRAINING_FACTOR * flops * train.batch_size / row["seconds"]
                 row |= {"flops_per_second": rate, "of_peak": rate / peaks[PEAKS[VARIANTS[way].precision]]}
-                del trainer
         except (ImportError, RuntimeError) as error:  # what one way cannot do is a row, too
             row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         finally:
             torch.set_float32_matmul_precision(before)
+            del step  # and with it the model: it would count as the next one's
         append(row)
         gc.collect()
         if device == "cuda":

@@ -197,8 +197,8 @@ def main(settings: Settings) -> int:
     for images, place in places.items():
         if place is not None and settings.tables == "parts":
             tables[images] = list(parts(images))
-        elif images == "digits" and settings.tables == "rates":
-            tables[images] = list(rates())
+        elif settings.tables == "rates":
+            tables |= {images: list(rates())} if images == "digits" else {}
         elif place is not None and settings.tables == "starts":
             tables[images] = list(starts(images))
         elif place is not None:

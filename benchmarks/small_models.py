@@ -43,8 +43,8 @@ COLOUR = {"channels": 3, "height": 32, "width": 32, "bins": 256}
 MODELS: dict[str, dict[str, Any]] = {
     "flow": DIGITS | FLOW | {"flow_depth": 1, "coupling_width": 10},
     "f-VAE": DIGITS | FVAE | {"flow_depth": 2, "coupling_width": 18, "encoder_width": 10},
-    "flow ": DIGITS | FLOW | {"flow_depth": 4, "coupling_width": 44},
-    "f-VAE ": DIGITS | FVAE | {"flow_depth": 4, "coupling_width": 42, "encoder_width": 16},
+    "larger flow": DIGITS | FLOW | {"flow_depth": 4, "coupling_width": 44},
+    "larger f-VAE": DIGITS | FVAE | {"flow_depth": 4, "coupling_width": 42, "encoder_width": 16},
     "flow, 32×32×3": COLOUR | FLOW | {"flow_levels": 3, "flow_depth": 4, "coupling_width": 128},
 }
 

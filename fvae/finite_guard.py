@@ -19,7 +19,7 @@ class FiniteGuard:
         self._bad_step = torch.tensor(-1, device=self.device)
 
     def note(self, step: int, epoch: int, loss: Tensor, grad_norm: Tensor) -> None:
-        """Look at a step, before its gradients are used."""
+        """Look at a step, while its gradients are there."""
         # Workers must fail together: the gradient is the same on all of them, the loss is not.
         finite = grad_norm.isfinite() if self.workers.count > 1 else loss.isfinite() & grad_norm.isfinite()
         self._bad_step = torch.where(~finite & (self._bad_step < 0), step, self._bad_step)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fvae.model import Model
-from fvae.recomputation import compile_layers
 from fvae.train_config import Precision
 from fvae.workers import Workers, share
 
@@ -25,9 +24,7 @@ class GlobalBatch:
     once. So it is the same gradient on any number of workers, up to the order in which numbers are added.
     """
 
-    def __init__(
-        self, model: Model, *, workers: Workers, micro_batch_size: int | None, precision: Precision, compile: bool
-    ) -> None:
+    def __init__(self, model: Model, *, workers: Workers, micro_batch_size: int | None, precision: Precision) -> None:
         """``model`` must be as it is to be trained: initialised, and the same on all workers."""
         self.workers, self.micro_batch_size, self.precision = workers, micro_batch_size, precision
         self.config, self.device = model.config, model.log_sigma1.device
@@ -44,8 +41,6 @@ class GlobalBatch:
                     gradient_as_bucket_view=True,
                 )
         self._forward = forward
-        if compile:
-            compile_layers(model)
 
     def backward(self, images: Tensor, noise: Noise, count: int) -> Tensor:
         """Add the gradient of the global batch's mean bits/dim to the parameters'.

@@ -47,7 +47,7 @@ def _log_weights(
     images = model._checked(images)
     batch_size = batch_size or SAMPLES_AT_ONCE.get(images.device.type, 4) * images_at_once(config)
     at_once = max(1, min(samples, batch_size // len(images)))
-    most = at_once * len(images)
+    most = min(at_once * len(images), model.most_images_at_once or at_once * len(images))
     log_weights = []
     for start in range(0, samples, at_once):
         count = min(at_once, samples - start)
@@ -55,6 +55,8 @@ def _log_weights(
         r, u = (torch.cat(noise) for noise in zip(*drawn, strict=True))  # [count·B, …]
         repeated = images.repeat(count, 1, 1, 1)  # [count·B, C, H, W]
         found, most = _log_weight(model, repeated, r, u, most)
+        if most < at_once * len(images):
+            model.most_images_at_once = most  # no need to run out of memory with every batch
         log_weights.append(found.double().reshape(count, -1))
     return torch.cat(log_weights)
 

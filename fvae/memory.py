@@ -48,8 +48,16 @@ class TrainingMemory:
     @property
     def total(self) -> int:
         """Training and evaluation take turns: the larger counts."""
-        states = self.weights + self.gradients + self.optimizer + self.averaged
-        return states + max(self.activations, self.evaluation)
+        return self._states + max(self.activations, self.evaluation)
+
+    @property
+    def total_with_graph(self) -> int:
+        """The memory of a CUDA graph stays its own while the model is evaluated: both count."""
+        return self._states + self.activations + self.evaluation
+
+    @property
+    def _states(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.averaged
 
 
 def training_memory(

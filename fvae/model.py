@@ -101,6 +101,8 @@ class Model(nn.Module):
         if config.dequantization == "variational":
             self.dequantization = VariationalDequantization(config.channels, config.dequantization_width)
         self.register_buffer("kl_weight", None, persistent=False)
+        self.most_images_at_once: int | None = None
+        """Of an evaluation, where a GPU's memory has once not held more."""
         self._initialized = not config.has_flow
 
     # --- the objective ---------------------------------------------------------------------------

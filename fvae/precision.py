@@ -19,10 +19,14 @@ def full_precision(device_type: str) -> AbstractContextManager[object]:
 @contextlib.contextmanager
 def true_float32(device_type: str) -> Iterator[None]:
     """No autocast inside, and no TF32, which cuDNN uses for convolutions by default and cuBLAS where a user lets it."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    # torch has an older way to say so (set_float32_matmul_precision), which fails where a user took this one.
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
     try:
         with full_precision(device_type), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            for place in places:
+                place.fp32_precision = "ieee"
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision

@@ -6,9 +6,10 @@ graph (docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs) they are launch
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,12 @@ from fvae.train_config import TrainConfig
 
 EAGER_STEPS = 3
 """Steps before the graph is captured, in which libraries make what they keep."""
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all trainings of this process, one after another: libraries keep memory for each stream that they saw."""
+    return torch.cuda.Stream(device)
 
 
 class StaticStep:
@@ -35,6 +42,7 @@ class StaticStep:
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         dtype: torch.dtype,
+        clip: Callable[[], Tensor],
     ) -> None:
         """
         Args:
@@ -44,8 +52,9 @@ class StaticStep:
             optimizer: of them, capturable, its learning rates tensors.
             config: the training's.
             dtype: of the images, an integer.
+            clip: clips the gradients and returns their norm before.
         """
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer, self.clip = model, optimizer, clip
         self.parameters: list[Any] = list(parameters)
         self.average: list[Any] = list(average)
         self.config, self.device = config, model.log_sigma1.device
@@ -60,6 +69,7 @@ class StaticStep:
         self.loss, self.grad_norm = like.new_zeros(()), like.new_zeros(())
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager_steps = 0
+        self._impossible = False
 
     def run(
         self, images: Tensor, noise: tuple[Tensor, Tensor], rates: Sequence[float], ema_decay: float
@@ -87,15 +97,15 @@ class StaticStep:
         return self.loss.clone(), self.grad_norm.clone()
 
     def _run(self) -> None:
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or self._impossible:
             self._step()
         elif self._graph is not None:
             self._graph.replay()
         elif self._eager_steps < EAGER_STEPS:
             self._eager_steps += 1
-            stream = torch.cuda.Stream(self.device)
+            stream = _capture_stream(self.device)  # not the default one, which cannot be captured
             stream.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(stream):  # not the default one, which cannot be captured
+            with torch.cuda.stream(stream):
                 self._step()
             torch.cuda.current_stream(self.device).wait_stream(stream)
         else:
@@ -103,19 +113,28 @@ class StaticStep:
             self._run()
 
     def _capture(self) -> None:
-        """Make the graph; where this GPU's libraries do not let it, say so, and go on without."""
+        """Make the graph; where this GPU's libraries or memory do not let it, say so, and go on without."""
         self.optimizer.zero_grad(set_to_none=True)  # the graph's gradients lie in its own memory
-        torch.cuda.empty_cache()  # what the first steps took, the graph takes again
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        before = torch.cuda.current_stream(self.device)
+        # cuBLAS keeps its scratch space for each stream: left as it is, graphs that run side by side would share it.
+        torch._C._cuda_clearCublasWorkspaces()
         try:
-            with torch.cuda.graph(graph):  # captured, not run
+            with torch.cuda.graph(graph, pool=pool, stream=_capture_stream(self.device)):  # captured, not run
                 self._step()
             self._graph = graph
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            self._impossible = True
+            torch.cuda.set_stream(before)
+            with contextlib.suppress(RuntimeError):  # a capture that has failed leaves the allocator in its midst
+                torch._C._cuda_endAllocateToPool(before.device_index, pool)
+                torch._C._cuda_releasePool(before.device_index, pool)
             warnings.warn(f"no CUDA graph of a training step: {str(error).splitlines()[0]}", stacklevel=2)
-            self._eager_steps = -sys.maxsize
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()
+        if self._impossible:
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
 
     def _step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -126,7 +145,7 @@ class StaticStep:
             bits = self.model(self.images, noise=(self.r, self.u))
         loss = (bits * self.weights).sum()
         loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip, foreach=True)
+        grad_norm = self.clip()
         self.optimizer.step()
         with torch.no_grad():
             away = torch._foreach_sub(self.parameters, self.average)

@@ -199,6 +199,9 @@ class Trainer:
         # Early on the average follows the weights closely, or it would remember the initial ones.
         decay = min(self.config.ema_decay, (2 + self.step) / (11 + self.step))
         noise = self.model.noise(count, self.generator)
+        if self._compile:
+            compile_layers(self.model)
+            self._compile = False  # they are now
         update = self._update_in_static_memory if self._graph else self._update
         loss, grad_norm = update(images, noise, count, rates, decay)
         self.step += 1
@@ -215,7 +218,6 @@ class Trainer:
                 workers=self.workers,
                 precision=self.config.precision,
                 micro_batch_size=self._micro_batch_size,
-                compile=self._compile,
             )
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -230,12 +232,10 @@ class Trainer:
     def _update_in_static_memory(
         self, images: Tensor, noise: tuple[Tensor, Tensor], count: int, rates: list[float], ema_decay: float
     ) -> tuple[Tensor, Tensor]:
-        """The same as :meth:`_update`, for one worker."""
+        """The same as :meth:`_update`, for one worker, but that the guard looks when the step is done."""
         if self._static_step is None:
-            if self._compile:
-                compile_layers(self.model)
             self._static_step = StaticStep(
-                self.model, self.parameters, self._ema_parameters, self.optimizer, self.config, images.dtype
+                self.model, self.parameters, self._ema_parameters, self.optimizer, self.config, images.dtype, self._clip
             )
         loss, grad_norm = self._static_step.run(images, noise, rates, ema_decay)
         self._guard.note(self.step, self.epoch + 1, loss, grad_norm)

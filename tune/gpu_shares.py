@@ -40,23 +40,23 @@ class GpuShares:
         self.card_bytes, self.held_bytes = card_bytes, held_bytes
         self.uncounted_bytes = 0
         """The most that a trial has taken above what was counted for it."""
+        self._least: list[tuple[int, int]] = []  # bytes as counted, and the power of ½ that models of so many get
 
     def share(self, model: dict[str, Any], train: dict[str, Any]) -> float:
         """The share for a trial, by its ``ModelConfig`` and ``TrainConfig`` as dictionaries; at most a whole card."""
-        needed = CONTEXT_BYTES + self.uncounted_bytes + SAFETY * self.counted(model, train)
-        if needed >= self.card_bytes:
-            return 1.0
-        share = 2.0 ** -math.floor(math.log2(self.card_bytes / needed))
-        return math.floor(share * FINEST) / FINEST  # rounded up, 32 trials of 1/32 would not fit
+        counted = self.counted(model, train)
+        needed = CONTEXT_BYTES + self.uncounted_bytes + SAFETY * counted
+        halvings = max(0, math.floor(math.log2(self.card_bytes / needed)))
+        halvings = min([halvings, *(most for size, most in self._least if counted >= size)])
+        return math.floor(2.0**-halvings * FINEST) / FINEST  # rounded up, 32 trials of 1/32 would not fit
 
     def measured(self, model: dict[str, Any], train: dict[str, Any], peak_bytes: int) -> None:
         """A trial's tensors took so much: what was not counted of it is added to later trials' shares."""
         self.uncounted_bytes = max(self.uncounted_bytes, peak_bytes - self.counted(model, train))
 
     def exceeded(self, model: dict[str, Any], train: dict[str, Any], share: float) -> None:
-        """A share did not hold a trial: it, and whatever needs as much, gets twice that from now on."""
-        beside = CONTEXT_BYTES + SAFETY * self.counted(model, train)
-        self.uncounted_bytes = max(self.uncounted_bytes, math.ceil(share * self.card_bytes - beside) + 1)
+        """A share did not hold a trial: it, and whatever is counted as large, gets twice that from now on."""
+        self._least.append((self.counted(model, train), max(0, -round(math.log2(share)) - 1)))
 
     def counted(self, model: dict[str, Any], train: dict[str, Any]) -> int:
         """Bytes of a trial's tensors, as counted."""
@@ -109,4 +109,5 @@ def _card_bytes() -> int:
 
 @functools.lru_cache(maxsize=1024)
 def _tensor_bytes(model: ModelConfig, batch_size: int, precision: Precision, validation_samples: int) -> int:
-    return training_memory(model, batch_size, precision=precision, validation_samples=validation_samples).total
+    memory = training_memory(model, batch_size, precision=precision, validation_samples=validation_samples)
+    return memory.total_with_graph

@@ -42,7 +42,8 @@ class TrialTraining:
         device: str,
         workers: Workers = ALONE,
         *,
-        more_memory: bool = False,
+        share: float = 1.0,
+        shares_grow: bool = False,
     ) -> None:
         """
         Args:
@@ -50,15 +51,16 @@ class TrialTraining:
             images: ``train`` and ``val``.
             device: of this worker.
             workers: those that train the trial together.
-            more_memory: whether it may be tried again with more of a card's memory than there is here.
+            share: of a card, that this process has.
+            shares_grow: whether a trial that its share does not hold is tried again with a larger one.
         """
         gc.collect()  # the last trial of this process: its parts know one another, so they do not go by themselves
         if device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         self.storage = open_storage(config["storage"])
-        self.workers = workers
-        self.more_memory = more_memory
+        self.device, self.workers = torch.device(device), workers
+        self.share, self.shares_grow = share, shares_grow
         self._make_trainer = functools.partial(
             Trainer,
             ModelConfig.from_dict(config["model"]),
@@ -96,7 +98,8 @@ class TrialTraining:
             result = {"epoch": self.trainer.epoch, "failure": str(error), "done": True}
         except torch.OutOfMemoryError as error:
             self.spoilt = True
-            why = {"out_of_memory": True} if self.more_memory else {"failure": _out_of_memory(error)}
+            grows = self.shares_grow and self.share < 1
+            why = {"out_of_memory": True} if grows else {"failure": _out_of_memory(error, self.share)}
             result = {"epoch": 0, "done": True} | why
         except (OSError, ConfigError) as error:
             self.spoilt = True
@@ -126,8 +129,8 @@ class TrialTraining:
             "attempt_images": metrics.images - self.images_before,
             "attempt_seconds": metrics.seconds - self.seconds_before,
         }
-        if self.trainer.device.type == "cuda" and metrics.epoch == self.first_epoch:
-            result["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.trainer.device)
+        if self.device.type == "cuda" and metrics.epoch == self.first_epoch:
+            result["peak_gpu_bytes"] = torch.cuda.max_memory_reserved(self.device)  # a graph's memory is not allocated
         self.checkpoint_announced = result["checkpoint_follows"] = not self.trainer.finished and self._checkpoint_due()
         if self.trainer.finished:
             if self.workers.rank == 0:
@@ -142,7 +145,7 @@ class TrialTraining:
         Only where the ledger holds its last epoch: Tune may have ended the trial before it heard of that one. What
         cannot be kept is trained again, so a storage that fails here ends nothing.
         """
-        keep = torch.tensor(self._may_go_on(), device=self.trainer.device)
+        keep = torch.tensor(self._may_go_on(), device=self.device)
         self.workers.follow_first([keep])
         if keep and self.checkpoints is not None:
             with contextlib.suppress(OSError, ConfigError):
@@ -170,10 +173,12 @@ class TrialTraining:
             self.trainer.state()  # the first worker's save waits for everybody's part
 
 
-def _out_of_memory(error: torch.OutOfMemoryError) -> str:
+def _out_of_memory(error: torch.OutOfMemoryError, share: float) -> str:
     """A line for a trial that no further memory would be found for."""
     first = str(error).split(". ")[0].strip()
-    return f"{first}: give it more of a card (--gpus-per-trial), or a smaller --batch-size or --max-params"
+    if share < 1:
+        return f"{first} with --gpus-per-trial={share}: give a larger share, or auto"
+    return f"{first} with a whole card: give a smaller --batch-size, or leave such models out with --max-params"
 
 
 class TrialProcess(tune.Trainable):
@@ -196,7 +201,7 @@ class TrialProcess(tune.Trainable):
         keep_warnings()
         share = keep_to_share(device)
         sources = {split: image_source(each) for split, each in images.items()}
-        self.training = TrialTraining(config, sources, device, more_memory=shares_grow and share < 1)
+        self.training = TrialTraining(config, sources, device, share=share, shares_grow=shares_grow)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in this process."""

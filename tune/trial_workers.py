@@ -21,7 +21,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from fvae.data import image_source
 from fvae.workers import Workers
 from pipelines.troubles import keep_warnings
-from tune.card_memory import keep_to_share
 from tune.trial import TrialTraining
 
 TIMEOUT = datetime.timedelta(minutes=30)
@@ -45,9 +44,9 @@ class TrialCoordinator(tune.Trainable):
     def setup(  # type: ignore[override]  # with_parameters supplies all but the config
         self, config: dict[str, Any], images: SharedImages, device: str, threads: int, shares_grow: bool
     ) -> None:
-        """Start the workers, each with so many torch threads, and give them the trial. ``shares_grow``: see
-        :class:`tune.trial.TrialProcess`."""
-        self.group = WorkerGroup(images, device, threads, shares_grow)
+        """Start the workers, each with so many torch threads, and give them the trial. Each has a whole card, or none:
+        ``shares_grow`` changes nothing."""
+        self.group = WorkerGroup(images, device, threads)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -101,11 +100,10 @@ class TrialCoordinator(tune.Trainable):
 class TrialWorker:
     """One of a trial's workers, an actor."""
 
-    def __init__(self, workers: Workers, images: SharedImages, device: str, threads: int, shares_grow: bool) -> None:
+    def __init__(self, workers: Workers, images: SharedImages, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
         keep_warnings()
         self.workers, self.device = workers, device
-        self.more_memory = keep_to_share(device) < 1 and shares_grow
         self.images = {split: image_source(ray.get(each)) for split, each in images.items()}
         self.training: TrialTraining | None = None
 
@@ -130,7 +128,7 @@ class TrialWorker:
     def begin(self, config: dict[str, Any]) -> None:
         """Take a trial."""
         self.training = None  # its memory goes before the next one's comes
-        self.training = TrialTraining(config, self.images, self.device, self.workers, more_memory=self.more_memory)
+        self.training = TrialTraining(config, self.images, self.device, self.workers)
 
     def restore(self) -> dict[str, Any]:
         """:meth:`TrialTraining.restore` of the trial at hand."""
@@ -151,8 +149,8 @@ class TrialWorker:
 class WorkerGroup:
     """The workers in the placement group of this process: started when they are needed, ended together."""
 
-    def __init__(self, images: SharedImages, device: str, threads: int, shares_grow: bool) -> None:
-        self.told = images, device, threads, shares_grow
+    def __init__(self, images: SharedImages, device: str, threads: int) -> None:
+        self.told = images, device, threads
         placement_group = ray.util.get_current_placement_group()
         assert placement_group is not None  # Tune has made one for the trial
         self.placement_group = placement_group
@@ -212,4 +210,4 @@ class WorkerGroup:
     @staticmethod
     def gave_up(result: dict[str, Any]) -> bool:
         """Whether a worker says with its result that it does not go on."""
-        return not result.keys().isdisjoint(("failure", "trouble", "out_of_memory"))
+        return not result.keys().isdisjoint(("failure", "trouble"))

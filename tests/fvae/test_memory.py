@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from fvae import ConfigError, Model, ModelConfig, TrainConfig, Trainer, build, evaluate
 from fvae.memory import training_memory
 from fvae.model import images_at_once
-from fvae.recomputation import RecomputableLayer, set_activation_checkpointing
+from fvae.recomputation import RecomputableLayer, compile_layers, set_activation_checkpointing
 
 pytestmark = pytest.mark.core
 
@@ -105,6 +105,20 @@ def test_every_layer_runs_twice_where_there_is_a_backward_pass_and_once_elsewher
 def test_checkpointing_is_no_part_of_what_is_saved() -> None:
     model = trained_a_little("fvae")
     assert list(checkpointed(model).state_dict()) == list(model.state_dict())
+
+
+def test_layers_are_compiled_once_for_all_of_their_kind() -> None:
+    """With their backward pass, in the product's own way; a step of two levels and a residual block, whose shapes are
+    three, make three graphs."""
+    model = trained_a_little("fvae")
+    compiled = copy.deepcopy(model)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    compile_layers(compiled, backend="aot_eager")
+    for ours, plain in zip(step(compiled, "float32"), step(model, "float32"), strict=True):
+        torch.testing.assert_close(ours, plain)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] < 6
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_checkpointing_under_torch_compile() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,12 +13,13 @@ from hypothesis import given
 from fvae import likelihood
 from fvae.bijections import CouplingLayer, SplitPrior
 from fvae.config import ModelConfig
-from fvae.evaluation import evaluate
 from fvae.iwae import iwae_bits_per_dim
 from fvae.model import build
 from tests.fvae.strategies import EXAMPLES, config_of, model_configs, perturb, random_images, seeds, train
 
 pytestmark = pytest.mark.core
+
+ROOT = Path(__file__).parents[2]
 
 
 @EXAMPLES
@@ -120,22 +125,32 @@ def test_means_and_scales_are_not_rounded_to_bfloat16(family: str) -> None:
         assert float(rounded.float().mean()) < 0.1
 
 
-def test_evaluation_is_in_float32_whatever_the_user_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(config_of("vae"))
-    seen = []
+@pytest.mark.parametrize("way", ["set_float32_matmul_precision", "fp32_precision"])
+def test_evaluation_is_in_float32_whatever_the_user_allows(way: str) -> None:
+    """In a process of its own: torch does not let go of the newer way once it was taken."""
+    allow = {
+        "set_float32_matmul_precision": "torch.set_float32_matmul_precision('high')",
+        "fp32_precision": "matmul.fp32_precision = cudnn.conv.fp32_precision = 'tf32'",
+    }
+    program = f"""
+import torch
+from torch.backends import cudnn
+from torch.backends.cuda import matmul
+from fvae import ModelConfig, build, evaluate
 
-    def log_weight(images: torch.Tensor, r: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        cudnn = torch.backends.cudnn.allow_tf32
-        seen.append((torch.get_float32_matmul_precision(), cudnn, torch.is_autocast_enabled("cpu")))
-        return torch.zeros(len(images))
+model = build(ModelConfig(family="flow", channels=1, height=4, width=4, bins=8, flow_levels=1))
+seen = []
 
-    monkeypatch.setattr(model, "log_weight", log_weight)
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("high")
-        with torch.autocast("cpu", torch.bfloat16):
-            evaluate(model, random_images(model.config, 4))
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert seen == [("highest", False, False)]
+def log_weight(images, r, u):
+    seen.append((matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.allow_tf32, torch.is_autocast_enabled("cpu")))
+    return torch.zeros(len(images))
+
+model.log_weight = log_weight
+{allow[way]}
+with torch.autocast("cpu", torch.bfloat16):
+    evaluate(model, torch.zeros(3, 1, 4, 4, dtype=torch.uint8))
+assert seen == [("ieee", "ieee", False, False)], seen
+assert matmul.fp32_precision == "tf32"
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -69,19 +69,23 @@ def open_ledger(place: str) -> Ledger:
     return ledger
 
 
-def start(ledger: Ledger) -> tuple[Process, TrialRecord]:
-    """A process for the ledger's one trial, as the searcher and Tune start it."""
-    (record,) = ledger.records.values()
-    attempt = Attempt(started_ms=now_ms(), cpus=1.0, gpus=0.0)
-    record = ledger.update(record.id, attempts=begun(record.attempts, attempt))
-    config = {
+def config_of(ledger: Ledger, record: TrialRecord) -> dict[str, Any]:
+    """What the searcher gives the process of a trial."""
+    return {
         "id": record.id,
         "storage": ledger.trial_storage(record.id).uri,
         "model": record.config,
         "train": record.train,
         "seconds": record.seconds,
     }
-    return Process(config), record
+
+
+def start(ledger: Ledger) -> tuple[Process, TrialRecord]:
+    """A process for the ledger's one trial, as the searcher and Tune start it."""
+    (record,) = ledger.records.values()
+    attempt = Attempt(started_ms=now_ms(), cpus=1.0, gpus=0.0)
+    record = ledger.update(record.id, attempts=begun(record.attempts, attempt))
+    return Process(config_of(ledger, record)), record
 
 
 def recorded(ledger: Ledger, result: dict[str, Any]) -> TrialRecord:
@@ -243,7 +247,7 @@ def test_a_trial_that_memory_does_not_hold_says_so(
     """It is no crash, which Tune would try three times; where there may be more memory, it goes on there."""
     ledger = open_ledger(place)
     process, _ = start(ledger)
-    process.training.more_memory = more_memory
+    process.training.share, process.training.shares_grow = 0.5, more_memory
 
     def fail(*arguments: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
@@ -253,11 +257,12 @@ def test_a_trial_that_memory_does_not_hold_says_so(
         record = recorded(ledger, process.step())
     if more_memory:
         assert record.status == "running"
+        process.training.leave()  # as where the process takes another trial
         process, _ = start(ledger)
         assert process.step()["epoch"] == 1
     else:
         assert record.status == "failed"
-        assert record.reason.startswith("CUDA out of memory: give it more of a card (--gpus-per-trial), or")
+        assert record.reason == "CUDA out of memory with --gpus-per-trial=0.5: give a larger share, or auto"
 
 
 def test_checkpoints_take_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

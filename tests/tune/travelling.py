@@ -107,7 +107,7 @@ class LargeProcess(TrialProcess):
     def setup(self, *arguments: Any, **options: Any) -> None:
         super().setup(*arguments, **options)
         self.whole = assigned_share() == 1
-        self.training.more_memory = not self.whole
+        self.training.share = assigned_share()
 
     def step(self) -> dict[str, Any]:
         """One epoch, if there is the memory."""
