@@ -82,10 +82,7 @@ class Trainer:
             not graph or (workers.count == 1 and micro_batch_size is None),
             f"graph=True: a step of {workers.count} workers or of micro-batches is no graph; leave it at False",
         )
-        require(
-            model_config.has_encoder or not train_config.kl_warmup,
-            f"kl_warmup={train_config.kl_warmup}: a flow has no KL divergence to warm up; leave it at 0",
-        )
+        train_config.require_fits(model_config)
         self.config, self.workers = train_config, workers
         self.device = torch.device(device)
         self.train_images, self.val_images = self._source(train_images), self._source(val_images)

@@ -26,7 +26,7 @@ class TrainConfig:
     """How a model is trained. Raises ``ConfigError`` for a value that cannot work."""
 
     epochs: int = 60
-    """Passes over the training images. Every trial of a search has the same."""
+    """Passes over the training images."""
     batch_size: int = 64
     """Images per step; the last batch of an epoch may be smaller."""
     learning_rate: float = 4e-3
@@ -73,6 +73,13 @@ class TrainConfig:
             f"weight_decay={self.weight_decay!r}: must be a number of at least 0",
         )
         require_choice("precision", self.precision, get_args(Precision))
+
+    def require_fits(self, model: ModelConfig) -> None:
+        """Raise ``ConfigError`` where ``model`` cannot be trained so."""
+        require(
+            model.has_encoder or not self.kl_warmup,
+            f"kl_warmup={self.kl_warmup}: a flow has no KL divergence to warm up; leave it at 0",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values; ``from_dict`` is its inverse."""

@@ -55,11 +55,10 @@ def train_configs(settings: TrainSettings, dataset: Dataset, say: Callable[[str]
             f"{where}: {name}={found}, but the images of {dataset.name} have {name}={images[name]}",
         )
     try:
-        return TrainConfigs(
-            ModelConfig.from_dict({"family": "fvae"} | _scaled(tables["model"], given(settings.model), images)),
-            TrainConfig.from_dict(tables["train"] | given(settings.train)),
-            parent_run_id,
-        )
+        model = ModelConfig.from_dict({"family": "fvae"} | _scaled(tables["model"], given(settings.model), images))
+        train = TrainConfig.from_dict(tables["train"] | given(settings.train))
+        train.require_fits(model)
+        return TrainConfigs(model, train, parent_run_id)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error
 

@@ -320,6 +320,7 @@ def test_a_trial_is_trained_again_in_a_run_beside_it(empty_database: Path, tmp_p
         (("--storage", "ftp://x"), "--storage: ftp://x: cannot use ftp://"),
         (("--dataset", "/nowhere"), "/nowhere"),
         (("--model.flow-levels", "9"), "flow_levels=9: a 8×8 image can be halved 3 times"),
+        (("--model.family", "flow", "--train.kl-warmup", "0.5"), "kl_warmup=0.5: a flow has no KL divergence"),
         (("--config", "WORD"), "ema_decay='x': must be in [0, 1)"),
         (("--train.epochs", "0"), "epochs=0: must be an integer of at least 1"),
         (("--config", "/nowhere.toml"), "--config=/nowhere.toml: cannot be read (No such file or directory)"),
