@@ -90,15 +90,15 @@ def main(settings: Settings) -> int:
     for name, row in rows.items():
         first = f"{row['k1_of_those']:.3f}", f"{row['k64']:.3f} ± {row['k64_error']:.3f}"
         print(
-            f"{name:12}{row['params']:>10,}{row['core_minutes']:>13.0f}{row['val_bpd'][0]:>9.3f}{min(row['val_bpd']):>9.3f}"
+            f"{name:12}{row['params']:>10,}{row['minutes']:>13.0f}{row['val_bpd'][0]:>9.3f}{min(row['val_bpd']):>9.3f}"
             f"{row['k1']:>9.3f} ± {row['k1_error']:.3f}{first[0]:>10}{first[1]:>16}"
         )
-    minutes = sum(row["core_minutes"] for row in rows.values())
-    print(f"\n{minutes / 60:.1f} hours of one core in all; the last two columns: {settings.k64_images:,} images.")
+    minutes = sum(row["minutes"] for row in rows.values())
+    print(f"\n{minutes / 60:.1f} hours in all; the last two columns: {settings.k64_images:,} images.")
     return 0
 
 
-COLUMNS = {"parameters": 10, "core-minutes": 13, "epoch 1": 9, "best": 9, "test, k = 1": 17, "k = 1": 10, "k = 64": 16}
+COLUMNS = {"parameters": 10, "minutes": 13, "epoch 1": 9, "best": 9, "test, k = 1": 17, "k = 1": 10, "k = 64": 16}
 HEADER = " " * 12 + "".join(f"{name:>{width}}" for name, width in COLUMNS.items())
 
 
@@ -135,7 +135,7 @@ def train(name: str, settings: Settings) -> None:
     k64 = evaluate(best, test.first(settings.k64_images), k=64, seed=noise)
     row = {
         "params": trainer.model.parameter_count(),
-        "core_minutes": (trainer.seconds + time.process_time() - started) / 60,
+        "minutes": (trainer.seconds + time.process_time() - started) / 60,
         "val_bpd": [metrics.val_bpd for metrics in trainer.history],
         "k1": float(k1.mean()),
         "k1_error": standard_error(k1),
