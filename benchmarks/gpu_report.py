@@ -98,7 +98,7 @@ class Report:
 
 def tests(report: Report, options: argparse.Namespace) -> int:
     """Run tests/gpu; keep each test's outcome as it comes."""
-    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
+    command = [sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]
     command += ["--device", options.device, *(("-k", "equal_those or non_finite") if options.quick else ())]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -76,3 +76,12 @@ def test_without_a_gpu_it_says_what_would_do(
         with pytest.raises(SystemExit, match="2"):
             gpu_report.arguments()
         assert line in capsys.readouterr().err
+
+
+def test_each_test_s_outcome_is_kept(report: gpu_report.Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = gpu_report.arguments()
+    assert gpu_report.carry_out("tests", report, options) == 0
+    rows = report.read()["parts"]["tests"]["rows"]
+    assert len(rows) > 10
+    assert {row["outcome"] for row in rows} == {"passed"}
+    assert f"{len(rows)} passed" in report.text()
