@@ -42,10 +42,9 @@ class TrialCoordinator(tune.Trainable):
     """Whether the workers have continued from the trial's checkpoint."""
 
     def setup(  # type: ignore[override]  # with_parameters supplies all but the config
-        self, config: dict[str, Any], images: SharedImages, device: str, threads: int, shares_grow: bool
+        self, config: dict[str, Any], images: SharedImages, device: str, threads: int
     ) -> None:
-        """Start the workers, each with so many torch threads, and give them the trial. Each has a whole card, or none:
-        ``shares_grow`` changes nothing."""
+        """Start the workers, each with so many torch threads, and give them the trial."""
         self.group = WorkerGroup(images, device, threads)
         self._begin(config)
 

@@ -85,7 +85,7 @@ def idle_process() -> type:
     from tune.trial import TrialProcess
 
     class IdleProcess(TrialProcess):
-        def setup(self, config: dict[str, Any], images: Any, device: str, threads: int) -> None:
+        def setup(self, config: dict[str, Any], images: Any, device: str, threads: int, shares_grow: bool) -> None:
             self.number = int(config["id"].split("-")[0])
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
