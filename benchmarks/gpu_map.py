@@ -1,12 +1,15 @@
 """A map of flow and f-VAE, its models trained side by side on one card: a part of `benchmarks.gpu_report`.
 
 Each model has a CUDA stream of its own in one process, and its steps are CUDA graphs: launching one takes Python so
-little time that the card works on several. How much that is worth is measured first, against one model after another.
+little time that the card works on several. How much that is worth is measured first, against one model after another
+and against several processes, between which a card without MPS takes turns.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,6 +46,10 @@ SIZES = (
 """From 2 to 500 thousand parameters."""
 TRIED = 30
 """Steps of each model by which packing is measured, and how many steps there is time for."""
+PROCESSES = 4
+"""Of the packing by processes."""
+PROCESS_SECONDS = 60.0
+"""How long they may take to start."""
 
 
 def images_of(mnist: Path | None, *, quick: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,6 +105,45 @@ def stream_of(stream: Any) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
+def seconds_in_processes(device: str, *, quick: bool, mnist: Path | None) -> float | None:
+    """Seconds of a step of every model, which are shared out among processes; None where these did not all start."""
+    context = multiprocessing.get_context("spawn")
+    count, tried = (2, 2) if quick else (PROCESSES, TRIED)
+    barrier = context.Barrier(count + 1)
+    processes = [
+        context.Process(target=_step_a_part, args=(barrier, rank, count, tried, device, quick, mnist))
+        for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        barrier.wait(PROCESS_SECONDS)
+        begun = time.perf_counter()
+        barrier.wait(PROCESS_SECONDS)
+        return (time.perf_counter() - begun) / tried
+    except threading.BrokenBarrierError:
+        return None
+    finally:
+        for process in processes:
+            process.join(PROCESS_SECONDS)
+            process.kill()
+
+
+def _step_a_part(barrier: Any, rank: int, count: int, tried: int, device: str, quick: bool, mnist: Path | None) -> None:
+    """What one of the processes does: so many steps of every ``count``-th model, between two barriers."""
+    train, val, _ = images_of(mnist, quick=quick)
+    configs = dict(list(models(quick=quick).items())[rank::count])
+    trainers = made(configs, train, val, tried + 6, 64, device)
+    streams = [torch.cuda.Stream() if device == "cuda" else None for _ in trainers]
+    wait(device)
+    step_in_turn(trainers, 5, streams)
+    wait(device)
+    barrier.wait(PROCESS_SECONDS)
+    step_in_turn(trainers, tried, streams)
+    wait(device)
+    barrier.wait(PROCESS_SECONDS)
+
+
 def run(append: Append, device: str, *, quick: bool, mnist: Path | None, seconds: float) -> None:
     """Measure packing, train every model for what is left of ``seconds``, read the test images; each row at once."""
     started = time.perf_counter()
@@ -115,6 +161,8 @@ def run(append: Append, device: str, *, quick: bool, mnist: Path | None, seconds
         step_in_turn(trainers, tried, given)
         wait(device)
         times[way] = (time.perf_counter() - begun) / tried
+    if (together := seconds_in_processes(device, quick=quick, mnist=mnist)) is not None:
+        times["in processes"] = together
     append({"kind": "packing", "models": len(trainers), "seconds": times})
     del trainers
     left = seconds - (time.perf_counter() - started)
@@ -149,11 +197,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = []
     for row in rows:
         if row["kind"] == "packing":
-            apart, together = row["seconds"].values()
-            lines.append(
-                f"{row['models']} models, a step of each: {1000 * apart:.1f} ms one after another, "
-                f"{1000 * together:.1f} ms side by side ({apart / together:.2f} ×)"
-            )
+            first = row["seconds"]["one after another"]
+            ways = (f"{1000 * each:.1f} ms {way} ({first / each:.2f} ×)" for way, each in row["seconds"].items())
+            lines.append(f"{row['models']} models, a step of each: {', '.join(ways)}")
             lines.append(f"{'':24}{'parameters':>12}{'steps':>8}{'validation':>12}{'test, k = 1':>17}{'k = 64':>9}")
         elif row["failure"]:
             lines.append(f"  {row['name']:22}{row['parameters']:>12,}  {row['failure']}")

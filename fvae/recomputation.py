@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+MOST_SHAPES = 64
+"""Shapes for which a kind of layer is compiled in one process. By default there are 8, beyond which layers run
+uncompiled: fewer than a model of several levels has with an epoch's last, smaller batch, or two models together."""
+
 
 class RecomputableLayer(nn.Module):
     """A layer without randomness that defines :meth:`compute`; recomputing it changes no bit of any gradient."""
@@ -42,6 +46,7 @@ def compile_layers(module: nn.Module, **options: Any) -> None:
     Layers of one kind share their code, so that what is compiled for one serves all of its shape; a whole model takes
     as many times longer as it has layers. Shapes are compiled as they are: a training has few.
     """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
     for layer in module.modules():
         if isinstance(layer, RecomputableLayer):
             layer.compute = torch.compile(layer.compute, dynamic=False, **options)  # type: ignore[method-assign]

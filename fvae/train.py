@@ -85,6 +85,8 @@ class Trainer:
         train_config.require_fits(model_config)
         self.config, self.workers = train_config, workers
         self.device = torch.device(device)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # shapes are few: each algorithm is tried once, the fastest kept
         self.train_images, self.val_images = self._source(train_images), self._source(val_images)
         self._share = self.train_images.for_worker(workers.rank, workers.count)
         with torch.random.fork_rng(devices=[]):

@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from fvae import ConfigError, Model, ModelConfig, TrainConfig, Trainer, build, evaluate
 from fvae.memory import training_memory
 from fvae.model import images_at_once
+from fvae.networks import ResidualBlock
 from fvae.recomputation import RecomputableLayer, compile_layers, set_activation_checkpointing
 
 pytestmark = pytest.mark.core
@@ -119,6 +120,17 @@ def test_layers_are_compiled_once_for_all_of_their_kind() -> None:
         torch.testing.assert_close(ours, plain)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] < 6
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_every_shape_of_a_layer_is_compiled() -> None:
+    """torch.compile gives up on code that it has compiled eight times: a layer would run uncompiled, and slowly."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    blocks = torch.nn.ModuleList(ResidualBlock(width) for width in range(1, 13))
+    compile_layers(blocks, backend="eager")
+    for width, block in enumerate(blocks, start=1):
+        block(torch.zeros(1, 2, 2, width))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 12
 
 
 def test_checkpointing_under_torch_compile() -> None:
