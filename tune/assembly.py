@@ -103,15 +103,7 @@ def assemble(
     likelihoods = tuple(each for each in space.likelihood if each in settings.likelihoods)
     space = dataclasses.replace(space, likelihood=likelihoods)
     fields = {"channels": channels, "height": height, "width": width, "bins": images.bins}
-    train = TrainConfig(
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        precision=settings.precision,
-        seed=settings.seed,
-        validation_samples=validation_samples,
-        sigma_learning_rate=SIGMA_LEARNING_RATE,
-    )
-    in_space = SpaceCandidates(space, fields, train)
+    in_space = SpaceCandidates(space, fields, shared_training(settings, validation_samples))
     if source is None:
         source = in_space
     elif settings.sampler != "front" or settings.warm_start is not None:
@@ -155,8 +147,21 @@ def assemble(
         budget=budget,
         seeds=settings.seeds,
         most_worth=most_worth,
+        may_go_on=limits.allows_trial,
     )
     return Parts(source, limits, standings, searcher, earlier.summary if earlier else None)
+
+
+def shared_training(settings: SearchSettings, validation_samples: int) -> TrainConfig:
+    """How every trial is trained, but for what is searched of it."""
+    return TrainConfig(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        precision=settings.precision,
+        seed=settings.seed,
+        validation_samples=validation_samples,
+        sigma_learning_rate=SIGMA_LEARNING_RATE,
+    )
 
 
 def limits_of(settings: SearchSettings) -> Limits:

@@ -89,6 +89,7 @@ class FrontProposer:
         self._points: dict[str, Floats] = {}  # of trials, by id
         self.earlier = self._observations(earlier)
         self._chosen: dict[str, Choice] = {}
+        self._within_limits: dict[str, bool] = {}  # stopped trials, by id: their memory takes long to count
 
     def tell(self, record: TrialRecord) -> None:
         """Its model is not proposed again; the rest the ledger knows."""
@@ -208,8 +209,16 @@ class FrontProposer:
         spread = np.array([forecast.spread for _, forecast in stopped])
         gains = front.expected_improvement(sizes, mean, spread)
         values = gains / np.array([self.epochs - record.epochs for record, _ in stopped])
-        best = int(np.argmax(values))
-        return [Choice(what=stopped[best].record, value=float(values[best]))]
+        for best in np.argsort(-values, kind="stable"):
+            if self._is_within_limits(stopped[best].record):
+                return [Choice(what=stopped[best].record, value=float(values[best]))]
+        return []
+
+    def _is_within_limits(self, record: TrialRecord) -> bool:
+        """Whether a trial is within the limits of this session, which may be lower than those that it began under."""
+        if record.id not in self._within_limits:
+            self._within_limits[record.id] = self.limits.allows_trial(record)
+        return self._within_limits[record.id]
 
     def _begun(self, family: str, surrogate: Surrogate) -> list[Standing]:
         """Running trials that have no forecast yet, with the surrogate's: so that workers side by side spread out."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from fvae.config import require_positive
+from fvae.config import ConfigError, require_positive
 from tune.candidates import Candidate
+from tune.ledger import TrialRecord
 
 STATE_BYTES = 24
 """Bytes that a training holds of every parameter at least: the weight in float32, its gradient, Adam's two moments,
@@ -38,6 +39,15 @@ class Limits:
         if self.max_flops is not None and candidate.flops_per_image > self.max_flops:
             return False
         return self.max_memory is None or STATE_BYTES * candidate.params <= self.max_memory
+
+    def allows_trial(self, record: TrialRecord) -> bool:
+        """Whether a trial that has begun is within the limits, which may be lower than they were then."""
+        if not self._given():
+            return True
+        try:
+            return self.allows(Candidate.of(record))
+        except ConfigError:  # another version's
+            return False
 
     def __str__(self) -> str:
         """As options, for a line to the user; empty where there are no limits."""

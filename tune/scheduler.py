@@ -9,7 +9,8 @@ The rule, at each rung, for a trial with N parameters (:class:`Rule` has its par
    it may hope for, that is nothing: size is known, so the expectation is exact given the forecast
    (:mod:`tune.improvement`).
 3. It goes on if that is at least a small share of the front's area (``least_gain``).
-4. Otherwise it is stopped, unless its size would starve: of the trials of its family in a band of sizes (half a
+4. A trial that has already measured less than every complete trial of its front of its size or less goes on too.
+5. Otherwise it is stopped, unless its size would starve: of the trials of its family in a band of sizes (half a
    decade) that reached the rung, one in ``kept`` goes on whatever the rule says.
 
 Where families compete for one front (``--goal front``), the trials of its family are those of all families.
@@ -68,10 +69,17 @@ class Rule:
         gain = float(front.expected_improvement(size, np.array([mean]), np.array([spread]))[0])
         if gain >= self.least_gain * front.area or self.would_starve(standings, record):
             return None
-        return (
-            f"epoch {record.epochs}: to reach {mean:.3f} ± {spread:.3f} bits/dim, "
-            f"where {front.height(size)[0]:.3f} is had with {record.params:,} parameters or less"
-        )
+        smaller = [each for each in rivals if standings.log_size([each.record.params])[0] <= size[0]]
+        complete = [each for each in smaller if each.record.status == "complete"]
+        lowest = min(point.val_bpd for point in record.history)
+        if complete and lowest < min(each.forecast.mean for each in complete):
+            return None  # it has passed its front already, whatever it is forecast to reach
+        expected = f"epoch {record.epochs}: expected to reach {mean:.3f} ± {spread:.3f} bits/dim"
+        if not smaller:
+            return f"{expected}, too little for its size"
+        rival = min(smaller, key=lambda each: each.forecast.mean)
+        does = "reached" if rival.record.status == "complete" else "is expected to reach"
+        return f"{expected}; {rival.record.id} {does} {rival.forecast.mean:.3f} with {rival.record.params:,} parameters"
 
     def would_starve(self, standings: Standings, record: TrialRecord) -> bool:
         """Whether too few trials of its size have gone on from this rung."""

@@ -85,6 +85,7 @@ def run(
         track(record)
     tracker.start()
     ended: str | None = None
+    epochs_before = trained_epochs(ledger)
     interrupted = False
     patience = CLOSING_SECONDS
     try:
@@ -112,7 +113,8 @@ def run(
     if not ended:
         console.print("Interrupted. The same command goes on where it stopped; nothing finished is lost.")
         return 1
-    console.print(how_it_ended(ended, ledger), soft_wrap=True, highlight=False, markup=False)
+    trained = trained_epochs(ledger) > epochs_before
+    console.print(how_it_ended(ended, ledger, settings, trained=trained), soft_wrap=True, highlight=False, markup=False)
     where = "" if settings.storage == "runs" else f" ARGS='--runs {settings.storage}'"
     console.print(
         f"MLflow: make ui{where}, experiment fvae/{dataset.name}", soft_wrap=True, highlight=False, markup=False
@@ -225,11 +227,20 @@ def told(settings: SearchSettings, dataset: Dataset, ledger: Ledger) -> dict[str
     }
 
 
-def how_it_ended(why: str, ledger: Ledger) -> str:
-    """Why no more is trained, and what was put aside."""
+def trained_epochs(ledger: Ledger) -> int:
+    """Of all trials together."""
+    return sum(record.epochs for record in ledger.records.values())
+
+
+def how_it_ended(why: str, ledger: Ledger, settings: SearchSettings, *, trained: bool) -> str:
+    """Why no more is trained, what was put aside, and what would train more."""
+    nothing = "" if trained else " This command had nothing to train."
+    larger = "a larger budget"
+    if settings.max_trials is not None and why.startswith("--trials"):
+        larger = f"a larger budget (--trials {3 * settings.max_trials // 2})"
     count = len(ledger.with_status("running"))
     put_aside = f" {count} unfinished {'trial' if count == 1 else 'trials'} would then go on." if count else ""
-    return f"Ended: {why}. The same command with a larger budget extends the search.{put_aside}"
+    return f"Ended: {why}.{nothing} The same command with {larger} extends the search.{put_aside}"
 
 
 def draw(ledger: Ledger, search: dict[str, Any], console: Console) -> list[Artifact]:

@@ -42,6 +42,7 @@ class FrontSearcher(Searcher):
         budget: Allowance,
         seeds: int = 1,
         most_worth: Callable[[Sequence[str]], str] | None = None,
+        may_go_on: Callable[[TrialRecord], bool] = lambda record: True,
     ) -> None:
         """
         Args:
@@ -52,6 +53,7 @@ class FrontSearcher(Searcher):
             seeds: with how many each model of a front is trained.
             most_worth: whose turn it is of the families that are left, once each has had one; by default the one
                 that had fewest.
+            may_go_on: whether an unfinished trial of an earlier session is trained to its end in this one.
         """
         super().__init__()
         self.ledger, self.proposer, self.families = ledger, proposer, tuple(families)
@@ -63,7 +65,7 @@ class FrontSearcher(Searcher):
         records = list(ledger.records.values())
         self._next_number = 1 + max((record.number for record in records), default=-1)
         self._turns = Counter(dict.fromkeys(self.families, 0))
-        self._unfinished = deque(record for record in records if record.status == "running")
+        self._unfinished = deque(record for record in records if record.status == "running" and may_go_on(record))
         self._live: dict[str, str] = {}  # Tune's id → ours, of what was suggested and has not ended
         for record in records:
             if record.replicate_of is None:

@@ -53,6 +53,27 @@ def stops(scheduler: FrontScheduler, bits: float = 3.0) -> bool:
     return stopped
 
 
+def test_limits_bind_what_an_earlier_session_has_begun(tmp_path: Path) -> None:
+    small, *_, large = sorted(SOURCE.draw("flow", 20, np.random.default_rng(0)), key=lambda each: each.params)
+    begun = [
+        TrialRecord(
+            id=f"{number:04d}-flow",
+            family="flow",
+            config=each.model.to_dict(),
+            train=each.train,
+            params=each.params,
+            flops_per_image=each.flops_per_image,
+            suggestion=each.suggestion,
+        )
+        for number, each in enumerate((small, large))
+    ]
+    parts = made(tmp_path / "as before", *begun)
+    assert [parts.searcher.suggest(str(number))["id"] for number in range(2)] == ["0000-flow", "0001-flow"]  # type: ignore[index]
+    limited = made(tmp_path / "limited", *begun, max_params=large.params - 1)
+    suggested = [limited.searcher.suggest(str(number)) for number in range(2)]
+    assert [each["id"] for each in suggested] == ["0000-flow", "0002-fvae"]  # type: ignore[index]
+
+
 # --- --goal --------------------------------------------------------------------------------------------------
 
 

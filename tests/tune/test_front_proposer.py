@@ -114,6 +114,16 @@ def test_a_stopped_trial_goes_on_when_that_is_the_best_use_of_epochs(tmp_path: P
     assert isinstance(proposer(tmp_path / "bad", [*records, hopeless]).propose("flow"), Candidate)
 
 
+def test_a_stopped_trial_beyond_the_limits_of_today_does_not_go_on(tmp_path: Path) -> None:
+    records = searched(20)
+    best = min(record.val_bpd for record in records if record.val_bpd)
+    small = sorted(SOURCE.draw("flow", 50, np.random.default_rng(5)), key=lambda each: each.params)[3]
+    promising = stopped(20, small, best - 0.3, 15)
+    assert proposer(tmp_path / "before", [*records, promising]).propose("flow") == promising
+    limited = proposer(tmp_path / "now", [*records, promising], limits=Limits(max_params=small.params - 1))
+    assert isinstance(limited.propose("flow"), Candidate)
+
+
 def test_what_runs_already_is_not_sought_again(tmp_path: Path) -> None:
     """Eight workers ask at once: they get models of different sizes."""
     made = proposer(tmp_path, searched(20))

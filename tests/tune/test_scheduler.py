@@ -50,12 +50,21 @@ def test_who_is_alone_goes_on(tmp_path: Path) -> None:
 def test_what_a_smaller_trial_has_reached_already_is_stopped(tmp_path: Path) -> None:
     reason = decide(tmp_path, trial(0, 1000, flat(3.0)), complete(1, 900, 2.0))
     assert reason is not None
-    for said in ("epoch 15", "to reach 3.0", "2.000 is had", "1,000 parameters or less"):
+    for said in ("epoch 15", "expected to reach 3.0", "0001-flow reached 2.000 with 900 parameters"):
         assert said in reason
 
 
 def test_a_running_rival_counts_with_what_it_is_to_reach(tmp_path: Path) -> None:
-    assert decide(tmp_path, trial(0, 1000, flat(3.0)), trial(1, 900, flat(2.0, 30))) is not None
+    reason = decide(tmp_path, trial(0, 1000, flat(3.0)), trial(1, 900, flat(2.0, 30)))
+    assert reason is not None
+    assert "0001-flow is expected to reach 2.0" in reason
+
+
+def test_a_trial_that_has_passed_its_front_goes_on(tmp_path: Path) -> None:
+    """Whatever a running rival is expected to reach."""
+    newcomer, running = trial(0, 1000, flat(3.0)), trial(1, 900, flat(2.0, 30))
+    assert decide(tmp_path / "passed", newcomer, running, complete(2, 1000, 3.1)) is None
+    assert decide(tmp_path / "behind", newcomer, running, complete(2, 1000, 2.9)) is not None
 
 
 def test_a_rival_before_its_first_rung_does_not_count(tmp_path: Path) -> None:
@@ -93,7 +102,7 @@ def test_who_is_still_learning_fast_is_left_alone(tmp_path: Path) -> None:
 
 def test_too_small_a_gain_is_not_worth_it(tmp_path: Path) -> None:
     rivals = (complete(1, 900, 2.5), complete(2, 10_000, 2.2))
-    nearly = trial(0, 9_900, flat(2.48))  # 0.005 decades wide
+    nearly = trial(0, 9_900, flat(2.5))  # what it will gain is 0.005 decades wide
     assert decide(tmp_path, nearly, *rivals) is not None
     assert decide(tmp_path, nearly, *rivals, rule=dataclasses.replace(RULE, least_gain=0.0)) is None
 
