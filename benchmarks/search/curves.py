@@ -20,8 +20,8 @@ from tune.space import SearchSpace, suggestion_of
 
 CURVES = Path(__file__).with_name("curves.parquet")
 """Written by :mod:`benchmarks.search.table`."""
-SERIES = ("val_bpd", "train_bpd", "seconds", "sigma1", "sigma2")
-"""Of each epoch."""
+SERIES = ("val_bpd", "train_bpd", "seconds", "sigma1", "sigma2", "val_bits")
+"""Of each epoch, but for the last: the validation images' bits/dim with the weights that are kept."""
 TARGETS = ("front", "map")
 """``front``: the one front over all families. ``map``: the three families' own fronts, their areas summed."""
 
@@ -50,6 +50,10 @@ class Row:
     """Processor seconds of an epoch, one thread."""
     sigma1: np.ndarray
     sigma2: np.ndarray
+    val_bits: np.ndarray
+    """Bits/dim of each validation image with the weights that training keeps ``[images]``."""
+    replicate_of: str | None = None
+    """Whose further seed it is."""
 
     @property
     def final(self) -> float:
@@ -75,6 +79,8 @@ class Curves:
     """Of a full training."""
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Data set, seed, machine: what the table says of itself."""
+    replicates: tuple[Row, ...] = ()
+    """Further seeds of some of the rows."""
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -96,16 +102,18 @@ class Curves:
 
     @classmethod
     def _of(cls, records: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]) -> Curves:
-        rows = tuple(_row(record) for record in records)
+        every = [_row(record) for record in records]
+        rows = tuple(row for row in every if row.replicate_of is None)
+        replicates = tuple(row for row in every if row.replicate_of is not None)
         bins = metadata.get("bins") or max((row.model["bins"] for row in rows), default=256)
         epochs = max((int(row.train["epochs"]) for row in rows), default=0)
-        return cls(rows=rows, bins=bins, epochs=epochs, metadata=metadata)
+        return cls(rows=rows, bins=bins, epochs=epochs, metadata=metadata, replicates=replicates)
 
     def blind(self) -> Curves:
         """The same rows without what only training tells: what a search is given to choose from."""
         nothing = dict.fromkeys(SERIES, np.empty(0, np.float32))
         rows = tuple(dataclasses.replace(row, failure=None, **nothing) for row in self.rows)
-        return dataclasses.replace(self, rows=rows)
+        return dataclasses.replace(self, rows=rows, replicates=())
 
     def designs(self, count: int) -> list[int]:
         """Indices of ``count`` sound designs of each family, evenly spread from its smallest to its largest."""
@@ -159,15 +167,15 @@ class Found:
 
 
 def _row(record: Mapping[str, Any]) -> Row:
-    series = {name: np.array(record[name], dtype=np.float32) for name in SERIES}
+    series = {name: np.array(record.get(name) or [], dtype=np.float32) for name in SERIES}  # as far as its version has
     for values in series.values():
         values.setflags(write=False)
     parts = {name: json.loads(record[name]) for name in ("model", "train")}
     # As today's space asks for it, whichever version's space the table was drawn from.
     model = ModelConfig.from_dict(parts["model"])
     suggestion = suggestion_of(model, parts["train"], table_space(model.image_shape, model.bins))
-    known = ("id", "family", "source", "params", "flops_per_image", "memory_bytes", "failure")
-    return Row(**{name: record[name] for name in known}, suggestion=suggestion, **parts, **series)
+    known = ("id", "replicate_of", "family", "source", "params", "flops_per_image", "memory_bytes", "failure")
+    return Row(**{name: record.get(name) for name in known}, suggestion=suggestion, **parts, **series)
 
 
 @functools.cache

@@ -45,6 +45,7 @@ def row(index: int, family: str, params: int, val_bpd: np.ndarray, seconds: np.n
         seconds=seconds,
         sigma1=val_bpd,
         sigma2=val_bpd,
+        val_bits=val_bpd,
         **fields,  # type: ignore[arg-type]
     )
 
