@@ -13,11 +13,11 @@ from tune.front_proposer import FrontProposer
 from tune.ledger import Ledger
 from tune.limits import Limits
 from tune.proposers import OptunaProposer, Proposer
-from tune.scheduler import Rule
 from tune.searcher import Allowance, FrontSearcher
 from tune.settings import SearchSettings
 from tune.space import SearchSpace
 from tune.standings import Standings
+from tune.stopping import Rule
 from tune.warm_start import WarmStart, warm_start
 
 SIGMA_LEARNING_RATE = 0.03

@@ -1,101 +1,19 @@
-"""Early stopping that knows both objectives: bits/dim as it is measured, and size, known beforehand.
-
-The rule, at each rung, for a trial with N parameters (:class:`Rule` has its parameters):
-
-1. What will it reach? Its own learning curve says so, and what trials of its size reach; with a spread
-   (:mod:`tune.forecasts`).
-2. By how much would that enlarge the area that the front dominates? The front is what fully trained trials of its
-   family have reached and running ones are forecast to reach. Where rivals of N parameters or less do better than
-   it may hope for, that is nothing: size is known, so the expectation is exact given the forecast
-   (:mod:`tune.improvement`).
-3. It goes on if that is at least a small share of the front's area (``least_gain``).
-4. A trial that has already measured less than every complete trial of its front of its size or less goes on too.
-5. Otherwise it is stopped, unless its size would starve: of the trials of its family in a band of sizes (half a
-   decade) that reached the rung, one in ``kept`` goes on whatever the rule says.
-
-Where families compete for one front (``--goal front``), the trials of its family are those of all families.
-
-What follows. A trial that is forecast to lie clearly on its front is never stopped, and no larger trial and no other
-family can stop one by being better (unless families compete for one front). A trial of which little is known yet has
-a wide forecast, and is left alone. Being stopped is no verdict: the trial keeps its checkpoint, and the proposer takes
-it up again from there once that has become the best use of the next epochs (:mod:`tune.front_proposer`). Stopped
-trials enter no front and no fit. Nobody waits at a rung (asynchronous): a trial is compared with what is there when it
-arrives.
-"""
+"""Tune's scheduler: at each rung the stopping rule (:mod:`tune.stopping`) decides, and the ledger keeps why."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tune.ledger import TrialRecord, changes
+from tune.ledger import changes
 from tune.standings import Standings
+from tune.stopping import Rule
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rule:
-    """The rule, and its parameters."""
-
-    rung_shares: tuple[float, ...] = (1 / 15, 1 / 8, 1 / 4, 1 / 2)
-    """Shares of the epochs at which a trial may be stopped."""
-    least_gain: float = 0.005
-    """Share of the front's area by which a trial must be expected to enlarge it."""
-    bands: int = 2
-    """Bands of sizes to a decade."""
-    kept: int | None = 16
-    """One in so many trials of a band goes on from each rung in any case; None: no share is kept."""
-
-    def rungs(self, epochs: int) -> set[int]:
-        """The rungs' epochs. A short training has fewer of them, never one at its last epoch."""
-        return {epoch for share in self.rung_shares if 0 < (epoch := math.ceil(share * epochs)) < epochs}
-
-    def reason_to_stop(self, standings: Standings, record: TrialRecord) -> str | None:
-        """One line why a trial that has just reached a rung is stopped, or None where it goes on."""
-        forecast = standings.forecast(record, record.epochs)
-        assert forecast is not None  # it is at a rung
-        rivals = [each for each in standings.of(record.family, without=record) if each.record.status != "stopped"]
-        if not rivals:
-            return None
-        front = standings.front(rivals, max(record.params, *(each.record.params for each in rivals)))
-        size, (mean, spread) = standings.log_size([record.params]), forecast
-        gain = float(front.expected_improvement(size, np.array([mean]), np.array([spread]))[0])
-        if gain >= self.least_gain * front.area or self.would_starve(standings, record):
-            return None
-        smaller = [each for each in rivals if standings.log_size([each.record.params])[0] <= size[0]]
-        complete = [each for each in smaller if each.record.status == "complete"]
-        lowest = min(point.val_bpd for point in record.history)
-        if complete and lowest < min(each.forecast.mean for each in complete):
-            return None  # it has passed its front already, whatever it is forecast to reach
-        expected = f"epoch {record.epochs}: expected to reach {mean:.3f} ± {spread:.3f} bits/dim"
-        if not smaller:
-            return f"{expected}, too little for its size"
-        rival = min(smaller, key=lambda each: each.forecast.mean)
-        does = "reached" if rival.record.status == "complete" else "is expected to reach"
-        return f"{expected}; {rival.record.id} {does} {rival.forecast.mean:.3f} with {rival.record.params:,} parameters"
-
-    def would_starve(self, standings: Standings, record: TrialRecord) -> bool:
-        """Whether too few trials of its size have gone on from this rung."""
-        if self.kept is None:
-            return False
-        here = [
-            other
-            for other in standings.ledger.records.values()
-            if other.epochs >= record.epochs and other.id != record.id and self._same_size(standings, other, record)
-        ]
-        gone_on = sum(other.epochs > record.epochs or other.status == "running" for other in here)
-        return (gone_on + 1) * self.kept <= len(here) + 1
-
-    def _same_size(self, standings: Standings, one: TrialRecord, other: TrialRecord) -> bool:
-        bands = {math.floor(self.bands * math.log10(each.params)) for each in (one, other)}
-        return standings.share_a_front(one, other.family) and len(bands) == 1
 
 
 class FrontScheduler(FIFOScheduler):

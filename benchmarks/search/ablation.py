@@ -26,7 +26,7 @@ from benchmarks.search.results import SHARES, Conditions, quartiles
 from fvae.files import write_text
 from pipelines import command_line
 from tune.assembly import Strategy
-from tune.scheduler import Rule
+from tune.stopping import Rule
 
 WITHOUT: dict[str, MakeMethod] = {
     "whole": Ours,

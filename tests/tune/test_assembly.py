@@ -19,8 +19,9 @@ from tune.assembly import Parts, Strategy, assemble
 from tune.candidates import Candidate
 from tune.engine import PlacingScheduler, Room
 from tune.ledger import Ledger, TrialRecord
-from tune.scheduler import FrontScheduler, Rule
+from tune.scheduler import FrontScheduler
 from tune.settings import SearchSettings
+from tune.stopping import Rule
 
 pytestmark = pytest.mark.core
 

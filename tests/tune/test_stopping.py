@@ -1,4 +1,4 @@
-"""A test per rule of tune/scheduler.py."""
+"""A test per rule of tune/stopping.py."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pipelines.storage import open_storage
 from tests.tune.curves import REST, trial
 from tune.forecasts import Forecasts
 from tune.ledger import Ledger, TrialRecord
-from tune.scheduler import FrontScheduler, Rule
+from tune.scheduler import FrontScheduler
 from tune.standings import Standings
+from tune.stopping import Rule
 
 pytestmark = pytest.mark.core
 
