@@ -149,6 +149,8 @@ def parts(images: str) -> Iterator[Entry]:
             rate = {"sigma_learning_rate": None}
             yield Entry(images=images, name=f"{name}, no rate of their own for σ", model=model, train=rate)
         if not name.startswith("large"):
+            faster = {"learning_rate": 2 * RATE}
+            yield Entry(images=images, name=f"{name}, 2 × the rate", model=model, train=faster)
             for factor in (1, 2):
                 faster = {"learning_rate": factor * RATE}
                 what = f"{name}, Adamax" + (f", {factor} × the rate" if factor > 1 else "")

@@ -1,135 +1,328 @@
-"""The paper's claim as one number: at equal bits/dim, the f-VAE's parameters over the flow's.
+"""The paper's claim: at which sizes the f-VAE needs fewer parameters than the flow for the same bits/dim.
 
-How it is measured, and why so:
-
-- The parameters that a family needs for b bits/dim are read off its front of complete trials (log
-  size linear in bits/dim between neighbours, as Bjøntegaard's delta rate compares video codecs), at
-  levels that both fronts cross. Nothing is extrapolated.
-- The headline is the median ratio over the levels: it has a value also where a level is missed,
-  where a mean would be infinite in most resamples.
-- The intervals come from resampling each family's complete trials. A resample whose front misses a
-  level is kept: it says that the family needs more than its largest front model there, so the ratio
-  lies between a bound and ∞ (or 0, for the flow). The lower end of an interval is the 2.5% quantile
-  of the lower bounds, the upper end the 97.5% quantile of the upper bounds.
-
-An interval speaks of which configurations happened to be tried. It does not cover the noise of the
-validation images and of a trial's seed, other data sets, other budgets, or a family whose best
-configurations the search space does not hold.
+Every trial of every family informs one model of what is best at each size (:mod:`tune.frontier`); families are then
+compared in samples of it (:mod:`tune.comparison`). Its intervals cover the luck of the search (which hyperparameters
+happened to be tried), of the trainings' seeds and, where the test split has been read, of the images: two models are
+compared on the same ones, so what is easy about an image helps both. They do not cover other data sets, other budgets,
+or what the search space does not hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tune import claim_text
-from tune.bootstrap import Floats, Front, front_of, interval95, resampled_fronts
-from tune.interpolation import Bounds, bits_at, log_size_at, shared_levels, shared_sizes
+from tune.bootstrap import Floats, Front, front_of
+from tune.comparison import Band, Comparison, Paths
+from tune.compute import training_flops
+from tune.forecasts import Forecasts
+from tune.frontier import Points, sample_frontiers, seed_spread_of
+from tune.interpolation import LEVEL_SHARES, shared_levels
 from tune.ledger import TrialRecord
 from tune.pareto import complete_trials, size_and_bits
+from tune.stopping import Rule
 
 MIN_TRIALS = 6
-"""Complete trials that a family needs for a verdict: resamples of fewer say little about its front."""
-REPLICATES = 1000
+"""Complete trials that a family needs for a verdict."""
+GRID = 40
+"""Sizes at which each frontier is sampled."""
+IMAGE_DRAWS = 200
+"""Resamples of the images."""
+MAJORITY = 0.5
+"""Share of the sizes, on their log scale, over which one answer decides the verdict if none contradicts it."""
+
+Cost = Callable[[TrialRecord], float]
+BitsOfImages = Callable[[TrialRecord], Floats | None]
+"""Test bits/dim of every image of a front's model ``[images]``, k = 1; None where they are not known."""
 
 
-def build_claim(records: Sequence[TrialRecord], seed: int, *, competed: bool = False) -> dict[str, Any]:
-    """Ratio, interval and verdict, JSON-ready. Where families ``competed`` for one front there is no verdict: trials
-    of one were stopped because the other's were better, so its front is not what it could have reached.
+def parameters(record: TrialRecord) -> float:
+    """Trained parameters."""
+    return float(record.params)
 
-    ``params_ratio_fvae_over_flow`` holds ``at_bpd`` (level → ratio), ``at_bpd_ci95``, their median
-    ``headline``, its ``ci95``, the ``fvae_params`` and ``flow_params`` compared at each level, and
-    ``missed``: the shares of resamples in which a family does not reach the middle level, or reaches
-    it with every model. ``bpd_difference_fvae_minus_flow`` is the converse, bits/dim at equal size.
-    An end that the trials leave open is null (0 for a ratio's lower end), explained in ``open_ends``.
-    ``bound`` is the one-sided ratio that is left where one front lies wholly below the other.
+
+def flops_of_training(record: TrialRecord) -> float:
+    """FLOPs of the whole training, had it not been stopped."""
+    images = record.history[-1].images / record.epochs * int(record.train["epochs"])
+    return training_flops(record.flops_per_image, round(images))
+
+
+def build_claim(
+    records: Sequence[TrialRecord],
+    seed: int,
+    *,
+    epochs: int | None = None,
+    bins: int = 256,
+    competed: bool = False,
+    bits_of_images: BitsOfImages = lambda record: None,
+) -> dict[str, Any]:
+    """Ratio, difference, their intervals and verdict, JSON-ready.
+
+    Args:
+        records: of trials that have ended.
+        seed: of the samples.
+        epochs: of a complete trial; without it part-trained trials say nothing.
+        bins: levels of a pixel.
+        competed: whether families competed for one front. Then there is no verdict: trials of one were stopped because
+            the other's were better, so its front is not what it could have reached.
+        bits_of_images: of the models whose test split has been read.
+
+    ``params_ratio_fvae_over_flow`` holds ``at_bpd`` (level → ratio), ``at_bpd_ci95``, their median ``headline``, its
+    ``ci95``, and the ``fvae_params`` and ``flow_params`` compared at each level. ``bpd_difference_fvae_minus_flow`` is
+    the converse, bits/dim at equal size. ``curves`` has the whole comparison for the f-VAE (``all``) and for each of
+    its likelihoods: by size, and in ``by_compute`` by the FLOPs of a training. Its ``ranges`` say for which sizes the
+    f-VAE needs ``fewer`` parameters, ``more``, the ``same`` within a tenth, or where that is ``undecided``. An end that
+    is open is null (0 for a ratio's lower end), explained in ``open_ends``. ``bound`` is the one-sided ratio that is
+    left where no bits/dim level is reached by both families.
     """
-    points = {
-        family: np.array(size_and_bits(complete_trials(records, family))).reshape(-1, 2) for family in ("fvae", "flow")
-    }
-    counts = {family: len(trials) for family, trials in points.items()}
+    counts = {family: len(complete_trials(records, family)) for family in ("fvae", "flow")}
     claim: dict[str, Any] = {
         "params_ratio_fvae_over_flow": {"headline": None, "at_bpd": {}, "ci95": None, "open_ends": {}},
         "bpd_difference_fvae_minus_flow": {"headline": None, "at_params": {}, "ci95": None, "open_ends": {}},
+        "curves": {},
+        "by_compute": {},
         "bound": None,
         "verdict": "undecided",
+        "covers": [],
         "trials": counts,
         "min_trials": MIN_TRIALS,
-        "replicates": REPLICATES,
         "seed": seed,
     }
     if min(counts.values()) == 0:
         return claim | claim_text.no_trials(claim)
-
-    fvae, flow = (front_of(*trials.T) for trials in points.values())
-    rng = np.random.default_rng(seed)
-    resampled = [resampled_fronts(trials[:, 0], trials[:, 1], REPLICATES, rng) for trials in points.values()]
-    sizes = shared_sizes(points["fvae"][:, 0], points["flow"][:, 0])
-    if len(sizes):
-        claim["bpd_difference_fvae_minus_flow"] = _difference(fvae, flow, resampled, sizes)
-    levels, decimals = shared_levels(fvae, flow)
-    if not len(levels):
+    forecasts = Forecasts(Rule().rungs(epochs) if epochs else (), epochs or 1, bins)
+    paths = frontiers(records, forecasts, parameters, seed)
+    noise = ImageNoise(records, bits_of_images, seed)
+    claim["covers"] = ["search", "seeds", *(["images"] if noise.known else [])]
+    names = {"all": "fvae"} | {name.split("/")[1]: name for name in paths if name.startswith("fvae/")}
+    compared = {label: compare(paths, name, noise) for label, name in names.items()}
+    claim["curves"] = {label: as_json(each) for label, each in compared.items() if each}
+    by_compute = frontiers(records, forecasts, flops_of_training, seed)
+    for label, name in names.items():
+        if each := Comparison.of(by_compute[name], by_compute["flow"]):
+            claim["by_compute"][label] = as_json(each)
+    fvae, flow = (_front(records, family) for family in ("fvae", "flow"))
+    whole = compared["all"]
+    if whole:
+        claim["bpd_difference_fvae_minus_flow"] = _difference(whole)
+    ratio = _ratio(paths["fvae"], paths["flow"])
+    if ratio is None:
         claim["bound"] = _bound(fvae, flow)
-        return claim | claim_text.no_shared_level(claim, fvae, flow)
-
-    ratio = _ratio(fvae, flow, resampled, levels, decimals)
-    claim["params_ratio_fvae_over_flow"] = ratio
+    else:
+        claim["params_ratio_fvae_over_flow"] = ratio
     if min(counts.values()) < MIN_TRIALS:
         return claim | claim_text.too_few_trials(claim)
     if competed:
         return claim | claim_text.families_competed(claim)
-    low, high = ratio["ci95"]
-    if high is not None and high < 1:
-        claim["verdict"] = "supported"
-    elif low > 1:
-        claim["verdict"] = "refuted"
-    return claim | claim_text.with_interval(claim, points, fvae, flow)
+    if whole is None:
+        return claim | claim_text.no_shared_size(claim, fvae, flow)
+    claim["verdict"] = verdict(claim["curves"]["all"]["ranges"])
+    return claim | claim_text.decided(claim)
 
 
-def _ratio(fvae: Front, flow: Front, resampled: list[list[Front]], levels: Floats, decimals: int) -> dict[str, Any]:
-    """N_fvae(b) / N_flow(b) at each level, their median, and the intervals."""
-    fvae_params, flow_params = (np.exp(log_size_at(front, levels).low) for front in (fvae, flow))
-    ratios = fvae_params / flow_params
-    needed = [_stacked(fronts, log_size_at, levels) for fronts in resampled]
-    log_ratios = needed[0].minus(needed[1])
+def frontiers(records: Sequence[TrialRecord], forecasts: Forecasts, cost: Cost, seed: int) -> dict[str, Paths]:
+    """Samples of the frontier of each family, and of each likelihood of it (``fvae/gaussian``), by what they cost."""
+    forecasts.learn(records)
+    known = []
+    for record in records:
+        if record.replicate_of is None and record.status != "failed" and record.history:
+            forecast = forecasts.of(record)
+            if forecast is not None:
+                known.append((record, forecast))
+    complete = {_name(record) for record, _ in known if record.status == "complete"}
+    known = [each for each in known if _name(each[0]) in complete]
+    names = sorted(complete)
+    number = {name: place for place, name in enumerate(names)}
+    curve = np.array([number[_name(record)] for record, _ in known])
+    log_size = np.log10([cost(record) for record, _ in known])
+    bits, spreads = np.array([forecast for _, forecast in known]).T
+    grids = []
+    for name in names:
+        own = log_size[(curve == number[name]) & (spreads == 0)]
+        grids.append(np.linspace(own.min(), own.max(), GRID))
+    where = Points(np.concatenate(grids), np.repeat(np.arange(len(names)), GRID))
+    samples = sample_frontiers(
+        Points(log_size, curve), bits, spreads, where, seed_spread=_seed_spread(records), seed=seed
+    )
+    parts = np.split(samples, len(names), axis=1)
+    paths = {name: Paths.of(grid, part) for name, grid, part in zip(names, grids, parts, strict=True)}
+    families = {name.split("/")[0] for name in names}
+    return paths | {family: _best_of([paths[name] for name in names if _family(name) == family]) for family in families}
+
+
+def _name(record: TrialRecord) -> str:
+    return (
+        record.family if record.family == "flow" else f"{record.family}/{record.config.get('likelihood', 'gaussian')}"
+    )
+
+
+def _family(name: str) -> str:
+    return name.split("/")[0]
+
+
+def _best_of(several: Sequence[Paths]) -> Paths:
+    """The lower of a family's likelihoods at each size."""
+    if len(several) == 1:
+        return several[0]
+    low, high = min(each.log_size[0] for each in several), max(each.log_size[-1] for each in several)
+    grid = np.linspace(low, high, GRID)
+    bits = [np.where(grid >= each.log_size[0] - 1e-9, each.at(grid), np.inf) for each in several]
+    return Paths.of(grid, np.min(bits, axis=0))
+
+
+def _seed_spread(records: Sequence[TrialRecord]) -> float:
+    groups: dict[str, list[float]] = {}
+    for record in records:
+        if record.status == "complete" and record.val_bpd is not None:
+            groups.setdefault(record.replicate_of or record.id, []).append(record.val_bpd)
+    return seed_spread_of(list(groups.values()))
+
+
+class ImageNoise:
+    """By how much two families' difference would be another one on other images of the same kind."""
+
+    def __init__(self, records: Sequence[TrialRecord], bits_of_images: BitsOfImages, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._changes: dict[str, tuple[Floats, Floats]] = {}  # family → log sizes [F], change of their means [draws, F]
+        weights: NDArray[np.float64] | None = None
+        for family in ("fvae", "flow"):
+            front = [
+                (record, bits)
+                for record in _front_records(records, family)
+                if (bits := bits_of_images(record)) is not None
+            ]
+            if not front:
+                return
+            images = np.stack([bits for _, bits in front])  # [F, images]
+            if weights is None:
+                count = images.shape[1]
+                weights = self._rng.multinomial(count, np.full(count, 1 / count), IMAGE_DRAWS) / count - 1 / count
+            if images.shape[1] != weights.shape[1]:
+                return
+            self._changes[family] = np.log10([record.params for record, _ in front]), weights @ images.T
+        self.known = True
+
+    known = False
+
+    def of(self, comparison: Comparison) -> Floats:
+        """For each sample and size of a comparison ``[S, M]``, bits/dim."""
+        if not self.known:
+            return np.zeros_like(comparison.difference)
+        drawn = self._rng.integers(IMAGE_DRAWS, size=len(comparison.difference))
+        one, other = (
+            np.array([np.interp(comparison.log_size, sizes, change) for change in changes])[drawn]
+            for sizes, changes in (self._changes["fvae"], self._changes["flow"])
+        )
+        return np.asarray(one - other)
+
+
+def compare(paths: Mapping[str, Paths], name: str, noise: ImageNoise) -> Comparison | None:
+    """A frontier against the flow's; None where they share no sizes."""
+    comparison = Comparison.of(paths[name], paths["flow"])
+    return comparison and comparison.with_noise(noise.of(comparison))
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Everything about a comparison, by size."""
+    median, low, high, open_low, open_high = comparison.ratio_band()
+    ends = [[None if is_open else float(end) for end, is_open in zip(*each, strict=True)]
+            for each in ((low, open_low), (high, open_high))]  # fmt: skip
+    return {
+        "size": (10**comparison.log_size).tolist(),
+        "difference": Band.of(comparison.difference).json(),
+        "ratio": {"median": median.tolist(), "low": ends[0], "high": ends[1]},
+        "ranges": comparison.ranges(),
+    }
+
+
+def verdict(ranges: Sequence[Mapping[str, Any]]) -> str:
+    """``supported``, ``refuted`` or ``undecided``: what holds for most sizes and is contradicted at none."""
+    widths = dict.fromkeys(("fewer", "more", "same", "undecided"), 0.0)
+    for each in ranges:
+        widths[each["answer"]] += float(np.log(each["to"] / each["from"]))
+    total = sum(widths.values())
+    if widths["fewer"] >= MAJORITY * total and widths["more"] == 0:
+        return "supported"
+    if widths["more"] + widths["same"] >= MAJORITY * total and widths["fewer"] == 0:
+        return "refuted"
+    return "undecided"
+
+
+def _front_records(records: Sequence[TrialRecord], family: str) -> list[TrialRecord]:
+    """A family's front, by ascending parameters."""
+    lowest, front = np.inf, []
+    for record in sorted(complete_trials(records, family), key=lambda each: (each.params, each.val_bpd)):
+        if record.val_bpd is not None and record.val_bpd < lowest:
+            lowest = record.val_bpd
+            front.append(record)
+    return front
+
+
+def _front(records: Sequence[TrialRecord], family: str) -> Front:
+    return front_of(*np.array(size_and_bits(complete_trials(records, family))).T)
+
+
+def _difference(comparison: Comparison) -> dict[str, Any]:
+    """bpd_fvae(N) − bpd_flow(N) at five sizes, their median, and the intervals."""
+    places = [round(share * (len(comparison.log_size) - 1)) for share in LEVEL_SHARES]
+    band = Band.of(comparison.difference[:, places])
+    middle = Band.of(np.median(comparison.difference[:, places], axis=1, keepdims=True))
+    keys = [f"{10 ** comparison.log_size[place]:.0f}" for place in places]
+    intervals = np.stack([band.low, band.high], axis=1).tolist()
+    return {
+        "headline": float(middle.median[0]),
+        "ci95": [float(middle.low[0]), float(middle.high[0])],
+        "open_ends": {},
+        "at_params": dict(zip(keys, band.median.tolist(), strict=True)),
+        "at_params_ci95": dict(zip(keys, intervals, strict=True)),
+    }
+
+
+def _ratio(fvae: Paths, flow: Paths) -> dict[str, Any] | None:
+    """N_fvae(b) / N_flow(b) at five levels that both reach, their median, and the intervals; None without levels."""
+    fronts = [front_of(10**each.log_size, np.median(each.bits, axis=0)) for each in (fvae, flow)]
+    levels, decimals = shared_levels(fronts[0], fronts[1])
+    if not len(levels):
+        return None
+    wanted = np.broadcast_to(levels, (len(fvae.bits), len(levels)))
+    (one, one_outside), (other, other_outside) = fvae.size_for(wanted), flow.size_for(wanted)
+    outside = np.clip(one_outside - other_outside, -1, 1)  # −1: the ratio is at most so much
+    log_ratio = one - other
+    low, high = log_ratio.copy(), log_ratio.copy()
+    low[outside == -1], high[outside == 1] = -np.inf, np.inf
+    ends = [_ends(low[:, place], high[:, place]) for place in range(len(levels))]
+    median = _ends(np.median(low, axis=1), np.median(high, axis=1))
     keys = [f"{level:.{decimals}f}" for level in levels]
     middle = len(levels) // 2
     missed = {
         family: {
-            "not_reached": float(np.isinf(bounds.high[:, middle]).mean()),
-            "surpassed_by_all": float(np.isinf(bounds.low[:, middle]).mean()),
+            "not_reached": float((flags[:, middle] == 1).mean()),
+            "surpassed_by_all": float((flags[:, middle] == -1).mean()),
         }
-        for family, bounds in zip(("fvae", "flow"), needed, strict=True)
+        for family, flags in (("fvae", one_outside), ("flow", other_outside))
     }
-    ci95 = _json_interval(_exponentials(log_ratios.median()))
+    ratios = 10 ** np.median(log_ratio, axis=0)
     return {
         "headline": float(np.median(ratios)),
-        "ci95": ci95,
-        "open_ends": claim_text.open_ratio_ends(ci95, missed),
+        "ci95": median,
+        "open_ends": claim_text.open_ratio_ends(median, missed),
         "at_bpd": dict(zip(keys, ratios.tolist(), strict=True)),
-        "at_bpd_ci95": dict(zip(keys, _json_intervals(_exponentials(log_ratios)), strict=True)),
-        "fvae_params": dict(zip(keys, fvae_params.round().tolist(), strict=True)),
-        "flow_params": dict(zip(keys, flow_params.round().tolist(), strict=True)),
+        "at_bpd_ci95": dict(zip(keys, ends, strict=True)),
+        "fvae_params": dict(zip(keys, (10 ** np.median(one, axis=0)).round().tolist(), strict=True)),
+        "flow_params": dict(zip(keys, (10 ** np.median(other, axis=0)).round().tolist(), strict=True)),
         "missed": missed,
     }
 
 
-def _difference(fvae: Front, flow: Front, resampled: list[list[Front]], sizes: Floats) -> dict[str, Any]:
-    """bpd_fvae(N) − bpd_flow(N) at each size, their median, and the intervals."""
-    differences = bits_at(fvae, sizes).low - bits_at(flow, sizes).low
-    reached = [_stacked(fronts, bits_at, sizes) for fronts in resampled]
-    bounds = reached[0].minus(reached[1])
-    keys = [f"{size:.0f}" for size in sizes]
-    ci95 = _json_interval(bounds.median())
-    return {
-        "headline": float(np.median(differences)),
-        "ci95": ci95,
-        "open_ends": claim_text.open_difference_ends(ci95),
-        "at_params": dict(zip(keys, differences.tolist(), strict=True)),
-        "at_params_ci95": dict(zip(keys, _json_intervals(bounds), strict=True)),
-    }
+def _ends(low: Floats, high: Floats) -> list[float | None]:
+    """95% interval of ratios whose log10 lie between ``low`` and ``high`` ``[S]``; JSON knows no infinity."""
+    lower = float(10 ** np.quantile(low, 0.025, method="lower"))
+    upper = float(10 ** np.quantile(high, 0.975, method="higher"))
+    return [lower, upper if np.isfinite(upper) else None]
 
 
 def _bound(fvae: Front, flow: Front) -> dict[str, Any]:
@@ -142,23 +335,3 @@ def _bound(fvae: Front, flow: Front) -> dict[str, Any]:
         "relation": "at most" if fvae_is_lower else "at least",
         "ratio": float(numerator / denominator),
     }
-
-
-def _stacked(fronts: list[Front], read: Callable[[Front, Floats], Bounds], where: Floats) -> Bounds:
-    """``read(front, where)`` of every resample, ``[R, K]``."""
-    bounds = [read(front, where) for front in fronts]
-    return Bounds(np.stack([each.low for each in bounds]), np.stack([each.high for each in bounds]))
-
-
-def _exponentials(bounds: Bounds) -> Bounds:
-    return Bounds(np.exp(bounds.low), np.exp(bounds.high))
-
-
-def _json_interval(bounds: Bounds) -> list[float | None]:
-    """95% interval of resampled values ``[R]``; JSON knows no infinity, so an open end is null."""
-    return [end if np.isfinite(end) else None for end in interval95(bounds.low, bounds.high)]
-
-
-def _json_intervals(bounds: Bounds) -> list[list[float | None]]:
-    """One interval for each column of ``[R, K]``."""
-    return [_json_interval(Bounds(low, high)) for low, high in zip(bounds.low.T, bounds.high.T, strict=True)]

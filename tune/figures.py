@@ -23,6 +23,8 @@ COMPUTE_AXES: tuple[tuple[Axis, str], ...] = (
     ("seconds", "Seconds of one run"),
 )
 
+COMPARED_COLORS = {"all": COLORS["fvae"], "discretized": "#cc79a7", "gaussian": "#e69f00"}
+
 Trial = Mapping[str, Any]
 
 
@@ -50,6 +52,45 @@ def size_figure(tradeoff: Mapping[str, Any]) -> go.Figure:
             x=1, y=1, xref="paper", yref="paper", xanchor="right", yanchor="top", font={"color": GREY, "size": 12},
         )  # fmt: skip
     return figure
+
+
+def comparison_figure(claim: Mapping[str, Any]) -> go.Figure:
+    """Size (log) against bits/dim of the f-VAE less the flow's, and against the ratio of their sizes (log) at equal
+    bits/dim: medians with 95% bands, for all f-VAEs and for each likelihood where there are several."""
+    figure = _figure(420, make_subplots(1, 2, horizontal_spacing=0.1))
+    curves = claim["curves"]
+    shown = list(curves) if len(curves) > 2 else ["all"]
+    for label in shown:
+        curve, color = curves[label], COMPARED_COLORS.get(label, GREY)
+        name = "f-VAE, best likelihood" if label == "all" else f"f-VAE, {label}"
+        for column, what in enumerate(("difference", "ratio"), start=1):
+            values = curve[what]
+            low = [_filled(*each) for each in zip(values["low"], values["median"], strict=True)]
+            high = [_filled(*each) for each in zip(values["high"], values["median"], strict=True)]
+            figure.add_scatter(
+                x=[*curve["size"], *reversed(curve["size"])], y=[*high, *reversed(low)], fill="toself", mode="lines",
+                fillcolor=rgba(color, 0.15), line={"width": 0}, hoverinfo="skip", legendgroup=label, showlegend=False,
+                row=1, col=column,
+            )  # fmt: skip
+            unit = "bits/dim" if what == "difference" else "times the parameters"
+            figure.add_scatter(
+                x=curve["size"], y=values["median"], mode="lines", line={"color": color, "width": 2.5}, name=name,
+                legendgroup=label, showlegend=column == 1, row=1, col=column,
+                hovertemplate=f"{name}: %{{y:.3g}} {unit} at %{{x:.3s}}<extra></extra>",
+            )  # fmt: skip
+    for column, (even, title) in enumerate(
+        ((0, "bits/dim less the flow's"), (1, "parameters over the flow's")), start=1
+    ):
+        figure.add_hline(y=even, line={"color": INK, "width": 1, "dash": "dot"}, row=1, col=column)
+        figure.update_xaxes(type="log", title="Parameters (log scale)", tickformat="~s", dtick="D2", row=1, col=column)
+        figure.update_yaxes(title=title, row=1, col=column)
+    figure.update_yaxes(type="log", tickformat="~g", dtick="D2", row=1, col=2)
+    return figure
+
+
+def _filled(end: float | None, median: float) -> float:
+    """An open end of a band, drawn at its median."""
+    return median if end is None else end
 
 
 def compute_figure(records: Sequence[TrialRecord]) -> go.Figure:

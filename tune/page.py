@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from fvae.config import FAMILIES
 from pipelines.storage import Storage
 from pipelines.stored import read_present
-from tune.figures import FONT, compute_figure, importance_figure, size_figure
+from tune.figures import FONT, comparison_figure, compute_figure, importance_figure, size_figure
 from tune.ledger import TrialRecord
 from tune.pareto import complete_trials
 from tune.style import COLORS, LABELS, format_count, format_seconds
@@ -59,6 +59,8 @@ def write_page(run: Storage, tradeoff: Mapping[str, Any], records: Sequence[Tria
         verdict_color=VERDICT_COLORS[claim["verdict"]],
         open_ends=_open_ends(claim),
         levels=_levels(claim["params_ratio_fvae_over_flow"]),
+        comparison_panel=_panel(comparison_figure(claim)) if claim["curves"] else None,
+        covers=_covers(claim),
         size_panel=_panel(size_figure(tradeoff)) if measured else None,
         compute_panel=_panel(compute_figure(records)) if complete_trials(records) else None,
         importance_panel=_panel(importance_figure(importance)) if any(importance.values()) else None,
@@ -156,6 +158,17 @@ def _open_ends(claim: Mapping[str, Any]) -> list[str]:
     texts = [text for comparison in comparisons for text in comparison["open_ends"].values()]
     reasons = [text.partition(" = ")[2] for text in texts]
     return [reason[0].upper() + reason[1:] for reason in reasons]
+
+
+def _covers(claim: Mapping[str, Any]) -> str:
+    """What the intervals are made of, as a list in words."""
+    luck = {
+        "search": "which hyperparameters happened to be tried",
+        "seeds": "the luck of a training's seed",
+        "images": "which images happened to be measured",
+    }
+    parts = [luck[name] for name in claim["covers"]]
+    return " and ".join(", ".join(parts).rsplit(", ", 1))
 
 
 def _reference(reference: Mapping[str, Any] | None) -> dict[str, str] | None:

@@ -23,7 +23,7 @@ BAND_POINTS = 64
 BEYOND = 8.0
 """How many times larger than the largest model tried a front is still forecast."""
 BEYOND_POINTS = 16
-FORECAST_SHARE = 0.9
+FORECAST_SHARE = 0.95
 """Share of the probability that a forecast's band holds."""
 
 
@@ -47,7 +47,7 @@ class PowerLaw:
 
 
 def fit_power_law(front: Front, start: PowerLaw | None = None) -> PowerLaw:
-    """Robust least squares with a ≥ 0, b ≥ 0 and α within ``ALPHA_BOUNDS``.
+    """Robust least squares with a ≥ 0 and at most the lowest point, b ≥ 0 and α within ``ALPHA_BOUNDS``.
 
     ``start`` is where to look from; by default three exponents are tried and the best fit kept.
     Raises ``ValueError`` for fewer than ``MIN_FRONT_POINTS`` points.
@@ -73,7 +73,8 @@ def fit_power_law(front: Front, start: PowerLaw | None = None) -> PowerLaw:
         starts = [(max(lowest - spread, lowest / 2), spread, alpha) for alpha in (0.1, 0.5, 1.5)]
     else:
         starts = [(start.a, start.b * center**-start.alpha, start.alpha)]
-    lower, upper = np.array([0.0, 0.0, ALPHA_BOUNDS[0]]), np.array([np.inf, np.inf, ALPHA_BOUNDS[1]])
+    # What the largest models have reached is no floor for larger ones.
+    lower, upper = np.array([0.0, 0.0, ALPHA_BOUNDS[0]]), np.array([lowest, np.inf, ALPHA_BOUNDS[1]])
     fits = [
         least_squares(
             residuals,

@@ -18,6 +18,7 @@ from pipelines.troubles import Notices
 from tune.budget import Budget
 from tune.clock import SearchClock
 from tune.display import SearchDisplay, reading_progress, summary
+from tune.image_bits import image_bits
 from tune.ledger import Ledger, TrialRecord
 from tune.opening import COMPARED, open_search
 from tune.page import write_page
@@ -246,7 +247,7 @@ def how_it_ended(why: str, ledger: Ledger, settings: SearchSettings, *, trained:
 def draw(ledger: Ledger, search: dict[str, Any], console: Console) -> list[Artifact]:
     """Write the map's files and print its summary. Returns the files."""
     records = list(ledger.records.values())
-    tradeoff = build_tradeoff(records, search)
+    tradeoff = build_tradeoff(records, search, lambda record: image_bits(ledger.trial_storage(record.id)))
     ledger.guard()
     write_tradeoff(ledger.root, tradeoff)
     write_plot(ledger.root, tradeoff, records)

@@ -17,6 +17,7 @@ from pipelines.model_files import ModelError, load_model
 from pipelines.storage import open_storage
 from pipelines.troubles import keep_warnings, trouble, with_warnings
 from tune.card_memory import keep_to_share
+from tune.image_bits import keep_image_bits
 from tune.ledger import TestResult
 
 
@@ -36,9 +37,11 @@ def read_test_split(
 
 def _read_test_split(trial_uri: str, images: np.ndarray | ImageSource, seed: int, device: str) -> dict[str, Any]:
     try:
-        model = load_model(open_storage(trial_uri), device)
+        storage = open_storage(trial_uri)
+        model = load_model(storage, device)
         source = image_source(images)
         one, many = (evaluate(model, source, k=k, seed=derived_seed(seed, f"test/{k}")) for k in (1, 64))
+        keep_image_bits(storage, one)
     except (NonFiniteError, ModelError) as error:
         return {"failure": f"test split: {error}"}
     except torch.OutOfMemoryError:  # no trial's fault

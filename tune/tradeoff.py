@@ -13,7 +13,7 @@ from fvae.config import FAMILIES, fields_in_use, scales_in_bins
 from fvae.epoch_metrics import EpochMetrics
 from pipelines.storage import Storage
 from tune.accounting import account, trial_account
-from tune.claim import build_claim
+from tune.claim import BitsOfImages, build_claim
 from tune.compute import training_flops
 from tune.importance import parameter_importance
 from tune.ledger import TrialRecord
@@ -22,7 +22,11 @@ from tune.replicates import spread
 from tune.scaling import fit_family
 
 
-def build_tradeoff(records: Sequence[TrialRecord], search: Mapping[str, Any]) -> dict[str, Any]:
+def build_tradeoff(
+    records: Sequence[TrialRecord],
+    search: Mapping[str, Any],
+    bits_of_images: BitsOfImages = lambda record: None,
+) -> dict[str, Any]:
     """Everything that the search found, JSON-ready: no NaN, no infinity.
 
     ``search`` holds ``dataset`` (name, hash, shape, bins, train, val, test), ``seed``, ``budget`` and, where it is
@@ -45,7 +49,14 @@ def build_tradeoff(records: Sequence[TrialRecord], search: Mapping[str, Any]) ->
         "seeds": spread(ended),
         "hypervolume": _hypervolumes(ended, int(dataset["bins"])),
         "fits": {family: fit_family(ended, family, seed) for family in FAMILIES},
-        "claim": build_claim(ended, seed, competed=search["budget"].get("goal") == "front"),
+        "claim": build_claim(
+            ended,
+            seed,
+            epochs=search["budget"].get("epochs"),
+            bins=int(dataset["bins"]),
+            competed=search["budget"].get("goal") == "front",
+            bits_of_images=bits_of_images,
+        ),
         "importance": parameter_importance(ended),
     }
 

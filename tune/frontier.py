@@ -1,0 +1,283 @@
+"""The fewest bits/dim that each family can reach at each size, and how sure that is: one model of all trials.
+
+A trial reaches what its size allows, and then some more, because its other hyperparameters are not the best. This is
+stochastic frontier analysis (Aigner, Lovell and Schmidt 1977) with a Gaussian process for what a curve does not say.
+Of trial i of curve f (a family, or one of its likelihoods) with N_i parameters::
+
+    y_i = F_f(N_i) + u_i + e_i          its bits/dim, measured or forecast
+    F_f(N) = a_f + b_f·N^−α + g_f(N)    what the best hyperparameters would reach; g ~ GP(0, K), α is all curves' own
+    u_i ~ Exponential(mean θ_f/γ_i)     u_i ≥ 0: what its hyperparameters cost; γ_i ~ Gamma(ν, ν): some cost far more
+    e_i ~ N(0, σ² + τ_i²)               the luck of its seed; how sure its forecast is, where it is part-trained
+
+The curves are fitted to the fronts; g, u, γ and θ are sampled by Gibbs' method, each from its exact conditional
+distribution. What trials of one curve say of g counts for the others too. The constants of this file were chosen on
+replayed searches of the digits (``benchmarks/search/calibration.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.optimize import least_squares
+from scipy.special import log_ndtr, ndtri_exp
+from threadpoolctl import threadpool_limits
+
+from tune.bootstrap import Floats
+
+LENGTH = 1.0
+"""Decades of parameters over which g bends."""
+COMMON = 0.5
+"""Correlation of two curves' g at one size."""
+BEND, LINE = 1.5, 1.0
+"""Standard deviations of g: of what bends, and of a curve's height and of its slope over a decade; in typical excesses
+of the complete trials. Where these lie far above the best of their size, even the best may be far from the frontier."""
+TAIL = 5.0
+"""ν: the excess is as likely to be above u as u^−ν, far out."""
+SEED_SPREAD, SEED_TRIALS = 0.015, 3
+"""σ before any configuration has been trained with several seeds, bits/dim, and how many such pairs it is worth."""
+LEAST_EXCESS = 0.02
+"""Bits/dim. The typical excess is at least this."""
+ALPHA, ALPHA_WEIGHT = 0.4, 0.15
+"""What α is before any trial, and how many bits/dim a miss by a factor of e weighs."""
+EXPONENTS = (0.1, 0.5, 1.0)
+"""α from which the fit begins."""
+ROBUST_SCALE = 0.05
+"""Bits/dim by which a point of a front may miss its curve before it weighs less."""
+SWEEPS, BURN_IN, STEPS = 800, 200, 8
+"""Of the sampler: in all, those that are forgotten, and steps of g in each."""
+ADAPT = (20, 60, 120)
+"""Sweeps before which the approximation that the steps are made from is found anew."""
+BLUR = 0.5
+"""Typical excesses by which that is smoother than the posterior."""
+NEWTON = 30
+"""Steps that finding it takes at most."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Points:
+    """Where trials lie, or where frontiers are looked at; arrays ``[N]``."""
+
+    log_size: Floats
+    """log10 of the parameters, or of another cost."""
+    curve: NDArray[np.int64]
+    """A number for each family, or for each of its likelihoods."""
+
+    def __len__(self) -> int:
+        return len(self.log_size)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curves:
+    """a + b·N^−α for every curve."""
+
+    a: dict[int, float]
+    b: dict[int, float]
+    """At the middle of all sizes: b·N^−α there."""
+    alpha: float
+    middle: float
+    """log10 of that size."""
+    excess: float
+    """Typical distance of a trial from its curve, bits/dim."""
+
+    def at(self, points: Points) -> Floats:
+        """Bits/dim at each point ``[N]``."""
+        a, b = (np.array([values[int(curve)] for curve in points.curve]) for values in (self.a, self.b))
+        return np.asarray(a + b * 10 ** (-self.alpha * (points.log_size - self.middle)))
+
+
+def fit_curves(trials: Points, bits: Floats) -> Curves:
+    """Robust least squares through complete trials, ``a`` and ``b`` at least 0; then lower by the typical excess."""
+    names, index = np.unique(trials.curve, return_inverse=True)
+    count, middle = len(names), float(trials.log_size.mean())
+    sizes = trials.log_size - middle
+
+    def residuals(theta: Floats) -> Floats:
+        a, b = theta[:count], theta[count:-1]
+        prior = ALPHA_WEIGHT * math.log(theta[-1] / ALPHA)
+        return np.append(a[index] + b[index] * 10 ** (-theta[-1] * sizes) - bits, prior)
+
+    lowest = [max(0.0, float(bits[index == place].min()) - 0.2) for place in range(count)]
+    bounds = [0.0] * 2 * count + [0.01], [np.inf] * 2 * count + [4.0]
+    fits = [
+        least_squares(residuals, [*lowest, *[0.2] * count, alpha], bounds=bounds, loss="soft_l1", f_scale=ROBUST_SCALE)
+        for alpha in EXPONENTS
+    ]
+    best = min(fits, key=lambda fit: float(fit.cost)).x
+    away = np.abs(residuals(best)[:-1])
+    away = np.minimum(away, 5 * np.median(away) / math.log(2))  # a few that failed to learn are not typical
+    # Curves bend towards their trials: each has used up two.
+    # An exponential distribution of mean θ has its median, and its mean distance from it, at θ·log 2.
+    distance = max(LEAST_EXCESS, float(away.sum()) / max(1, len(away) - 2 * count))
+    excess = distance / math.log(2)
+    a = dict(zip(names.tolist(), (best[:count] - distance).tolist(), strict=True))
+    b = dict(zip(names.tolist(), best[count:-1].tolist(), strict=True))
+    return Curves(a, b, float(best[-1]), middle, excess)
+
+
+def sample_frontiers(
+    trials: Points, bits: Floats, spreads: Floats, where: Points, *, seed_spread: float = SEED_SPREAD, seed: int
+) -> Floats:
+    """Samples ``[S, M]`` of F at the points ``where`` ``[M]``, bits/dim.
+
+    Args:
+        trials: at least one complete one of every curve.
+        bits: what they have reached, or are forecast to reach ``[N]``.
+        spreads: τ of the forecasts, 0 where it is measured ``[N]``.
+        where: any sizes.
+        seed_spread: σ; see :func:`seed_spread_of`.
+        seed: of the samples.
+    """
+    with threadpool_limits(1):  # of matrices this small more threads only wait for one another
+        return _sample(trials, bits, spreads, where, seed_spread, np.random.default_rng(seed))
+
+
+def _sample(
+    trials: Points, bits: Floats, spreads: Floats, where: Points, seed_spread: float, rng: np.random.Generator
+) -> Floats:
+    count, complete = len(trials), spreads == 0
+    curves = fit_curves(Points(trials.log_size[complete], trials.curve[complete]), bits[complete])
+    beyond, base = bits - curves.at(trials), curves.at(where)  # from here on everything is relative to the curves
+    deviation = np.sqrt(seed_spread**2 + spreads**2)  # of e, [N]
+    covariance = _covariance(trials, trials, curves)
+    gain = cho_solve((_root(covariance), True), _covariance(where, trials, curves).T).T  # g elsewhere from g here
+    root_where = _root(_covariance(where, where, curves) - gain @ _covariance(trials, where, curves))
+    members = [np.flatnonzero(trials.curve == each) for each in np.unique(trials.curve)]
+    theta = np.full(count, curves.excess)
+    noise = Noise(deviation, 1 / theta)
+    # Where u may be 0 the posterior has an edge, of which its mode says nothing: it is approximated a little blurred.
+    wide = np.sqrt(deviation**2 + (BLUR * curves.excess) ** 2)
+    laplace = Laplace.of(covariance, beyond, Noise(wide, noise.rate))
+    g = laplace.mode
+    samples = []
+    for sweep in range(SWEEPS):
+        if sweep in ADAPT:
+            laplace = Laplace.of(covariance, beyond, Noise(wide, noise.rate))
+        for _ in range(STEPS):
+            g = laplace.step(g, beyond, noise, rng)
+        # u given g is a normal number where it is not below 0; γ and θ given u.
+        middle = beyond - g - deviation**2 * noise.rate
+        excess = np.maximum(middle - deviation * _normal_below(middle / deviation, rng), 0.0)
+        gamma = rng.gamma(TAIL + 1, 1 / (TAIL + excess / theta))
+        for mine in members:
+            theta[mine] = (2 * curves.excess + float((gamma * excess)[mine].sum())) / rng.gamma(2 + len(mine))
+        noise = Noise(deviation, gamma / theta)
+        if sweep >= BURN_IN:
+            samples.append(base + gain @ g + root_where @ rng.standard_normal(len(where)))
+    return np.array(samples)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Noise:
+    """The distribution of u + e, an exponential and a normal number; log-concave."""
+
+    deviation: Floats
+    """Of e ``[N]``."""
+    rate: Floats
+    """γ/θ ``[N]``."""
+
+    def log_density(self, left: Floats) -> Floats:
+        """With u integrated out ``[N]``."""
+        scaled = self.rate * self.deviation
+        below = log_ndtr(left / self.deviation - scaled)
+        return np.asarray(np.log(self.rate) + self.rate * (0.5 * self.rate * self.deviation**2 - left) + below)
+
+    def slope_and_curvature(self, left: Floats) -> tuple[Floats, Floats]:
+        """−d/d ``left`` and −d²/d ``left``² of the log density ``[N]``."""
+        at = left / self.deviation - self.rate * self.deviation
+        hazard = np.exp(-0.5 * at**2 - 0.5 * math.log(2 * math.pi) - log_ndtr(at))
+        return self.rate - hazard / self.deviation, np.maximum(hazard * (at + hazard), 0.0) / self.deviation**2
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Laplace:
+    """A normal distribution close to the posterior of g (Rasmussen and Williams 2006, algorithm 3.1), from which exact
+    samples are made."""
+
+    mode: Floats
+    pull: Floats
+    """K⁻¹ times the mode ``[N]``."""
+    precision: Floats
+    """What the trials add to K⁻¹ ``[N]``."""
+    root: Floats
+    """Of the covariance ``[N, N]``."""
+
+    @classmethod
+    def of(cls, covariance: Floats, beyond: Floats, noise: Noise) -> Laplace:
+        """At the highest density, found by Newton's method."""
+        count = len(beyond)
+        g, pull = np.zeros(count), np.zeros(count)
+        value = -np.inf
+        for _ in range(NEWTON):
+            slope, precision = noise.slope_and_curvature(beyond - g)
+            half = np.sqrt(precision)
+            factor = cholesky(np.eye(count) + half[:, None] * covariance * half, lower=True)
+            wanted = precision * g + slope
+            target = wanted - half * cho_solve((factor, True), half * (covariance @ wanted))
+            length = 1.0
+            while True:  # shorter steps where a whole one goes too far
+                new_pull = pull + length * (target - pull)
+                new = covariance @ new_pull
+                new_value = float(noise.log_density(beyond - new).sum() - 0.5 * new_pull @ new)
+                if new_value >= value - 1e-9 or length < 1e-3:
+                    break
+                length /= 2
+            done = new_value - value < 1e-4
+            g, pull, value = new, new_pull, new_value
+            if done:
+                break
+        _, precision = noise.slope_and_curvature(beyond - g)
+        half = np.sqrt(precision)
+        factor = cholesky(np.eye(count) + half[:, None] * covariance * half, lower=True)
+        inner = solve_triangular(factor, half[:, None] * covariance, lower=True)
+        return cls(g, pull, precision, _root(covariance - inner.T @ inner))
+
+    def step(self, g: Floats, beyond: Floats, noise: Noise, rng: np.random.Generator) -> Floats:
+        """A step from ``g``, a sample of the posterior, to another one: elliptical slice sampling (Murray, Adams and
+        MacKay 2010) with this distribution as the prior, and what it leaves of the posterior as the likelihood."""
+
+        def log_likelihood(at: Floats) -> float:
+            own = noise.log_density(beyond - (self.mode + at)).sum()
+            return float(own - at @ self.pull + 0.5 * self.precision @ at**2)
+
+        here, other = g - self.mode, self.root @ rng.standard_normal(len(g))
+        least = log_likelihood(here) + math.log(rng.uniform())
+        angle = rng.uniform(0, 2 * math.pi)
+        low, high = angle - 2 * math.pi, angle
+        while True:
+            moved = np.asarray(here * math.cos(angle) + other * math.sin(angle))
+            if log_likelihood(moved) > least:
+                return self.mode + moved
+            low, high = (angle, high) if angle < 0 else (low, angle)
+            angle = rng.uniform(low, high)
+
+
+def seed_spread_of(groups: Sequence[Sequence[float]]) -> float:
+    """σ from configurations that were trained with several seeds, each a list of its bits/dim."""
+    squares = sum(float(np.square(np.array(group) - np.mean(group)).sum()) for group in groups)
+    freedom = sum(len(group) - 1 for group in groups)
+    return float(np.sqrt((SEED_TRIALS * SEED_SPREAD**2 + squares) / (SEED_TRIALS + freedom)))
+
+
+def _covariance(one: Points, other: Points, curves: Curves) -> Floats:
+    """K, ``[N, M]``: Matérn's kernel of ν = 5/2 over sizes, and a line of each curve's own."""
+    scaled = np.sqrt(5.0) * np.abs(one.log_size[:, None] - other.log_size) / LENGTH
+    near = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+    same = one.curve[:, None] == other.curve
+    lines = 1 + (one.log_size[:, None] - curves.middle) * (other.log_size - curves.middle)
+    return np.asarray(curves.excess**2 * (BEND**2 * near * np.where(same, 1.0, COMMON) + LINE**2 * same * lines))
+
+
+def _root(covariance: Floats) -> Floats:
+    """A lower root of a covariance that rounding may have left a hair short of positive."""
+    jitter = 1e-10 + 1e-7 * float(np.trace(covariance)) / len(covariance)
+    return np.asarray(cholesky(covariance + jitter * np.eye(len(covariance)), lower=True))
+
+
+def _normal_below(limits: Floats, rng: np.random.Generator) -> Floats:
+    """Standard normal numbers, each below its limit ``[N]``; exact far out in the tail."""
+    return np.asarray(ndtri_exp(np.log(rng.uniform(size=len(limits))) + log_ndtr(limits)))
