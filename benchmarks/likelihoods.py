@@ -228,10 +228,18 @@ def main(settings: Settings) -> int:
             print(f"{done} of {len(pending)} trainings", file=sys.stderr)
     print(f"{settings.seeds} seeds each. {NOTE}")
     for images, table in tables.items():
-        print(f"\n{images}\n{STARTS_HEADER if settings.tables == 'starts' else HEADER}")
+        header = STARTS_HEADER if settings.tables == "starts" else HEADER
+        print(f"\n{images}\n{header}{PAIRED_HEADER if settings.tables == 'parts' else ''}")
+        plain: dict[str, list[dict[str, Any]]] = {}  # rows of each model as it is
         for entry in table:
             rows = [json.loads(row_file(settings, entry, seed).read_text()) for seed in range(settings.seeds)]
-            print(start_line(entry, rows) if settings.tables == "starts" else line(entry, rows))
+            if settings.tables == "starts":
+                print(start_line(entry, rows))
+                continue
+            model = entry.name.split(",")[0]
+            paired = paired_difference(rows, plain.get(model)) if settings.tables == "parts" else ""
+            plain.setdefault(model, rows)
+            print(f"{line(entry, rows)}{paired}")
     return 0
 
 
@@ -256,6 +264,18 @@ def line(entry: Entry, rows: Sequence[Mapping[str, Any]]) -> str:
     sigma1 = f"{statistics.mean(row['sigma1'] for row in rows):.2f}*" if of_latent else over_seeds("sigma1_bins", ".2f")
     scales = f"{sigma1:>8}{over_seeds('sigma2_bins', '.2f'):>8}"
     return f"{entry.name:44}{rows[0]['params']:>10,}{figures}{scales}"
+
+
+PAIRED_HEADER = f"{'less as it is':>20}"
+
+
+def paired_difference(rows: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]] | None) -> str:
+    """Test bits/dim, k = 1, less those of the same model as it is, seed by seed: mean ± its standard error."""
+    if plain is None or any(row["failure"] for row in (*rows, *plain)):
+        return ""
+    differences = [row["test"] - other["test"] for row, other in zip(rows, plain, strict=True)]
+    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
+    return f"{f'{statistics.mean(differences):+.3f} ± {error:.3f}':>20}"
 
 
 STARTS = (0, 100, 1000)

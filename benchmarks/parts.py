@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fvae import Trainer, bijections, networks
-from fvae.bijections import ChannelAffine, PLUMixing, SplitPrior
+from fvae.bijections import ChannelAffine, SplitPrior
 from fvae.convolution import convolve
 from fvae.flow import MultiScaleFlow
 
@@ -60,17 +60,10 @@ class NormalizedFlow(MultiScaleFlow):
 
 
 class MixedSplitPrior(SplitPrior):
-    """The channels are mixed before half of them leave."""
+    """The channels are mixed before half of them leave, as ``split_mixing`` does."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.mixing = PLUMixing(channels)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pixels = x.shape[1] * x.shape[2]
-        mixed = torch.nn.functional.linear(x, self.mixing.weight())
-        kept, noise, log_det = super().forward(mixed)
-        return kept, noise, log_det + pixels * self.mixing.log_det()
+    def __init__(self, channels: int, *, mixed: bool = False) -> None:
+        super().__init__(channels, mixed=True)
 
 
 class DroppingBlock(networks.ResidualBlock):

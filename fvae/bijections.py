@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fvae.config import Coupling, Mixing
 from fvae.convolution import convolve, zero_convolution
+from fvae.precision import full_precision
 
 LOG_SCALE_BOUND = 2.0
 """Largest |log-scale| of an affine coupling or split prior: tanh keeps it inside."""
@@ -218,11 +219,13 @@ class SplitPrior(nn.Module):
     """Second half of the channels leaves F as ε = exp(−s(h))⊙(z − m(h)), h the first half.
 
     With ε ~ N(0, I) this is Glow's split prior N(m(h), exp(2s(h))) written as a bijection; the
-    convolution for (m, s) starts as zero.
+    convolution for (m, s) starts as zero. Where it is ``mixed``, a trained 1×1 convolution comes first, so that which
+    channels leave is learned.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, mixed: bool = False) -> None:
         super().__init__()
+        self.mixing = PLUMixing(channels) if mixed else None
         self.kept = channels // 2
         self.left = channels - self.kept
         self.prior = zero_convolution(self.kept, 2 * self.left)
@@ -233,11 +236,20 @@ class SplitPrior(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, H, W, C]`` → the half that goes on, ε, log_det."""
+        mixing_log_det: Tensor | float = 0.0
+        if self.mixing is not None:
+            with full_precision(x.device.type):
+                x = F.linear(x, self.mixing.weight())
+                mixing_log_det = x.shape[1] * x.shape[2] * self.mixing.log_det()
         kept, left = x.split((self.kept, self.left), dim=-1)
         mean, log_scale = self._mean_and_log_scale(kept)
-        return kept, (left - mean) * torch.exp(-log_scale), -log_scale.flatten(1).sum(1)
+        return kept, (left - mean) * torch.exp(-log_scale), mixing_log_det - log_scale.flatten(1).sum(1)
 
     def inverse(self, kept: Tensor, noise: Tensor) -> Tensor:
         """The halves back into ``[B, H, W, C]``."""
         mean, log_scale = self._mean_and_log_scale(kept)
-        return torch.cat((kept, torch.addcmul(mean, noise, log_scale.exp())), dim=-1)
+        x = torch.cat((kept, torch.addcmul(mean, noise, log_scale.exp())), dim=-1)
+        if self.mixing is None:
+            return x
+        with full_precision(x.device.type):
+            return self.mixing.unmix(x)

@@ -125,6 +125,8 @@ class ModelConfig:
     (Flow++, arXiv 1902.00275, §3.1)."""
     dequantization_width: int = dataclasses.field(default=8, metadata=LATER)
     """Hidden channels of the networks of variational dequantization."""
+    split_mixing: bool = dataclasses.field(default=False, metadata=LATER)
+    """Whether a trained 1×1 convolution comes before half the channels leave F, at every scale but the last."""
 
     def __post_init__(self) -> None:
         require_choice("family", self.family, FAMILIES)
@@ -135,6 +137,7 @@ class ModelConfig:
         for name in ("flow_levels", "encoder_levels", "encoder_blocks"):
             require_integer(name, getattr(self, name), 0)
         require_integer("bins", self.bins, 2)
+        require(isinstance(self.split_mixing, bool), f"split_mixing={self.split_mixing!r}: must be true or false")
         require(self.bins <= 256, f"bins={self.bins}: images are uint8, so at most 256")
         self._validate_scales()
         if self.has_encoder:
@@ -257,7 +260,7 @@ def identity_fields(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in later or value != later[name]}
 
 
-_OF_F = ("flow_levels", "flow_depth", "coupling_width", "coupling", "mixing")
+_OF_F = ("flow_levels", "flow_depth", "coupling_width", "coupling", "mixing", "split_mixing")
 _OF_E_AND_G = (
     *("encoder_levels", "encoder_blocks", "encoder_width", "latent_channels", "sigma2_init"),
     *("likelihood", "posterior_scale", "decoder_scale"),

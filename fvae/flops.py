@@ -69,6 +69,8 @@ def _flow(config: ModelConfig) -> Iterator[Layer]:
             yield from step
         if scale < scales - 1:
             kept = channels // 2
+            if config.split_mixing:
+                yield Layer(channels**2, 0, pixels)
             yield _convolution(kept, 2 * (channels - kept), 3, pixels)  # split prior
             channels = kept
 

@@ -91,6 +91,7 @@ class MultiScaleFlow(nn.Module):
         width: int,
         coupling: Coupling = "affine",
         mixing: Mixing = "plu",
+        split_mixing: bool = False,
     ) -> None:
         super().__init__()
         self.shape, self.mixing = shape, mixing
@@ -106,7 +107,7 @@ class MultiScaleFlow(nn.Module):
                 channels, height, width_ = 4 * channels, height // 2, width_ // 2
             self.steps.append(nn.ModuleList(FlowStep(channels, width, coupling, mixing) for _ in range(depth)))
             if scale < scales - 1:
-                self.splits.append(SplitPrior(channels))
+                self.splits.append(SplitPrior(channels, mixed=split_mixing))
                 self.sizes.append((height, width_, channels - channels // 2))
                 channels = channels // 2
         self.sizes.append((height, width_, channels))

@@ -83,6 +83,7 @@ class Model(nn.Module):
                 width=config.coupling_width,
                 coupling=config.coupling,
                 mixing=config.mixing,
+                split_mixing=config.split_mixing,
             )
         else:
             self.flow = IdentityFlow(config.latent_shape)

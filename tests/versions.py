@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 LATER = {
-    "model": ("likelihood", "posterior_scale", "decoder_scale", "dequantization", "dequantization_width"),
+    "model": (
+        "likelihood",
+        "posterior_scale",
+        "decoder_scale",
+        "dequantization",
+        "dequantization_width",
+        "split_mixing",
+    ),
     "train": ("sigma_learning_rate", "validation_samples", "kl_warmup"),
 }
 """The fields that have come since the first version, of each config."""

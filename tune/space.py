@@ -26,6 +26,8 @@ class SearchSpace:
     """Log scale."""
     coupling: tuple[str, ...] = ("affine", "additive")
     mixing: tuple[str, ...] = ("plu", "permutation")
+    split_mixing: tuple[bool, ...] = (False,)
+    """Whether channels are mixed before half of them leave a flow of several levels."""
     dequantization: tuple[str, ...] = ("uniform", "variational")
     """Of a flow. The variational one takes the place of σ, which is 0 then."""
     encoder_levels: tuple[int, int]
@@ -72,6 +74,8 @@ class SearchSpace:
             encoder_levels=(1, min(levels, 2 if small else 3)),
             encoder_blocks=(0, 3),
             encoder_width=(2, 64) if small else (2, 128),
+            # Worth 0.02 to 0.15 bits/dim at 256 levels, nothing at 17 (benchmarks/results/likelihoods.txt).
+            split_mixing=(True, False) if bins >= 128 else (False,),
             # Where no noise within a bin sets the scale, it goes with the whole range.
             sigma1_bins=(0.1, max(1.0, bins / 8)),
             sigma2_bins=(0.1, max(1.0, bins / 8)),
@@ -93,6 +97,9 @@ def suggest(
         model["coupling_width"] = trial.suggest_int("coupling_width", *space.coupling_width, log=True)
         model["coupling"] = trial.suggest_categorical("coupling", space.coupling)
         model["mixing"] = trial.suggest_categorical("mixing", space.mixing)
+        if len(space.split_mixing) > 1:
+            mixed = trial.suggest_categorical("split_mixing", space.split_mixing)
+            model["split_mixing"] = mixed and model["flow_levels"] > 1  # one level has no split
     if family == "flow":
         model["dequantization"] = trial.suggest_categorical("dequantization", space.dequantization)
         uniform = model["dequantization"] == "uniform"
@@ -146,13 +153,16 @@ def suggestion_of(model: ModelConfig, train: Mapping[str, Any], space: SearchSpa
     if model.has_flow:
         point |= {name: getattr(model, name) for name in ("flow_depth", "coupling_width", "coupling", "mixing")}
         point["flow_levels"] = max(model.flow_levels, space.flow_levels[0])  # fewer where a latent left no more
+        if len(space.split_mixing) > 1:
+            point["split_mixing"] = model.split_mixing
     if model.family == "flow":
         point["dequantization"] = model.dequantization
         if model.dequantization == "uniform":
             point["sigma_bins"] = _bins_of(model.sigma1_init, model.bins)
         return point
-    for name in ("encoder_levels", "encoder_blocks", "encoder_width", "likelihood", "posterior_scale", "decoder_scale"):
+    for name in ("encoder_levels", "encoder_blocks", "encoder_width", "likelihood", "decoder_scale"):
         point[name] = getattr(model, name)
+    point["posterior_scale"] = "network" if model.encoder_heads > 1 else "scalar"
     if model.family == "vae":
         point["kl_warmup"] = train.get("kl_warmup", 0.0)
     point["latent_share"] = _latent_share(model, space)
@@ -193,6 +203,8 @@ def _smaller_latent(model: dict[str, Any], share: float) -> dict[str, int]:
     changes = {"latent_channels": channels}
     if "flow_levels" in model:
         changes["flow_levels"] = min(model["flow_levels"], left)
+        if changes["flow_levels"] < 2 and "split_mixing" in model:
+            changes["split_mixing"] = False
     return changes
 
 
@@ -216,6 +228,8 @@ def initial_designs(family: str, space: SearchSpace, count: int) -> list[dict[st
                 "coupling": space.coupling[0],
                 "mixing": space.mixing[0],
             }
+            if len(space.split_mixing) > 1:
+                design["split_mixing"] = space.split_mixing[0]
         if family == "flow":
             design["dequantization"] = _take(space.dequantization, turn)
             if design["dequantization"] == "uniform":

@@ -51,6 +51,7 @@ def model_configs(draw: st.DrawFn, families: tuple[Family, ...] = FAMILIES) -> M
         coupling_width=draw(st.integers(4, 6)),
         coupling=draw(couplings),
         mixing=draw(mixings),
+        split_mixing=draw(st.booleans()),
         encoder_levels=encoder_levels,
         encoder_blocks=draw(st.integers(0, 2)),
         encoder_width=draw(st.integers(4, 6)),

@@ -69,10 +69,10 @@ def test_coupling_layer(channels: int, height: int, width: int, coupling: str, s
 
 
 @EXAMPLES
-@given(channels=channels_, height=sides, width=sides, seed=seeds)
-def test_split_prior(channels: int, height: int, width: int, seed: int) -> None:
+@given(channels=channels_, height=sides, width=sides, mixed=st.booleans(), seed=seeds)
+def test_split_prior(channels: int, height: int, width: int, mixed: bool, seed: int) -> None:
     torch.manual_seed(seed)
-    layer = prepared(SplitPrior(channels))
+    layer = prepared(SplitPrior(channels, mixed=mixed))
     x = normal(seed, 1, height, width, channels)
     kept, noise, log_det = layer(x)
     expected = log_abs_det(lambda v: torch.cat([part.flatten(1) for part in layer(v)[:2]], dim=1), x)

@@ -43,6 +43,7 @@ REFUSED = [
     ({"dequantization": "none"}, "dequantization='none'", "uniform, variational"),
     ({"family": "fvae", "dequantization": "variational"}, "dequantization='variational'", "discretized"),
     ({"dequantization_width": 0}, "dequantization_width=0", "at least 1"),
+    ({"split_mixing": "yes"}, "split_mixing='yes'", "true or false"),
     ({"sigma2_init": math.nan}, "sigma2_init=nan", "finite"),
     ({"sigma2_init": math.inf}, "sigma2_init=inf", "finite"),
     ({"flow_levels": 3}, "flow_levels=3", "flow_levels ≤ 2"),

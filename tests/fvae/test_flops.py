@@ -59,6 +59,7 @@ def test_every_kind_of_layer_is_counted(
         coupling_width=11,
         latent_channels=None if family == "flow" else latent_channels,
         mixing=mixing,
+        split_mixing=mixing == "plu",
         coupling=coupling,
     )
     assert parameters_and_flops(config) == measured(config)

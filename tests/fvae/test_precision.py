@@ -37,7 +37,9 @@ def test_terms_stay_float32_under_bfloat16_autocast(config: ModelConfig, seed: i
     assert terms.elbo.dtype == torch.float32 and w.dtype == torch.float32
 
 
-@pytest.mark.parametrize("layer", [CouplingLayer(6, 8, "affine"), CouplingLayer(6, 8, "additive"), SplitPrior(6)])
+@pytest.mark.parametrize(
+    "layer", [CouplingLayer(6, 8, "affine"), CouplingLayer(6, 8, "additive"), SplitPrior(6, mixed=True)]
+)
 def test_layers_give_float32_under_bfloat16_autocast(layer: torch.nn.Module) -> None:
     """A log_det summed in bfloat16 would keep three digits."""
     perturb(layer)

@@ -137,4 +137,4 @@ def test_a_models_point_gives_the_model_again(shape: tuple[int, int, int], seed:
     assert set(searched) == {"learning_rate", "kl_warmup"} - ({"kl_warmup"} if family != "vae" else set())
     assert set(point) == set(candidate.suggestion)
     same = {name for name in point if point[name] == pytest.approx(candidate.suggestion[name], rel=1e-15)}
-    assert set(point) - same <= {"flow_levels", "latent_share"}  # where two points give one model
+    assert set(point) - same <= {"flow_levels", "latent_share", "split_mixing"}  # where two points give one model
