@@ -26,7 +26,7 @@ from tune.ledger import TrialRecord
 from tune.pareto import complete_trials, size_and_bits
 from tune.stopping import Rule
 
-MIN_TRIALS = 6
+MIN_TRIALS = 3
 """Complete trials that a family needs for a verdict."""
 GRID = 40
 """Sizes at which each frontier is sampled."""
@@ -165,13 +165,11 @@ def _family(name: str) -> str:
 
 
 def _best_of(several: Sequence[Paths]) -> Paths:
-    """The lower of a family's likelihoods at each size."""
-    if len(several) == 1:
-        return several[0]
-    low, high = min(each.log_size[0] for each in several), max(each.log_size[-1] for each in several)
-    grid = np.linspace(low, high, GRID)
-    bits = [np.where(grid >= each.log_size[0] - 1e-9, each.at(grid), np.inf) for each in several]
-    return Paths.of(grid, np.min(bits, axis=0))
+    """The lowest of a family's likelihoods at each size, over the sizes of the best of them: where that was not tried,
+    the family has not shown what it can."""
+    best = min(several, key=lambda each: float(np.median(each.bits[:, -1])))
+    bits = [np.where(best.log_size >= each.log_size[0], each.at(best.log_size), np.inf) for each in several]
+    return Paths.of(best.log_size, np.min(bits, axis=0))
 
 
 def _seed_spread(records: Sequence[TrialRecord]) -> float:

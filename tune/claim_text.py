@@ -54,19 +54,25 @@ def decided(claim: dict[str, Any]) -> dict[str, str]:
 
 def open_ratio_ends(ci95: Sequence[float | None], missed: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """Why an end of the ratio's interval is 0 or null."""
-    ends = {}
     fvae, flow = missed["fvae"], missed["flow"]
+    ends = {}
     if ci95[0] == 0:
-        ends["low"] = (
-            "0 = no lower limit: at the middle level the smallest f-VAE that was trained does better in "
-            f"{fvae['surpassed_by_all']:.0%} of the samples, and no flow reaches it in {flow['not_reached']:.0%}"
-        )
+        ends["low"] = f"0 = no lower limit: {_reasons(fvae['surpassed_by_all'], 'f-VAE', flow['not_reached'], 'flow')}"
     if ci95[1] is None:
         ends["high"] = (
-            f"null = no upper limit: at the middle level no f-VAE reaches it in {fvae['not_reached']:.0%} of the "
-            f"samples, and the smallest flow that was trained does better in {flow['surpassed_by_all']:.0%}"
+            f"null = no upper limit: {_reasons(flow['surpassed_by_all'], 'flow', fvae['not_reached'], 'f-VAE')}"
         )
     return ends
+
+
+def _reasons(surpassed: float, better: str, not_reached: float, worse: str) -> str:
+    """Why a ratio is only bounded at the middle level, from shares of the samples."""
+    reasons = []
+    if surpassed:
+        reasons.append(f"in {surpassed:.0%} the smallest {better} that was trained does better already")
+    if not_reached:
+        reasons.append(f"in {not_reached:.0%} no {worse} reaches it")
+    return f"of the samples at the middle level, {' and '.join(reasons)}"
 
 
 def _by_size(claim: Mapping[str, Any]) -> str:
@@ -83,12 +89,16 @@ def _range_sentence(curve: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     where = f"From {format_count(found['from'])} to {format_count(found['to'])} parameters"
     difference = {name: curve["difference"][name][place] for name in ("median", "low", "high")}
     at = f"at {format_count(sizes[place])}"
-    interval = f"95% interval {difference['low']:+.3f} to {difference['high']:+.3f}"
+    interval = f"95% interval {_signed(difference['low'])} to {_signed(difference['high'])}"
     if found["answer"] == "undecided":
-        return f"{where} it is undecided: {at} the f-VAE has {difference['median']:+.3f} bits/dim ({interval})."
+        return f"{where} it is undecided: {at} the f-VAE has {_signed(difference['median'])} bits/dim ({interval})."
     better = "fewer" if difference["median"] < 0 else "more"
     reach = f"{abs(difference['median']):.3f} bits/dim {better} ({interval})"
     return f"{where} the f-VAE {WORDS[found['answer']]}: {at} it has {reach}{_ratio_text(curve, place)}."
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def _ratio_text(curve: Mapping[str, Any], place: int) -> str:

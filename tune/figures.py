@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -54,43 +54,35 @@ def size_figure(tradeoff: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
-def comparison_figure(claim: Mapping[str, Any]) -> go.Figure:
-    """Size (log) against bits/dim of the f-VAE less the flow's, and against the ratio of their sizes (log) at equal
-    bits/dim: medians with 95% bands, for all f-VAEs and for each likelihood where there are several."""
-    figure = _figure(420, make_subplots(1, 2, horizontal_spacing=0.1))
+def comparison_figure(claim: Mapping[str, Any], what: Literal["difference", "ratio"]) -> go.Figure:
+    """Size (log) against the f-VAE's bits/dim less the flow's (``difference``), or against the ratio of their sizes
+    (log) at equal bits/dim: medians with 95% bands, for all f-VAEs and for each likelihood where there are several."""
+    figure = _figure(400)
     curves = claim["curves"]
     shown = list(curves) if len(curves) > 2 else ["all"]
+    unit, even = ("bits/dim", 0) if what == "difference" else ("times the parameters", 1)
     for label in shown:
         curve, color = curves[label], COMPARED_COLORS.get(label, GREY)
         name = "f-VAE, best likelihood" if label == "all" else f"f-VAE, {label}"
-        for column, what in enumerate(("difference", "ratio"), start=1):
-            values = curve[what]
-            low = [_filled(*each) for each in zip(values["low"], values["median"], strict=True)]
-            high = [_filled(*each) for each in zip(values["high"], values["median"], strict=True)]
-            figure.add_scatter(
-                x=[*curve["size"], *reversed(curve["size"])], y=[*high, *reversed(low)], fill="toself", mode="lines",
-                fillcolor=rgba(color, 0.15), line={"width": 0}, hoverinfo="skip", legendgroup=label, showlegend=False,
-                row=1, col=column,
-            )  # fmt: skip
-            unit = "bits/dim" if what == "difference" else "times the parameters"
-            figure.add_scatter(
-                x=curve["size"], y=values["median"], mode="lines", line={"color": color, "width": 2.5}, name=name,
-                legendgroup=label, showlegend=column == 1, row=1, col=column,
-                hovertemplate=f"{name}: %{{y:.3g}} {unit} at %{{x:.3s}}<extra></extra>",
-            )  # fmt: skip
-    for column, (even, title) in enumerate(
-        ((0, "bits/dim less the flow's"), (1, "parameters over the flow's")), start=1
-    ):
-        figure.add_hline(y=even, line={"color": INK, "width": 1, "dash": "dot"}, row=1, col=column)
-        figure.update_xaxes(type="log", title="Parameters (log scale)", tickformat="~s", dtick="D2", row=1, col=column)
-        figure.update_yaxes(title=title, row=1, col=column)
-    figure.update_yaxes(type="log", tickformat="~g", dtick="D2", row=1, col=2)
+        values = curve[what]
+        low, high = (
+            [median if end is None else end for end, median in zip(values[side], values["median"], strict=True)]
+            for side in ("low", "high")
+        )
+        figure.add_scatter(
+            x=[*curve["size"], *reversed(curve["size"])], y=[*high, *reversed(low)], fill="toself", mode="lines",
+            fillcolor=rgba(color, 0.15), line={"width": 0}, hoverinfo="skip", legendgroup=label, showlegend=False,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=curve["size"], y=values["median"], mode="lines", line={"color": color, "width": 2.5}, name=name,
+            legendgroup=label, hovertemplate=f"{name}: %{{y:.3g}} {unit} at %{{x:.3s}}<extra></extra>",
+        )  # fmt: skip
+    figure.add_hline(y=even, line={"color": INK, "width": 1, "dash": "dot"})
+    figure.update_xaxes(type="log", title="Parameters (log scale)", tickformat="~s", dtick="D2")
+    figure.update_yaxes(title="bits/dim less the flow's" if what == "difference" else "parameters over the flow's")
+    if what == "ratio":
+        figure.update_yaxes(type="log", tickformat="~g", dtick="D2")
     return figure
-
-
-def _filled(end: float | None, median: float) -> float:
-    """An open end of a band, drawn at its median."""
-    return median if end is None else end
 
 
 def compute_figure(records: Sequence[TrialRecord]) -> go.Figure:

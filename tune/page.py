@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import plotly.graph_objects as go
@@ -27,6 +27,8 @@ PICTURES = (
     ("reconstructions (original, then rebuilt)", "reconstructions.png"),
     ("interpolations between two images", "interpolations.png"),
 )
+
+COMPARED: tuple[Literal["difference", "ratio"], ...] = ("difference", "ratio")
 
 Trial = Mapping[str, Any]
 
@@ -59,7 +61,7 @@ def write_page(run: Storage, tradeoff: Mapping[str, Any], records: Sequence[Tria
         verdict_color=VERDICT_COLORS[claim["verdict"]],
         open_ends=_open_ends(claim),
         levels=_levels(claim["params_ratio_fvae_over_flow"]),
-        comparison_panel=_panel(comparison_figure(claim)) if claim["curves"] else None,
+        comparison_panels=[_panel(comparison_figure(claim, what)) for what in COMPARED] if claim["curves"] else None,
         covers=_covers(claim),
         size_panel=_panel(size_figure(tradeoff)) if measured else None,
         compute_panel=_panel(compute_figure(records)) if complete_trials(records) else None,

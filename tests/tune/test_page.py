@@ -112,7 +112,7 @@ def test_page_shows_the_whole_map(page: str, tradeoff: dict[str, Any]) -> None:
     claim = tradeoff["claim"]
     assert claim["why"] in parsed.text and claim["would_decide"] in parsed.text and claim["verdict"] in parsed.text
     assert sum(tag == "img" for tag, _ in parsed.tags) == 2  # one front model left its pictures
-    assert page.count('class="plotly-graph-div"') == 4
+    assert page.count('class="plotly-graph-div"') == 5
     for trial_id in sum(tradeoff["fronts"].values(), []):
         assert trial_id in parsed.text
     assert SEARCH["dataset"]["hash"] in parsed.text
