@@ -151,7 +151,7 @@ def _draw_legend(figure: Figure, tradeoff: Mapping[str, Any]) -> None:
     ]  # fmt: skip
     handles += [
         Line2D([], [], color=INK, linewidth=1.3, linestyle=(0, (4, 2)), label="a + b·N$^{-α}$ (95% band)"),
-        Line2D([], [], color=INK, linewidth=1.3, linestyle=(0, (1, 2)), label="forecast (90% band)"),
+        Line2D([], [], color=INK, linewidth=1.3, linestyle=(0, (1, 2)), label="forecast (95% band)"),
         Line2D([], [], color=GREY, marker="o", markerfacecolor="none", linestyle="none", label="part-trained"),
     ]
     if tradeoff["seeds"]:
