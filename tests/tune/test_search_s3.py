@@ -59,7 +59,7 @@ def test_the_bucket_holds_the_search_and_no_litter(finished: Finished) -> None:
     assert sorted({info.key.split("/")[0] for info in storage.list()}) == ["digits", "mlartifacts", "mlflow.db"]
     run_storage = storage.child("digits")
     trials = stored_records(run_storage)
-    left = (*PICTURES, "model/config.json", "model/model.safetensors", "trial.json")
+    left = (*PICTURES, "model/config.json", "model/model.safetensors", "trial.json", "test_bits.safetensors")
     expected = {f"trials/{name}/{file}" for name in trials for file in left}
     expected |= {"search.json", "time.json", "tracking.json", *MAP}
     assert {info.key for info in run_storage.list()} == expected
