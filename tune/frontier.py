@@ -6,12 +6,13 @@ Of trial i of curve f (a family, or one of its likelihoods) with N_i parameters:
 
     y_i = F_f(N_i) + u_i + e_i          its bits/dim, measured or forecast
     F_f(N) = a_f + b_f·N^−α + g_f(N)    what the best hyperparameters would reach; g ~ GP(0, K), α is all curves' own
-    u_i ~ Exponential(mean θ_f/γ_i)     u_i ≥ 0: what its hyperparameters cost; γ_i ~ Gamma(ν, ν): some cost far more
+    u_i ~ Exponential(mean θ_f·s_i/γ_i) u_i ≥ 0: what its hyperparameters cost; γ_i ~ Gamma(ν, ν): some cost far more
     e_i ~ N(0, σ² + τ_i²)               the luck of its seed; how sure its forecast is, where it is part-trained
 
-The curves are fitted to the fronts; g, u, γ and θ are sampled by Gibbs' method, each from its exact conditional
-distribution. What trials of one curve say of g counts for the others too. The constants of this file were chosen on
-replayed searches of the digits (``benchmarks/search/calibration.py``).
+s_i is what an excess typically is at this size: small models, whose curve is steep, lie further apart. The curves are
+fitted first; g, u, γ and θ are sampled, g by steps that leave its exact posterior as it is. What trials of one curve
+say of g counts for the others too. The constants of this file were chosen on replayed searches of the digits
+(``benchmarks/search/calibration.py``).
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ LENGTH = 1.0
 """Decades of parameters over which g bends."""
 COMMON = 0.5
 """Correlation of two curves' g at one size."""
-BEND, LINE = 1.5, 1.0
+BEND, LINE = 1.0, 1.0
 """Standard deviations of g: of what bends, and of a curve's height and of its slope over a decade; in typical excesses
 of the complete trials. Where these lie far above the best of their size, even the best may be far from the frontier."""
 TAIL = 5.0
 """ν: the excess is as likely to be above u as u^−ν, far out."""
 SEED_SPREAD, SEED_TRIALS = 0.015, 3
 """σ before any configuration has been trained with several seeds, bits/dim, and how many such pairs it is worth."""
+SAFETY = 2.0
+"""Of the typical excess, by which trials' distances from their curve are taken for larger than they are."""
 LEAST_EXCESS = 0.02
 """Bits/dim. The typical excess is at least this."""
 ALPHA, ALPHA_WEIGHT = 0.4, 0.15
@@ -82,12 +85,16 @@ class Curves:
     middle: float
     """log10 of that size."""
     excess: float
-    """Typical distance of a trial from its curve, bits/dim."""
+    """Typical distance of a trial from its curve at the middle of all sizes, bits/dim."""
 
     def at(self, points: Points) -> Floats:
         """Bits/dim at each point ``[N]``."""
         a, b = (np.array([values[int(curve)] for curve in points.curve]) for values in (self.a, self.b))
         return np.asarray(a + b * 10 ** (-self.alpha * (points.log_size - self.middle)))
+
+    def typical(self, points: Points) -> Floats:
+        """Typical excess at each point ``[N]``: small models, whose curve is steep, lie further apart."""
+        return self.excess * _steepness(self.alpha, points.log_size - self.middle)
 
 
 def fit_curves(trials: Points, bits: Floats) -> Curves:
@@ -108,13 +115,13 @@ def fit_curves(trials: Points, bits: Floats) -> Curves:
         for alpha in EXPONENTS
     ]
     best = min(fits, key=lambda fit: float(fit.cost)).x
-    away = np.abs(residuals(best)[:-1])
+    away = np.abs(residuals(best)[:-1]) / _steepness(float(best[-1]), sizes)
     away = np.minimum(away, 5 * np.median(away) / math.log(2))  # a few that failed to learn are not typical
     # Curves bend towards their trials: each has used up two.
     # An exponential distribution of mean θ has its median, and its mean distance from it, at θ·log 2.
     distance = max(LEAST_EXCESS, float(away.sum()) / max(1, len(away) - 2 * count))
-    excess = distance / math.log(2)
-    a = dict(zip(names.tolist(), (best[:count] - distance).tolist(), strict=True))
+    excess = SAFETY * distance / math.log(2)
+    a = dict(zip(names.tolist(), best[:count].tolist(), strict=True))
     b = dict(zip(names.tolist(), best[count:-1].tolist(), strict=True))
     return Curves(a, b, float(best[-1]), middle, excess)
 
@@ -139,18 +146,22 @@ def sample_frontiers(
 def _sample(
     trials: Points, bits: Floats, spreads: Floats, where: Points, seed_spread: float, rng: np.random.Generator
 ) -> Floats:
-    count, complete = len(trials), spreads == 0
+    complete = spreads == 0
     curves = fit_curves(Points(trials.log_size[complete], trials.curve[complete]), bits[complete])
-    beyond, base = bits - curves.at(trials), curves.at(where)  # from here on everything is relative to the curves
+    typical, typical_where = curves.typical(trials), curves.typical(where)
+    # The curve goes through the middle of its trials; from here on everything is relative to what lies below it.
+    beyond = bits - curves.at(trials) + math.log(2) * typical
+    base = curves.at(where) - math.log(2) * typical_where
     deviation = np.sqrt(seed_spread**2 + spreads**2)  # of e, [N]
     covariance = _covariance(trials, trials, curves)
-    gain = cho_solve((_root(covariance), True), _covariance(where, trials, curves).T).T  # g elsewhere from g here
-    root_where = _root(_covariance(where, where, curves) - gain @ _covariance(trials, where, curves))
+    across = _covariance(where, trials, curves)
+    gain = cho_solve((_root(covariance), True), across.T).T  # g elsewhere from g here
+    root_where = _root(_covariance(where, where, curves) - gain @ across.T)
     members = [np.flatnonzero(trials.curve == each) for each in np.unique(trials.curve)]
-    theta = np.full(count, curves.excess)
+    theta = typical.copy()
     noise = Noise(deviation, 1 / theta)
     # Where u may be 0 the posterior has an edge, of which its mode says nothing: it is approximated a little blurred.
-    wide = np.sqrt(deviation**2 + (BLUR * curves.excess) ** 2)
+    wide = np.sqrt(deviation**2 + (BLUR * typical) ** 2)
     laplace = Laplace.of(covariance, beyond, Noise(wide, noise.rate))
     g = laplace.mode
     samples = []
@@ -164,7 +175,8 @@ def _sample(
         excess = np.maximum(middle - deviation * _normal_below(middle / deviation, rng), 0.0)
         gamma = rng.gamma(TAIL + 1, 1 / (TAIL + excess / theta))
         for mine in members:
-            theta[mine] = (2 * curves.excess + float((gamma * excess)[mine].sum())) / rng.gamma(2 + len(mine))
+            relative = float((gamma * excess / typical)[mine].sum())
+            theta[mine] = typical[mine] * (2 + relative) / rng.gamma(2 + len(mine))
         noise = Noise(deviation, gamma / theta)
         if sweep >= BURN_IN:
             samples.append(base + gain @ g + root_where @ rng.standard_normal(len(where)))
@@ -269,7 +281,13 @@ def _covariance(one: Points, other: Points, curves: Curves) -> Floats:
     near = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
     same = one.curve[:, None] == other.curve
     lines = 1 + (one.log_size[:, None] - curves.middle) * (other.log_size - curves.middle)
-    return np.asarray(curves.excess**2 * (BEND**2 * near * np.where(same, 1.0, COMMON) + LINE**2 * same * lines))
+    scale = np.outer(curves.typical(one), curves.typical(other))
+    return np.asarray(scale * (BEND**2 * near * np.where(same, 1.0, COMMON) + LINE**2 * same * lines))
+
+
+def _steepness(alpha: float, log_size: Floats) -> Floats:
+    """How steep a curve is, over how steep it is at the middle of all sizes; nowhere less than a quarter of it."""
+    return np.asarray(np.maximum(10 ** (-alpha * log_size), 0.25))
 
 
 def _root(covariance: Floats) -> Floats:
