@@ -131,6 +131,7 @@ def seconds_in_processes(device: str, *, quick: bool, mnist: Path | None) -> flo
 
 def _step_a_part(barrier: Any, rank: int, count: int, tried: int, device: str, quick: bool, mnist: Path | None) -> None:
     """What one of the processes does: so many steps of every ``count``-th model, between two barriers."""
+    torch.set_num_threads(1)  # of the CPU, on which the processes would be in each other's way
     train, val, _ = images_of(mnist, quick=quick)
     configs = dict(list(models(quick=quick).items())[rank::count])
     trainers = made(configs, train, val, tried + 6, 64, device)
