@@ -2,8 +2,8 @@
 
 Every trial of every family informs one model of what is best at each size (:mod:`tune.frontier`); families are then
 compared in samples of it (:mod:`tune.comparison`). Its intervals cover the luck of the search (which hyperparameters
-happened to be tried), of the trainings' seeds and, where the test split has been read, of the images: two models are
-compared on the same ones, so what is easy about an image helps both. They do not cover other data sets, other budgets,
+happened to be tried), of the trainings' seeds and, in the difference of bits/dim where the test split has been read, of
+the images: two models are compared on the same ones, so what is easy about an image helps both. They do not cover other data sets, other budgets,
 or what the search space does not hold.
 """
 
@@ -23,7 +23,7 @@ from tune.forecasts import Forecasts
 from tune.frontier import Points, sample_frontiers, seed_spread_of
 from tune.interpolation import LEVEL_SHARES, shared_levels
 from tune.ledger import TrialRecord
-from tune.pareto import complete_trials, size_and_bits
+from tune.pareto import complete_trials, front_trials, size_and_bits
 from tune.stopping import Rule
 
 MIN_TRIALS = 3
@@ -150,14 +150,14 @@ def frontiers(records: Sequence[TrialRecord], forecasts: Forecasts, cost: Cost, 
     )
     parts = np.split(samples, len(names), axis=1)
     paths = {name: Paths.of(grid, part) for name, grid, part in zip(names, grids, parts, strict=True)}
-    families = {name.split("/")[0] for name in names}
+    families = {_family(name) for name in names}
     return paths | {family: _best_of([paths[name] for name in names if _family(name) == family]) for family in families}
 
 
 def _name(record: TrialRecord) -> str:
-    return (
-        record.family if record.family == "flow" else f"{record.family}/{record.config.get('likelihood', 'gaussian')}"
-    )
+    """The curve that a trial belongs to: its family, of VAE and f-VAE with the likelihood."""
+    likelihood = record.config.get("likelihood", "gaussian")
+    return record.family if record.family == "flow" else f"{record.family}/{likelihood}"
 
 
 def _family(name: str) -> str:
@@ -190,7 +190,7 @@ class ImageNoise:
         for family in ("fvae", "flow"):
             front = [
                 (record, bits)
-                for record in _front_records(records, family)
+                for record in front_trials(records, family)
                 if (bits := bits_of_images(record)) is not None
             ]
             if not front:
@@ -250,18 +250,8 @@ def verdict(ranges: Sequence[Mapping[str, Any]]) -> str:
     return "undecided"
 
 
-def _front_records(records: Sequence[TrialRecord], family: str) -> list[TrialRecord]:
-    """A family's front, by ascending parameters."""
-    lowest, front = np.inf, []
-    for record in sorted(complete_trials(records, family), key=lambda each: (each.params, each.val_bpd)):
-        if record.val_bpd is not None and record.val_bpd < lowest:
-            lowest = record.val_bpd
-            front.append(record)
-    return front
-
-
 def _front(records: Sequence[TrialRecord], family: str) -> Front:
-    return front_of(*np.array(size_and_bits(complete_trials(records, family))).T)
+    return front_of(*np.array(size_and_bits(front_trials(records, family))).T)
 
 
 def _difference(comparison: Comparison) -> dict[str, Any]:

@@ -68,9 +68,9 @@ class Band:
         low, median, high = np.quantile(samples, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2], axis=0)
         return cls(median, low, high)
 
-    def json(self, transform: Any = lambda values: values) -> dict[str, list[float]]:
+    def json(self) -> dict[str, list[float]]:
         """``median``, ``low`` and ``high`` as lists."""
-        return {field.name: transform(getattr(self, field.name)).tolist() for field in dataclasses.fields(self)}
+        return {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
 
 
 def simultaneous(samples: Floats) -> tuple[Floats, Floats]:
@@ -108,15 +108,14 @@ class Comparison:
         return cls(log_size, one.at(log_size) - levels, sizes - log_size, outside)
 
     def with_noise(self, noise: Floats) -> Comparison:
-        """The same with ``noise`` ``[S, M]`` added to the difference; sizes at equal bits/dim move along the slope."""
+        """The same with ``noise`` ``[S, M]`` added to the difference; the ratio of sizes stays as it is."""
         return dataclasses.replace(self, difference=self.difference + noise)
 
     def ratio_band(self) -> tuple[Floats, Floats, Floats, NDArray[np.bool_], NDArray[np.bool_]]:
         """Median, low and high ends of the ratio ``[M]``, and which of both ends are open: they are then the bound."""
-        low, median, high = np.quantile(self.log_ratio, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2], axis=0)
-        tail = (1 - LEVEL) / 2
+        band, tail = Band.of(self.log_ratio), (1 - LEVEL) / 2
         open_low, open_high = (self.outside == -1).mean(axis=0) > tail, (self.outside == 1).mean(axis=0) > tail
-        return 10**median, 10**low, 10**high, open_low, open_high
+        return 10**band.median, 10**band.low, 10**band.high, open_low, open_high
 
     def answers(self) -> list[Answer]:
         """At each size, simultaneously."""

@@ -50,7 +50,7 @@ ALPHA, ALPHA_WEIGHT = 0.4, 0.15
 EXPONENTS = (0.1, 0.5, 1.0)
 """α from which the fit begins."""
 ROBUST_SCALE = 0.05
-"""Bits/dim by which a point of a front may miss its curve before it weighs less."""
+"""Bits/dim by which a trial may miss its curve before it weighs less."""
 SWEEPS, BURN_IN, STEPS = 800, 200, 8
 """Of the sampler: in all, those that are forgotten, and steps of g in each."""
 ADAPT = (20, 60, 120)
@@ -98,7 +98,7 @@ class Curves:
 
 
 def fit_curves(trials: Points, bits: Floats) -> Curves:
-    """Robust least squares through complete trials, ``a`` and ``b`` at least 0; then lower by the typical excess."""
+    """Robust least squares through complete trials, ``a`` and ``b`` at least 0, and how far these lie from it."""
     names, index = np.unique(trials.curve, return_inverse=True)
     count, middle = len(names), float(trials.log_size.mean())
     sizes = trials.log_size - middle
@@ -226,8 +226,7 @@ class Laplace:
         value = -np.inf
         for _ in range(NEWTON):
             slope, precision = noise.slope_and_curvature(beyond - g)
-            half = np.sqrt(precision)
-            factor = cholesky(np.eye(count) + half[:, None] * covariance * half, lower=True)
+            half, factor = _whitened(covariance, precision)
             wanted = precision * g + slope
             target = wanted - half * cho_solve((factor, True), half * (covariance @ wanted))
             length = 1.0
@@ -243,8 +242,7 @@ class Laplace:
             if done:
                 break
         _, precision = noise.slope_and_curvature(beyond - g)
-        half = np.sqrt(precision)
-        factor = cholesky(np.eye(count) + half[:, None] * covariance * half, lower=True)
+        half, factor = _whitened(covariance, precision)
         inner = solve_triangular(factor, half[:, None] * covariance, lower=True)
         return cls(g, pull, precision, _root(covariance - inner.T @ inner))
 
@@ -288,6 +286,13 @@ def _covariance(one: Points, other: Points, curves: Curves) -> Floats:
 def _steepness(alpha: float, log_size: Floats) -> Floats:
     """How steep a curve is, over how steep it is at the middle of all sizes; nowhere less than a quarter of it."""
     return np.asarray(np.maximum(10 ** (-alpha * log_size), 0.25))
+
+
+def _whitened(covariance: Floats, precision: Floats) -> tuple[Floats, Floats]:
+    """The square root of ``precision`` ``[N]``, and the lower root of I + W½·K·W½ ``[N, N]`` with it on the diagonal of
+    W½."""
+    half = np.sqrt(precision)
+    return half, np.asarray(cholesky(np.eye(len(half)) + half[:, None] * covariance * half, lower=True))
 
 
 def _root(covariance: Floats) -> Floats:

@@ -62,13 +62,18 @@ def size_and_bits(records: Sequence[TrialRecord]) -> list[Point]:
     return [(float(record.params), float(record.val_bpd)) for record in records if record.val_bpd is not None]
 
 
+def front_trials(records: Sequence[TrialRecord], family: str | None = None) -> list[TrialRecord]:
+    """A family's front (of all families together: None), by ascending parameters."""
+    trials = complete_trials(records, family)
+    return [trials[index] for index in pareto_front(size_and_bits(trials))]
+
+
 def fronts(records: Sequence[TrialRecord]) -> dict[str, list[str]]:
     """Trial ids on each family's front and on the front of ``all``, by ascending parameters.
 
     Complete trials only, on (parameters, validation bits/dim).
     """
-    ids: dict[str, list[str]] = {}
-    for name in ("all", *FAMILIES):
-        trials = complete_trials(records, None if name == "all" else name)
-        ids[name] = [trials[index].id for index in pareto_front(size_and_bits(trials))]
-    return ids
+    return {
+        name: [trial.id for trial in front_trials(records, None if name == "all" else name)]
+        for name in ("all", *FAMILIES)
+    }

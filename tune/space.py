@@ -98,8 +98,7 @@ def suggest(
         model["coupling"] = trial.suggest_categorical("coupling", space.coupling)
         model["mixing"] = trial.suggest_categorical("mixing", space.mixing)
         if len(space.split_mixing) > 1:
-            mixed = trial.suggest_categorical("split_mixing", space.split_mixing)
-            model["split_mixing"] = mixed and model["flow_levels"] > 1  # one level has no split
+            model["split_mixing"] = trial.suggest_categorical("split_mixing", space.split_mixing)
     if family == "flow":
         model["dequantization"] = trial.suggest_categorical("dequantization", space.dequantization)
         uniform = model["dequantization"] == "uniform"
@@ -109,6 +108,8 @@ def suggest(
     train = {"learning_rate": trial.suggest_float("learning_rate", *space.learning_rate, log=True)}
     if family == "vae":
         train["kl_warmup"] = trial.suggest_categorical("kl_warmup", space.kl_warmup)
+    if model.get("split_mixing"):
+        model["split_mixing"] = model["flow_levels"] > 1  # one level, which a small latent may leave, has no split
     return ModelConfig(family=family, **model), train  # type: ignore[arg-type]
 
 
@@ -203,8 +204,6 @@ def _smaller_latent(model: dict[str, Any], share: float) -> dict[str, int]:
     changes = {"latent_channels": channels}
     if "flow_levels" in model:
         changes["flow_levels"] = min(model["flow_levels"], left)
-        if changes["flow_levels"] < 2 and "split_mixing" in model:
-            changes["split_mixing"] = False
     return changes
 
 

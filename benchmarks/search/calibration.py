@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.search.curves import CURVES, Curves
-from benchmarks.search.ours import Ours, TableImages
+from benchmarks.search.ours import Ours, TableImages, epoch_result
 from benchmarks.search.replay import replay
 from fvae.epoch_metrics import EpochMetrics
 from pipelines import command_line
@@ -140,7 +140,6 @@ def searched(curves: Curves, trials: int, seed: int) -> list[TrialRecord]:
 
 def whole_table(curves: Curves) -> list[TrialRecord]:
     """Every row as a complete trial."""
-    nothing = dict.fromkeys(EpochMetrics.__dataclass_fields__, 0)
     return [
         TrialRecord(
             id=row.id,
@@ -152,8 +151,7 @@ def whole_table(curves: Curves) -> list[TrialRecord]:
             suggestion=dict(row.suggestion),
             status="complete",
             history=tuple(
-                EpochMetrics(**nothing | {"epoch": epoch, "val_bpd": float(bits)})  # type: ignore[arg-type]
-                for epoch, bits in enumerate(row.val_bpd, start=1)
+                EpochMetrics(**epoch_result(epoch, float(bits))) for epoch, bits in enumerate(row.val_bpd, start=1)
             ),
             best_epoch=curves.epochs,
             val_bpd=row.final,

@@ -143,7 +143,7 @@ class Ours:
     def report(self, row: int, epoch: int, val_bpd: float) -> Decision:
         """As Tune does: the scheduler first, then the ledger."""
         tune_id, record_id = self._trials[row]
-        result = _result(epoch, val_bpd)
+        result = epoch_result(epoch, val_bpd)
         trial = SimpleNamespace(config={"id": record_id})
         if self.scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP:  # type: ignore[arg-type]
             self.searcher.on_trial_complete(tune_id, result)
@@ -162,7 +162,8 @@ class Ours:
         self.searcher.on_trial_complete(tune_id)
 
 
-def _result(epoch: int, val_bpd: float) -> dict[str, Any]:
+def epoch_result(epoch: int, val_bpd: float) -> dict[str, Any]:
+    """What a trial reports of an epoch, as far as a table knows it."""
     nothing = dict.fromkeys(EpochMetrics.__dataclass_fields__, 0)
     return nothing | {"epoch": epoch, "val_bpd": val_bpd, "train_bpd": val_bpd}
 
