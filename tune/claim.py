@@ -3,8 +3,8 @@
 Every trial of every family informs one model of what is best at each size (:mod:`tune.frontier`); families are then
 compared in samples of it (:mod:`tune.comparison`). Its intervals cover the luck of the search (which hyperparameters
 happened to be tried), of the trainings' seeds and, in the difference of bits/dim where the test split has been read, of
-the images: two models are compared on the same ones, so what is easy about an image helps both. They do not cover other data sets, other budgets,
-or what the search space does not hold.
+the images: two models are compared on the same ones, so what is easy about an image helps both. They do not cover other
+data sets, other budgets, or what the search space does not hold.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import pytest
 from tests.tune.synthetic import record, stopped, true_bpd, world
 from tune.bootstrap import Front
 from tune.claim import MIN_TRIALS, build_claim
+from tune.comparison import Paths
 from tune.interpolation import shared_levels
 from tune.ledger import TrialRecord
 
@@ -195,6 +196,11 @@ def test_swapping_the_families_inverts_the_ratio() -> None:
     swapped = [dataclasses.replace(trial, family=other[trial.family]) for trial in records]
     one, two = (build_claim(each, 0)["params_ratio_fvae_over_flow"] for each in (records, swapped))
     assert one["headline"] * two["headline"] == pytest.approx(1, rel=0.15)
+
+
+def test_who_may_have_more_parameters_may_have_fewer() -> None:
+    paths = Paths.of(np.array([3.0, 4.0, 5.0]), np.array([[3.0, 2.0, 2.5]]))
+    assert paths.bits.tolist() == [[3.0, 2.0, 2.0]]
 
 
 def test_same_seed_same_claim() -> None:
