@@ -15,7 +15,10 @@ import pytest
 import torch
 
 import tests.ray_environment  # noqa: F401  (before Ray is imported)
+from pipelines.mlflow_settings import quiet_mlflow
 from tests import tiers
+
+quiet_mlflow()  # as the commands do, before a test module imports MLflow, which reads its settings once
 
 HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 """What Python begins with, also where a shell has started the tests in its background, in which SIGINT is ignored."""
@@ -89,9 +92,6 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables, made once: its migrations cost seconds."""
-    from pipelines.mlflow_settings import quiet_mlflow
-
-    quiet_mlflow()
     from pipelines.mlflow_connection import connect
 
     path = tmp_path_factory.mktemp("mlflow") / "made" / "empty.db"
