@@ -50,3 +50,10 @@ def compile_layers(module: nn.Module, **options: Any) -> None:
     for layer in module.modules():
         if isinstance(layer, RecomputableLayer):
             layer.compute = torch.compile(layer.compute, dynamic=False, **options)  # type: ignore[method-assign]
+
+
+def uncompile_layers(module: nn.Module) -> None:
+    """Take :func:`compile_layers` back."""
+    for layer in module.modules():
+        if isinstance(layer, RecomputableLayer):
+            layer.__dict__.pop("compute", None)  # the class's own comes to light

@@ -15,12 +15,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from fvae.compilation import MeasuredCompilation
 from fvae.config import ConfigError, ModelConfig, require, require_integer
 from fvae.data import Array, ImageSource, TensorImages, derived_seed, image_source, steps_per_epoch
 from fvae.epoch_metrics import EpochMetrics
@@ -57,7 +58,7 @@ class Trainer:
         *,
         workers: Workers = ALONE,
         micro_batch_size: int | None = None,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = False,
         graph: bool = False,
         checkpoint_activations: bool = False,
     ) -> None:
@@ -70,7 +71,8 @@ class Trainer:
             device: this worker's.
             workers: those that share the work, within ``torch.distributed``'s process group.
             micro_batch_size: images that go through the model at once; by default a worker's whole share.
-            compile: run the model's repeated layers through ``torch.compile``.
+            compile: run the model's repeated layers through ``torch.compile``; ``"auto"``: where a long training
+                measures that its epochs become shorter (:mod:`fvae.compilation`).
             graph: run each step in static memory, on a GPU as one CUDA graph; for one worker without micro-batches.
             checkpoint_activations: compute activations again in the backward pass instead of keeping them.
         """
@@ -121,7 +123,8 @@ class Trainer:
         self._guard = FiniteGuard(self.model, workers)
         self._batches: Iterator[Tensor] = iter(())
         self._batches_step: int | None = None  # the step whose batch comes next
-        self._micro_batch_size, self._compile = micro_batch_size, compile
+        self._micro_batch_size, self._compile = micro_batch_size, compile is True
+        self._compilation = MeasuredCompilation(self.model) if compile == "auto" else None
         self._global_batch: GlobalBatch | None = None
 
     @property
@@ -155,6 +158,8 @@ class Trainer:
         if not math.isfinite(total_bpd):  # of several workers, one may have seen what the others have not
             raise NonFiniteError(f"epoch {self.epoch}: the sum of the losses is {total_bpd}")
         trained = time.perf_counter() - started
+        if self._compilation and self._compilation.after_epoch(trained, self.config.epochs - self.epoch):
+            self._static_step = None  # its graph replays the layers as they were
         images = self._images_seen(self.step) - self._images_seen(first_step)
         self._sums.zero_()
         # The same noise after every epoch and in every trial of a seed: their differences are the models'.

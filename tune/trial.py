@@ -69,6 +69,7 @@ class TrialTraining:
             images["val"],
             device,
             workers=workers,
+            compile="auto" if device == "cuda" else False,
             graph=device == "cuda" and workers.count == 1,
         )
         self.checkpoints: Checkpoints | None = None

@@ -1,0 +1,53 @@
+"""``torch.compile`` where it pays, which a training finds out by measuring its own epochs.
+
+Compiling takes tens of seconds and fuses what a GPU otherwise runs as many small kernels. What that is worth depends on
+the model, the precision and the card, so no rule says it beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fvae.recomputation import compile_layers, uncompile_layers
+
+WORTH_SECONDS = 300.0
+"""Of training that must be left: compiling costs a tenth of that or so, and must first be earned."""
+WARM_EPOCHS = 1
+"""Of each kind that are not measured: libraries load, graphs are captured, layers are compiled."""
+
+
+class MeasuredCompilation:
+    """Compiles a model's layers once enough training is left, and takes it back where epochs become no shorter."""
+
+    def __init__(self, model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
+        """``backend``: of ``torch.compile``."""
+        self.model, self.backend = model, backend
+        self.compiled = False
+        """Whether the layers are compiled now."""
+        self._decided = False
+        self._epochs = 0  # of the layers as they are now
+        self._uncompiled_seconds = 0.0  # of an epoch
+
+    def after_epoch(self, seconds: float, epochs_left: int) -> bool:
+        """Learn what an epoch's training took, and compile or take it back. Returns whether the layers have changed."""
+        self._epochs += 1
+        if self._decided or self._epochs <= WARM_EPOCHS:
+            return False
+        if self.compiled:
+            self._decided = True
+            if seconds < self._uncompiled_seconds:
+                return False
+            uncompile_layers(self.model)
+        elif seconds * epochs_left < WORTH_SECONDS:
+            return False
+        else:
+            self._uncompiled_seconds, self._epochs = seconds, 0
+            # Where a machine has no compiler, layers run as they are, and the next measurement says so.
+            torch._dynamo.config.suppress_errors = True
+            compile_layers(self.model, backend=self.backend)
+        self.compiled = not self.compiled
+        return True
