@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Protocol
 
 from fvae.train_config import TrainConfig
@@ -114,7 +115,7 @@ def assemble(
     first = first_models(source, limits, settings.families, settings.max_trials, fronts=fronts, most=strategy.designs)
     standings = Standings(
         ledger,
-        Forecasts(strategy.rule.rungs(settings.epochs), settings.epochs, images.bins),
+        Forecasts(strategy.rule.rungs(settings.epochs), settings.epochs, math.log2(images.bins)),
         bins=images.bins,
         compete=one_front,
         by_size=strategy.by_size,

@@ -5,22 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import optuna
 
-from fvae.config import ConfigError, ModelConfig, is_number
+from fvae.config import ConfigError, ModelConfig
 from fvae.flops import parameters_and_flops
 from fvae.memory import training_memory
 from fvae.train_config import TrainConfig, identity_of_any_version
+from tune.define_by_run import NearestTrial, UniformTrial, crossed
 from tune.ledger import TrialRecord
 from tune.space import SearchSpace, initial_designs, suggest, suggestion_of
 
-TAKEN = 0.25
-"""Probability of each value of a model near another one to be new."""
 DRAWS = 100
 """How many points in a row may be no possible model before a space is said to hold none."""
 
@@ -124,7 +122,7 @@ class SpaceCandidates:
         in_vain = 0
         while len(drawn) < count and in_vain < DRAWS:
             try:
-                drawn.append(self.ask(_UniformTrial(rng), family))
+                drawn.append(self.ask(UniformTrial(rng), family))
                 in_vain = 0
             except ConfigError:
                 in_vain += 1
@@ -148,87 +146,17 @@ class SpaceCandidates:
     def near(self, family: str, suggestion: dict[str, Any]) -> Candidate:
         """The candidate nearest to a point of another space. Raises ``ConfigError`` where there is none."""
         try:
-            return self.ask(_NearestTrial(suggestion), family)
+            return self.ask(NearestTrial(suggestion), family)
         except KeyError as error:
             raise ConfigError(f"{family} {suggestion}: has no {error}") from error
 
     def between(self, parent: dict[str, Any], other: Candidate, rng: np.random.Generator) -> Candidate | None:
         """See :meth:`CandidateSource.between`."""
-        taken = {name: value for name, value in other.suggestion.items() if rng.random() < TAKEN}
         try:
-            # Another choice may ask for what the parent was not asked: the other model was.
-            return self.at(other.family, other.suggestion | parent | taken)
+            return self.at(other.family, crossed(parent, other.suggestion, rng))
         except ConfigError:
             return None
 
     def designs(self, family: str, count: int) -> list[Candidate]:
         """:func:`tune.space.initial_designs`: from small to large, with sound settings."""
         return [self.at(family, design) for design in initial_designs(family, self.space, count)]
-
-
-class _Trial(optuna.trial.FixedTrial):
-    """Suggests what :meth:`choose_number` and :meth:`choose` say, and keeps it."""
-
-    def __init__(self) -> None:
-        super().__init__({})
-        self._chosen: dict[str, Any] = {}
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return self._chosen
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        self._chosen[name] = min(max(float(self.choose_number(name, low, high, log)), low), high)
-        return self._chosen[name]
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        # Half a step beyond both ends, so that the ends are as likely as what lies between.
-        self._chosen[name] = min(max(round(self.choose_number(name, low - 0.5, high + 0.5, log)), low), high)
-        return self._chosen[name]
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        self._chosen[name] = self.choose(name, choices)
-        return self._chosen[name]
-
-    def choose_number(self, name: str, low: float, high: float, log: bool) -> float:
-        raise NotImplementedError
-
-    def choose(self, name: str, choices: Sequence[Any]) -> Any:
-        raise NotImplementedError
-
-
-class _UniformTrial(_Trial):
-    """Draws uniformly, on a log scale where that is asked for."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        super().__init__()
-        self._rng = rng
-
-    def choose_number(self, name: str, low: float, high: float, log: bool) -> float:
-        if log:
-            return float(np.exp(self._rng.uniform(np.log(low), np.log(high))))
-        return float(self._rng.uniform(low, high))
-
-    def choose(self, name: str, choices: Sequence[Any]) -> Any:
-        return choices[int(self._rng.integers(len(choices)))]
-
-
-class _NearestTrial(_Trial):
-    """Suggests the values of another space; the caller brings them into the range."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        super().__init__()
-        self._values = values
-
-    def choose_number(self, name: str, low: float, high: float, log: bool) -> float:
-        return self._values[name]
-
-    def choose(self, name: str, choices: Sequence[Any]) -> Any:
-        value = self._values[name]
-        if value not in choices and all(is_number(each) for each in (value, *choices)):
-            return min(choices, key=lambda choice: abs(choice - value))
-        if value not in choices:
-            raise ConfigError(f"{name}={value!r}: must be one of {', '.join(map(str, choices))}")
-        return value

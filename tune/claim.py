@@ -9,6 +9,7 @@ data sets, other budgets, or what the search space does not hold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -94,7 +95,7 @@ def build_claim(
     }
     if min(counts.values()) == 0:
         return claim | claim_text.no_trials(claim)
-    forecasts = Forecasts(Rule().rungs(epochs) if epochs else (), epochs or 1, bins)
+    forecasts = Forecasts(Rule().rungs(epochs) if epochs else (), epochs or 1, math.log2(bins))
     paths = frontiers(records, forecasts, parameters, seed)
     noise = ImageNoise(records, bits_of_images, seed)
     claim["covers"] = ["search", "seeds", *(["images"] if noise.known else [])]

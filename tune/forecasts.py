@@ -17,11 +17,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-
-from tune.ledger import TrialRecord
 
 GAIN, GAIN_POWER = 0.27, 0.75
 """β before any trial is complete: GAIN · (E/e − 1)^GAIN_POWER at epoch e of E. So curves go under a cosine-shaped
@@ -50,6 +48,46 @@ TRIAL_SPREAD = 0.15
 """How far the log bits/dim of trials of one size lie apart, before any trial is complete."""
 
 
+class Epoch(Protocol):
+    """What counts of an epoch."""
+
+    @property
+    def val_bpd(self) -> float:
+        """Validation bits/dim after it."""
+
+
+class Curve(Protocol):
+    """What counts of a trial: a :class:`tune.ledger.TrialRecord`, for one."""
+
+    @property
+    def id(self) -> str:
+        """Of the trial."""
+
+    @property
+    def family(self) -> str:
+        """Trials of one are alike."""
+
+    @property
+    def params(self) -> float:
+        """Its size."""
+
+    @property
+    def status(self) -> str:
+        """``running``, ``complete``, ``stopped`` or ``failed``."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs finished."""
+
+    @property
+    def history(self) -> Sequence[Epoch]:
+        """Every one of them."""
+
+    @property
+    def val_bpd(self) -> float | None:
+        """Of a complete trial: what it reached."""
+
+
 class Forecast(NamedTuple):
     """Validation bits/dim of the weights that a trial keeps at its end."""
 
@@ -71,15 +109,16 @@ class AtRung(NamedTuple):
 class Forecasts:
     """Forecasts of one search's trials; learns from each complete trial that it is shown."""
 
-    def __init__(self, rungs: Iterable[int], epochs: int, bins: int) -> None:
-        """``rungs``: the epochs at which trials are compared, of all ``epochs``; ``bins``: levels of a pixel."""
+    def __init__(self, rungs: Iterable[int], epochs: int, uniform_bpd: float) -> None:
+        """``rungs``: the epochs at which trials are compared, of all ``epochs``; ``uniform_bpd``: bits/dim of a uniform
+        guess, log2 of the levels."""
         self.rungs, self.epochs = sorted(rungs), epochs
         self._learned: set[str] = set()
         self._gains: dict[tuple[str, int], _Gains] = {}
-        self._sizes: dict[str, _Sizes] = defaultdict(lambda: _Sizes(math.log(SHARE_OF_UNIFORM * math.log2(bins))))
+        self._sizes: dict[str, _Sizes] = defaultdict(lambda: _Sizes(math.log(SHARE_OF_UNIFORM * uniform_bpd)))
         self._at_rung: dict[str, tuple[int, AtRung | None]] = {}
 
-    def of(self, record: TrialRecord) -> Forecast | None:
+    def of(self, record: Curve) -> Forecast | None:
         """What it will reach; None before its first rung, and for a failed trial, whose past is no evidence."""
         if record.status == "failed":
             return None
@@ -96,7 +135,7 @@ class Forecasts:
         mean = math.exp((curve_weight * by_curve + size_weight * by_size) / (curve_weight + size_weight))
         return Forecast(mean, max(LEAST_SPREAD, mean / math.sqrt(curve_weight + size_weight)))
 
-    def _last_rung(self, record: TrialRecord) -> AtRung | None:
+    def _last_rung(self, record: Curve) -> AtRung | None:
         """Where the trial stood at its last rung; None before the first."""
         known = self._at_rung.get(record.id)
         if known is None or known[0] != record.epochs:
@@ -105,7 +144,7 @@ class Forecasts:
             self._at_rung[record.id] = known
         return known[1]
 
-    def learn(self, records: Iterable[TrialRecord]) -> None:
+    def learn(self, records: Iterable[Curve]) -> None:
         """Take in what complete trials gained after each rung. One that is known already adds nothing."""
         for record in records:
             if record.status != "complete" or record.val_bpd is None or record.id in self._learned:
@@ -153,7 +192,7 @@ class _Sizes:
         self._points: list[tuple[float, float]] = []
         self._covariance = np.linalg.inv(self._precision)
 
-    def add(self, params: int, bits: float) -> None:
+    def add(self, params: float, bits: float) -> None:
         self._points.append((math.log10(params), math.log(bits)))
         sizes, ends = np.array(self._points).T
         design = np.stack([np.ones_like(sizes), sizes - MIDDLE_SIZE], axis=1)
@@ -161,7 +200,7 @@ class _Sizes:
         self._line = self._covariance @ (self._precision @ self._prior + design.T @ ends / self._spread**2)
         self._spread = _spread(TRIAL_SPREAD, ((ends - design @ self._line) ** 2).tolist())
 
-    def at(self, params: int) -> tuple[float, float]:
+    def at(self, params: float) -> tuple[float, float]:
         """Mean and standard deviation of the log bits/dim at the end of a trial of this size."""
         design = np.array([1.0, math.log10(params) - MIDDLE_SIZE])
         return float(design @ self._line), math.sqrt(self._spread**2 + float(design @ self._covariance @ design))
@@ -173,10 +212,10 @@ def _spread(prior: float, squared_misses: Sequence[float]) -> float:
     return math.sqrt(total / (PRIOR_TRIALS + len(squared_misses)))
 
 
-def _at(record: TrialRecord, rung: int) -> AtRung:
+def _at(record: Curve, rung: int) -> AtRung:
     lowest = _lowest(record, rung)
     return AtRung(rung, lowest, math.log(_lowest(record, max(1, rung // 2)) / lowest))
 
 
-def _lowest(record: TrialRecord, epoch: int) -> float:
+def _lowest(record: Curve, epoch: int) -> float:
     return min(point.val_bpd for point in record.history[:epoch])

@@ -1,46 +1,36 @@
-"""The default way to choose the next model: the one that should enlarge a front the most for its cost.
+"""The default way to choose the next model: :class:`tune.front_sampler.FrontSampler`, for each family by itself.
 
-Size is free, so it is known for every candidate. What a candidate will reach is not: the surrogate says so of models
-that nobody has trained, their own learning curves of those that were stopped. Both are weighed alike: the expected
-growth of the front's area (:mod:`tune.improvement`) over the epochs that it should cost. So a stopped trial goes on,
-from where it was, once that has become the best use of the next epochs.
-
-Everything follows from the ledger, the seed and the trial's number, so a search that was killed goes on as it would
-have.
+What it chooses from are the models that nobody has trained and the family's stopped trials: one of those goes on, from
+where it was, once that has become the best use of the next epochs. Everything follows from the ledger, the seed and the
+trial's number, so a search that was killed goes on as it would have.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from optuna.trial import BaseTrial, FrozenTrial
 
 from fvae.config import ConfigError
 from fvae.data import derived_seed
-from tune.bootstrap import Floats
-from tune.candidates import Candidate, CandidateSource, key, point_of
+from fvae.flops import parameters_and_flops
+from tune.candidates import Candidate, CandidateSource, key
 from tune.designs import spread_order
-from tune.forecasts import Forecast
-from tune.improvement import Staircase
+from tune.front_sampler import ID, FrontSampler
 from tune.ledger import TrialRecord
 from tune.limits import Limits
-from tune.pareto import pareto_front
-from tune.space import SearchSpace
-from tune.standings import Standing, Standings
-from tune.surrogate import Surrogate, unit_point
+from tune.pool import POOL, Proposal
+from tune.space import SearchSpace, suggest
+from tune.standings import Standings
+from tune.studies import FrozenTrials
 from tune.untried import Untried
 
-POOL = 96
-"""Candidates that one choice is made from: half drawn uniformly, half near what stands on the front."""
-LEAST_TRIALS = 3
-"""Trials with a forecast that the surrogate needs."""
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Choice:
+class Choice(NamedTuple):
     """What should come next of a family."""
 
     what: Candidate | TrialRecord
@@ -50,7 +40,7 @@ class Choice:
 
 
 class FrontProposer:
-    """Chooses by expected hypervolume improvement. See :class:`tune.proposers.Proposer`."""
+    """Asks a sampler for each family. See :class:`tune.proposers.Proposer`."""
 
     def __init__(
         self,
@@ -78,18 +68,22 @@ class FrontProposer:
             earlier: ended trials of other searches that compare: observations, and not proposed again unless they
                 are among ``first``.
         """
-        self.standings, self.source = standings, source
+        self.standings, self.source, self.limits = standings, source, limits
         self.space, self.images, self.epochs, self.seed = space, images, epochs, seed
         self.first = {
             family: [designs[place] for place in spread_order(len(designs))] for family, designs in first.items()
         }
-        self.limits = limits
-        # Memory takes long to count: only that of the chosen one is (`_new`).
+        # Memory takes long to count: only that of the chosen one is (`FamilyPool.admits`).
         self.untried = Untried(source, dataclasses.replace(limits, max_memory=None), seed)
-        self._points: dict[str, Floats] = {}  # of trials, by id
-        self.earlier = self._observations(earlier)
+        self._trials = FrozenTrials(space, images)
+        self._samplers: dict[str, FrontSampler] = {}
         self._chosen: dict[str, Choice] = {}
         self._within_limits: dict[str, bool] = {}  # stopped trials, by id: their memory takes long to count
+        self._earlier = [each for each in earlier if each.status == "complete" and each.val_bpd is not None]
+        wanted = {design.key for designs in self.first.values() for design in designs}
+        for record in self._earlier:
+            if (known := key(record.config, record.train)) not in wanted and self._trials.of(record).params:
+                self.untried.take(known)
 
     def tell(self, record: TrialRecord) -> None:
         """Its model is not proposed again; the rest the ledger knows."""
@@ -119,125 +113,67 @@ class FrontProposer:
         for design in self.first.get(family, ()):
             if design in self.untried and self.limits.allows(design):
                 return Choice(what=design, value=math.inf)
-        standings = self.standings.of(family)
-        own = [standing for standing in standings if standing.record.family == family]
-        stopped = [standing for standing in own if standing.record.status == "stopped"]
-        known = [*own, *self.earlier.get(family, ())]
-        try:
-            pool = self._pool(family, own)
-        except ConfigError:
-            if not stopped:
-                raise
-            pool = []
-        largest = max([*(each.params for each in pool), *(record.params for record, _ in standings)])
-        if len(known) < LEAST_TRIALS:
-            choices = [Choice(what=each, value=math.inf) for each in pool if self.limits.allows(each)][:1]
-            front = self.standings.front(standings, largest)
-        else:
-            surrogate = self._surrogate(known)
-            front = self.standings.front([*standings, *self._begun(family, surrogate)], largest)
-            choices = self._new(family, pool, surrogate, front)
-        choices += self._again(stopped, front)
-        if not choices:
+        choice = self._sampler(family).choose(self._trials_beside(family), self._may_go_on)
+        if choice is None:
             raise ConfigError(f"family {family!r}: no untried model within {self.limits} is found; raise the limit")
-        return max(choices, key=lambda choice: choice.value)
+        if isinstance(choice.what, FrozenTrial):
+            return Choice(self.standings.ledger.records[choice.what.user_attrs[ID]], choice.value)
+        return Choice(choice.what.model, choice.value)
 
-    def _surrogate(self, known: list[Standing]) -> Surrogate:
-        return Surrogate(
-            np.array([self._point(record) for record, _ in known]),
-            np.log10([record.params for record, _ in known]),
-            np.array([min(forecast.mean, self.standings.uniform_bpd) for _, forecast in known]),
-            np.array([forecast.spread for _, forecast in known]),
-        )
+    def _trials_beside(self, family: str) -> list[FrozenTrial]:
+        """The trials on the family's front, as Optuna knows them."""
+        records = self.standings.ledger.records.values()
+        self.standings.forecasts.learn(records)  # of all families at once, in the order in which trials complete
+        return [self._trials.of(record) for record in records if self.standings.share_a_front(record, family)]
 
-    def _pool(self, family: str, own: list[Standing]) -> list[Candidate]:
-        """Untried candidates within the limits. Raises ``ConfigError`` where there is none."""
-        pool = self.untried.draw(family, POOL)
-        on_front = self._on_front(own)
-        if not on_front:
-            return pool
-        rng = np.random.default_rng(derived_seed(self.seed, f"near/{family}/{len(self.standings.ledger.records)}"))
-        parents = [point_of(record, self.space, self.images) for record in on_front]
-        near = []
-        for candidate in pool[: POOL // 2]:
-            parent = parents[int(rng.integers(len(parents)))]
-            child = self.source.between(parent, candidate, rng)
-            near.append(child if child is not None and child in self.untried else candidate)
-        return [*near, *pool[POOL // 2 :]]
+    def _sampler(self, family: str) -> FrontSampler:
+        if family not in self._samplers:
 
-    def _on_front(self, own: list[Standing]) -> list[TrialRecord]:
-        points = [(math.log10(record.params), forecast.mean) for record, forecast in own]
-        return [own[index].record for index in pareto_front(points)]
+            def size(trial: BaseTrial) -> float:
+                model, _ = suggest(trial, family, self.space, self.images)
+                return float(parameters_and_flops(model)[0])
 
-    def _new(self, family: str, pool: list[Candidate], surrogate: Surrogate, front: Staircase) -> list[Choice]:
-        if not pool:
-            return []
-        sizes = self.standings.log_size([candidate.params for candidate in pool])
-        points = np.array([unit_point(family, each.suggestion, self.space, self.images) for each in pool])
-        mean, spread = surrogate.predict(points, np.log10([candidate.params for candidate in pool]))
-        gains = front.expected_improvement(sizes, mean, spread)
-        # It is trained to the first rung, and further as far as it looks like reaching the front.
-        first_rung = self.standings.forecasts.rungs[0] if self.standings.forecasts.rungs else self.epochs
-        costs = first_rung + front.probability_below(sizes, mean, spread) * (self.epochs - first_rung)
-        for best in np.argsort(-gains / costs):
-            if self.limits.allows(pool[best]):
-                return [Choice(what=pool[best], value=float(gains[best] / costs[best]))]
-            self.untried.take(pool[best].key)  # for good: its memory is not counted again
-        return []
+            sampler = FrontSampler(size, worst=self.standings.uniform_bpd)
+            sampler.family, sampler.scale, sampler.by_size = family, 1.0, self.standings.by_size
+            sampler.epochs = self.epochs
+            sampler.first_rung = min(self.standings.forecasts.rungs, default=self.epochs)
+            sampler.forecasts = self.standings.forecasts if self.standings.extrapolate else None
+            sampler.pool = FamilyPool(self, family)
+            own = (self._trials.of(record) for record in self._earlier if record.family == family)
+            sampler.prior = [each for each in own if each.params]
+            self._samplers[family] = sampler
+        return self._samplers[family]
 
-    def _observations(self, earlier: Sequence[TrialRecord]) -> dict[str, list[Standing]]:
-        """Complete trials of other searches, by family, as far as this one's space holds them."""
-        wanted = {design.key for designs in self.first.values() for design in designs}
-        observations = defaultdict(list)
-        for record in earlier:
-            if record.status != "complete" or record.val_bpd is None:
-                continue
-            try:
-                self._point(record)
-            except (ValueError, ConfigError):
-                continue  # a point that this space does not have
-            observations[record.family].append(Standing(record, Forecast(record.val_bpd, 0.0)))
-            if (known := key(record.config, record.train)) not in wanted:
-                self.untried.take(known)
-        return observations
-
-    def _again(self, stopped: list[Standing], front: Staircase) -> list[Choice]:
-        if not stopped:
-            return []
-        sizes = self.standings.log_size([record.params for record, _ in stopped])
-        mean = np.array([forecast.mean for _, forecast in stopped])
-        spread = np.array([forecast.spread for _, forecast in stopped])
-        gains = front.expected_improvement(sizes, mean, spread)
-        values = gains / np.array([self.epochs - record.epochs for record, _ in stopped])
-        for best in np.argsort(-values, kind="stable"):
-            if self._is_within_limits(stopped[best].record):
-                return [Choice(what=stopped[best].record, value=float(values[best]))]
-        return []
-
-    def _is_within_limits(self, record: TrialRecord) -> bool:
+    def _may_go_on(self, trial: FrozenTrial) -> bool:
         """Whether a trial is within the limits of this session, which may be lower than those that it began under."""
-        if record.id not in self._within_limits:
-            self._within_limits[record.id] = self.limits.allows_trial(record)
-        return self._within_limits[record.id]
+        name = trial.user_attrs[ID]
+        if name not in self._within_limits:
+            self._within_limits[name] = self.limits.allows_trial(self.standings.ledger.records[name])
+        return self._within_limits[name]
 
-    def _begun(self, family: str, surrogate: Surrogate) -> list[Standing]:
-        """Running trials that have no forecast yet, with the surrogate's: so that workers side by side spread out."""
-        begun = [
-            record
-            for record in self.standings.ledger.with_status("running")
-            if record.family == family and record.replicate_of is None and self.standings.forecast(record) is None
-        ]
-        if not begun:
-            return []
-        points = np.array([self._point(record) for record in begun])
-        means, spreads = surrogate.predict(points, np.log10([record.params for record in begun]))
-        return [
-            Standing(record, Forecast(float(mean), float(spread)))
-            for record, mean, spread in zip(begun, means, spreads, strict=True)
-        ]
 
-    def _point(self, record: TrialRecord) -> Floats:
-        if record.id not in self._points:
-            point = point_of(record, self.space, self.images)
-            self._points[record.id] = unit_point(record.family, point, self.space, self.images)
-        return self._points[record.id]
+class FamilyPool:
+    """A family's untried models within the limits, as :class:`tune.pool.Pool`."""
+
+    def __init__(self, proposer: FrontProposer, family: str) -> None:
+        self.proposer, self.family = proposer, family
+
+    def draw(self, parents: Sequence[Mapping[str, Any]]) -> list[Proposal]:
+        """Half of them drawn uniformly, half near ``parents``. Raises ``ConfigError`` where there is none."""
+        proposer = self.proposer
+        pool = proposer.untried.draw(self.family, POOL)
+        seed = f"near/{self.family}/{len(proposer.standings.ledger.records)}"
+        rng = np.random.default_rng(derived_seed(proposer.seed, seed))
+        for place, other in enumerate(pool[: POOL // 2] if parents else ()):
+            parent = parents[int(rng.integers(len(parents)))]
+            child = proposer.source.between(dict(parent), other, rng)
+            if child is not None and child in proposer.untried:
+                pool[place] = child
+        return [Proposal(each.suggestion, each.params, each) for each in pool]
+
+    def admits(self, proposal: Proposal) -> bool:
+        """Whether all limits allow it; where not, that is for good, and its memory is not counted again."""
+        if self.proposer.limits.allows(proposal.model):
+            return True
+        self.proposer.untried.take(proposal.model.key)
+        return False

@@ -28,6 +28,7 @@ from tune.plots import write_plot
 from tune.settings import SearchSettings
 from tune.snapshots import snapshot
 from tune.space import SearchSpace
+from tune.studies import DATABASE, FrozenTrials, write_studies
 from tune.tradeoff import build_tradeoff, write_tradeoff
 from tune.trial_files import CHECKPOINT
 
@@ -86,7 +87,7 @@ def run(
         track(record)
     tracker.start()
     ended: str | None = None
-    epochs_before = trained_epochs(ledger)
+    epochs_before, records_before = trained_epochs(ledger), dict(ledger.records)
     interrupted = False
     patience = CLOSING_SECONDS
     try:
@@ -97,6 +98,8 @@ def run(
             interrupted = True
         spent = {"budget": told(settings, dataset, ledger) | {"ended": ended}, "seconds": budget.clock.seconds}
         files = draw(ledger, {**search, **spent}, console)
+        if ledger.records != records_before or not ledger.root.exists(DATABASE):
+            keep_studies(ledger, search["dataset"], settings.run_name(dataset.name))
         if ended:
             tracker.finish(files)
     except KeyboardInterrupt:
@@ -256,3 +259,13 @@ def draw(ledger: Ledger, search: dict[str, Any], console: Console) -> list[Artif
     for name in MAP_FILES:
         console.print(address(ledger.root, name), style="dim", soft_wrap=True, highlight=False, markup=False)
     return [Artifact(ledger.root, name) for name in MAP_FILES]
+
+
+def keep_studies(ledger: Ledger, images: dict[str, Any], name: str) -> None:
+    """Write the search's trials as Optuna studies beside the map: :data:`tune.studies.DATABASE`."""
+    (channels, height, width), bins = images["shape"], images["bins"]
+    fields = {"channels": channels, "height": height, "width": width, "bins": bins}
+    trials = FrozenTrials(SearchSpace.for_images((channels, height, width), bins), fields)
+    firsts = [record for record in ledger.records.values() if record.replicate_of is None]
+    ledger.guard()
+    write_studies(ledger.root, name, [trials.of(record) for record in firsts])

@@ -8,8 +8,8 @@ forecast's own spread, so that part-trained trials count for as much as they tel
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,7 @@ import optuna
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
-from fvae.config import ConfigError
 from tune.bootstrap import Floats
-from tune.space import SearchSpace, suggest
 
 LENGTH, VARIANCE = 3.0, 0.3
 """The kernel's, in the unit cube and (bits/dim)²: smooth, and far from sure of itself. Of the values tried these
@@ -32,38 +30,41 @@ MOST_TRIALS = 256
 """The newest so many are learned from, so that a proposal costs the same however long a search is."""
 
 
-def unit_point(family: str, suggestion: Mapping[str, Any], space: SearchSpace, images: dict[str, int]) -> Floats:
-    """A suggestion's place in the unit cube: a number's on its range, on a log scale where it is searched on one; a
-    choice's as one coordinate for each of its values. Of one family all points have the same coordinates: a
+class UnitCube:
+    """The points of a define-by-run space as places in a unit cube: a number's on its range, on a log scale where it is
+    searched on one; a choice's as one coordinate for each of its values. All points have the same coordinates: a
     parameter that a point does not have lies in the middle of its range.
-
-    Raises ``ValueError`` where the space asks for something that the suggestion does not hold.
     """
-    trial = _Coordinates(suggestion)
-    suggest(trial, family, space, images)
-    sizes = _coordinates_of(family, space, tuple(images.items()))
-    return np.concatenate([trial.coordinates.get(name, [0.5] * size) for name, size in sizes.items()])
 
+    def __init__(self, ask: Callable[[optuna.trial.BaseTrial], Any]) -> None:
+        """``ask``: suggests everything from a trial, as an objective does."""
+        self._ask = ask
 
-@lru_cache
-def _coordinates_of(family: str, space: SearchSpace, images: tuple[tuple[str, int], ...]) -> dict[str, int]:
-    """Everything that the family may be asked, with its number of coordinates: of every combination of choices."""
-    sizes: dict[str, int] = {}
-    left: list[tuple[int, ...]] = [()]
-    while left:
-        trial = _Choices(left.pop())
-        with contextlib.suppress(ConfigError):  # no possible model: what was asked counts all the same
-            suggest(trial, family, space, dict(images))
-        sizes |= trial.sizes
-        left += trial.others
-    return sizes
+    def point(self, suggestion: Mapping[str, Any]) -> Floats:
+        """A suggestion's place. Raises ``ValueError`` where the suggestion lacks something that is asked for."""
+        trial = _Coordinates(suggestion)
+        self._ask(trial)
+        return np.concatenate([trial.coordinates.get(name, [0.5] * size) for name, size in self._sizes.items()])
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        """Everything that may be asked, with its number of coordinates: of every combination of choices."""
+        sizes: dict[str, int] = {}
+        left: list[tuple[int, ...]] = [()]
+        while left:
+            trial = _Choices(left.pop())
+            with contextlib.suppress(ValueError, optuna.TrialPruned):  # an impossible point: what was asked counts
+                self._ask(trial)
+            sizes |= trial.sizes
+            left += trial.others
+        return sizes
 
 
 class Surrogate:
     """Bits/dim at the end against size and hyperparameters, for one family."""
 
     def __init__(self, points: Floats, log_sizes: Floats, bits: Floats, spreads: Floats) -> None:
-        """Learn from trials: ``points [N, d]`` of :func:`unit_point`; log10 parameters and forecasts ``[N]``."""
+        """Learn from trials: ``points [N, d]`` of :class:`UnitCube`; log10 parameters and forecasts ``[N]``."""
         points, log_sizes, bits, spreads = (each[-MOST_TRIALS:] for each in (points, log_sizes, bits, spreads))
         weights = 1 / (spreads + NOISE) ** 2
         line = _design(log_sizes)

@@ -14,6 +14,7 @@ Every search sees two thirds of the table's rows, drawn anew. Three questions ar
 from __future__ import annotations
 
 import dataclasses
+import math
 import multiprocessing
 import random
 from collections.abc import Mapping, Sequence
@@ -164,7 +165,7 @@ def whole_table(curves: Curves) -> list[TrialRecord]:
 def paths_of(records: Sequence[TrialRecord], curves: Curves) -> dict[str, Paths]:
     """The frontiers of these trials."""
     bins = TableImages.of(curves).bins
-    return frontiers(records, Forecasts(Rule().rungs(curves.epochs), curves.epochs, bins), parameters, 0)
+    return frontiers(records, Forecasts(Rule().rungs(curves.epochs), curves.epochs, math.log2(bins)), parameters, 0)
 
 
 def compared(paths: Mapping[str, Paths]) -> dict[str, Comparison]:

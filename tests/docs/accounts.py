@@ -146,7 +146,13 @@ ACCOUNTS: dict[str, dict[str, Run | Check]] = {
     },
     "docs/datasets.md": {},
     "docs/model.md": {},
-    "docs/search.md": {},
+    "docs/search.md": {
+        ".venv/bin/python -m pip install optuna-dashboard": Check("installed for tests/tune/test_studies.py"),
+        ".venv/bin/optuna-dashboard sqlite:///runs/digits/optuna.db": Check(
+            "serves without end; tests/tune/test_studies.py"
+        ),
+        "import optuna": Run(),
+    },
 }
 """By page, in the order of its blocks: each command of a shell block on one line, and each other block by its first."""
 

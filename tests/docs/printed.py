@@ -72,7 +72,7 @@ def product(words: list[str]) -> Product | None:
     for place, word in enumerate(words):
         if word == "python":
             match words[place + 1 :]:
-                case ["-m", "pytest", *_]:
+                case ["-m", "pytest" | "pip", *_]:
                     return None
                 case ["-m", module, *options]:
                     return product_of(module, tuple(options))

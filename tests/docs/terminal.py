@@ -15,7 +15,7 @@ MADE = ("runs", "evaluations", "data", "build")
 """What a user's commands make in a clone: this one has its own."""
 OF_MAKE = ("MAKE", "MFLAGS", "ARGS", "PORT")
 """What ``make`` exports to the tests that it runs: its variables, and those of its command line."""
-PROGRAMS = ("python", "ruff", "mypy", "deptry", "ray", "mlflow", "curl", "editor")
+PROGRAMS = ("python", "ruff", "mypy", "deptry", "ray", "mlflow", "optuna-dashboard", "curl", "editor")
 """What only notes its words."""
 _NOTE = r"""#!/bin/sh
 { printf '%s\0' "${0##*/}" "$@"; printf '\036'; } >> "$NOTES"

@@ -17,7 +17,7 @@ RUNGS = (2, 4, 8, 15, 30)
 
 
 def forecasts() -> Forecasts:
-    return Forecasts(RUNGS, EPOCHS, BINS)
+    return Forecasts(RUNGS, EPOCHS, math.log2(BINS))
 
 
 def test_no_forecast_before_the_first_rung() -> None:

@@ -23,8 +23,9 @@ from tune.forecasts import Forecasts
 from tune.front_proposer import FrontProposer
 from tune.ledger import Ledger, TrialRecord
 from tune.limits import Limits
+from tune.space import suggest
 from tune.standings import Standings
-from tune.surrogate import Surrogate, unit_point
+from tune.surrogate import Surrogate, UnitCube
 
 pytestmark = pytest.mark.core
 
@@ -41,7 +42,7 @@ def proposer(tmp_path: Path, records: list[TrialRecord] = (), **changes: Any) ->
     ledger = Ledger(open_storage(tmp_path))
     for record in records:
         ledger.put(record)
-    standings = Standings(ledger, Forecasts((4, 15), EPOCHS, DIGITS["bins"]), bins=DIGITS["bins"])
+    standings = Standings(ledger, Forecasts((4, 15), EPOCHS, math.log2(DIGITS["bins"])), bins=DIGITS["bins"])
     options: dict[str, Any] = {"source": SOURCE, "limits": NO_LIMITS, "space": SPACE, "first": {}} | changes
     made = FrontProposer(standings, images=DIGITS, epochs=EPOCHS, seed=0, **options)
     for record in ledger.records.values():
@@ -190,16 +191,17 @@ def test_earlier_trials_teach_and_are_not_repeated(tmp_path: Path) -> None:
     assert all(Candidate.of(record) not in made.untried for record in earlier)
 
 
+def cube(family: str) -> UnitCube:
+    return UnitCube(lambda trial: suggest(trial, family, SPACE, DIGITS))
+
+
 # --- the surrogate -------------------------------------------------------------------------------
 
 
 def test_points_lie_in_the_unit_cube_and_have_the_same_coordinates() -> None:
     for family in ("vae", "flow", "fvae"):
         points = np.array(
-            [
-                unit_point(family, each.suggestion, SPACE, DIGITS)
-                for each in SOURCE.draw(family, 50, np.random.default_rng(0))
-            ]
+            [cube(family).point(each.suggestion) for each in SOURCE.draw(family, 50, np.random.default_rng(0))]
         )
         assert points.min() >= 0
         assert points.max() <= 1
@@ -208,7 +210,7 @@ def test_points_lie_in_the_unit_cube_and_have_the_same_coordinates() -> None:
 
 def test_it_forecasts_better_than_size_alone() -> None:
     drawn = SOURCE.draw("flow", 120, np.random.default_rng(3))
-    points = np.array([unit_point("flow", each.suggestion, SPACE, DIGITS) for each in drawn])
+    points = np.array([cube("flow").point(each.suggestion) for each in drawn])
     sizes = np.log10([each.params for each in drawn])
     bits = np.array([smooth_bpd(each) for each in drawn])
     surrogate = Surrogate(points[:40], sizes[:40], bits[:40], np.zeros(40))

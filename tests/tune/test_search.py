@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from PIL import Image
@@ -34,6 +35,7 @@ from tests.tune.real_search import (
 )
 from tune import search
 from tune.settings import SearchSettings
+from tune.studies import DATABASE
 
 # Also the tests that need no Ray stay in the process of those that do: the finished search is made once.
 pytestmark = [pytest.mark.core, pytest.mark.usefixtures("shared_ray")]
@@ -98,6 +100,16 @@ def test_fronts_hold_complete_trials_chosen_on_validation(finished: Path) -> Non
         assert (trial["test_bpd"] is not None) == (trial["id"] in on_fronts)
         if trial["status"] == "complete":
             assert trial["epochs"] == 4
+
+
+def test_it_leaves_its_trials_as_optuna_studies(finished: Path) -> None:
+    result = tradeoff(finished)
+    url = f"sqlite:///{finished}/digits/{DATABASE}"
+    studies = {name: optuna.load_study(study_name=name, storage=url) for name in optuna.get_all_study_names(url)}
+    for front, ids in result["fronts"].items():
+        study = studies["digits" if front == "all" else f"digits/{front}"]
+        assert {trial.user_attrs["id"] for trial in study.best_trials} == set(ids)
+    assert {trial.user_attrs["id"] for trial in studies["digits"].trials} == {each["id"] for each in result["trials"]}
 
 
 def test_reported_figures_are_those_of_the_saved_models(finished: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ def standings(tmp_path: Path, *records: TrialRecord, **how: Any) -> Standings:
     ledger = Ledger(open_storage(tmp_path))
     for record in records:
         ledger.put(record)
-    return Standings(ledger, Forecasts(RULE.rungs(EPOCHS), EPOCHS, BINS), bins=BINS, **how)
+    return Standings(ledger, Forecasts(RULE.rungs(EPOCHS), EPOCHS, math.log2(BINS)), bins=BINS, **how)
 
 
 def decide(tmp_path: Path, newcomer: TrialRecord, *rivals: TrialRecord, rule: Rule = RULE, **how: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def open_ledger(folder: Path, trials: int) -> Ledger:
 def search(room: engine.Room, ledger: Ledger, *callbacks: tune.Callback) -> bool:
     """Train the ledger's trials, and stop none of them."""
     budget = Budget(SearchSettings(trials=len(ledger.records)), SearchClock(ledger.root), DATASET.bins)
-    standings = Standings(ledger, Forecasts([], EPOCHS, DATASET.bins), bins=DATASET.bins)
+    standings = Standings(ledger, Forecasts([], EPOCHS, math.log2(DATASET.bins)), bins=DATASET.bins)
     families = ("fvae",)
     searcher = FrontSearcher(ledger=ledger, proposer=proposer(families=families), families=families, budget=budget)
     warned: list[str] = []
