@@ -40,6 +40,13 @@ def parameters_and_flops(config: ModelConfig) -> tuple[int, int]:
     return parameters, flops
 
 
+def encoder_and_decoder_parameters(config: ModelConfig) -> int:
+    """Parameters of E and G, the scales σ1 and σ2 among them: all of a VAE's, none of a flow's."""
+    if not config.has_encoder:
+        return 0
+    return 2 + sum(layer.weights + layer.others for part in (_encoder, _decoder) for layer in part(config))
+
+
 def layers(config: ModelConfig) -> Iterator[Layer]:
     """Everything in ``config``'s model that is trained."""
     if config.has_flow:

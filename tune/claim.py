@@ -25,6 +25,7 @@ from tune.frontier import Points, sample_frontiers, seed_spread_of
 from tune.interpolation import LEVEL_SHARES, shared_levels
 from tune.ledger import TrialRecord
 from tune.pareto import complete_trials, front_trials, size_and_bits
+from tune.share import best_shares
 from tune.stopping import Rule
 
 MIN_TRIALS = 3
@@ -76,8 +77,9 @@ def build_claim(
     ``ci95``, and the ``fvae_params`` and ``flow_params`` compared at each level. ``bpd_difference_fvae_minus_flow`` is
     the converse, bits/dim at equal size. ``curves`` has the whole comparison for the f-VAE (``all``) and for each of
     its likelihoods: by size, and in ``by_compute`` by the FLOPs of a training. Its ``ranges`` say for which sizes the
-    f-VAE needs ``fewer`` parameters, ``more``, the ``same`` within a tenth, or where that is ``undecided``. An end that
-    is open is null (0 for a ratio's lower end), explained in ``open_ends``. ``bound`` is the one-sided ratio that is
+    f-VAE needs ``fewer`` parameters, ``more``, the ``same`` within a tenth, or where that is ``undecided``. ``shares``
+    says how parameters are best split (:func:`tune.share.best_shares`). An end that is open is null (0 for a ratio's
+    lower end), explained in ``open_ends``. ``bound`` is the one-sided ratio that is
     left where no bits/dim level is reached by both families.
     """
     counts = {family: len(complete_trials(records, family)) for family in ("fvae", "flow")}
@@ -86,6 +88,7 @@ def build_claim(
         "bpd_difference_fvae_minus_flow": {"headline": None, "at_params": {}, "ci95": None, "open_ends": {}},
         "curves": {},
         "by_compute": {},
+        "shares": {},
         "bound": None,
         "verdict": "undecided",
         "covers": [],
@@ -106,6 +109,7 @@ def build_claim(
     for label, name in names.items():
         if each := Comparison.of(by_compute[name], by_compute["flow"]):
             claim["by_compute"][label] = as_json(each)
+    claim["shares"] = best_shares(records, forecasts, seed)
     fvae, flow = (_front(records, family) for family in ("fvae", "flow"))
     whole = compared["all"]
     if whole:

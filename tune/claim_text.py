@@ -52,6 +52,20 @@ def decided(claim: dict[str, Any]) -> dict[str, str]:
     return {"why": _by_size(claim), "would_decide": _would_decide(claim)}
 
 
+def by_share(shares: Mapping[str, Any]) -> list[str]:
+    """A sentence for each likelihood: how the parameters of a model of middle size are best split."""
+    lines = []
+    for likelihood, table in shares.items():
+        middle = len(table["size"]) // 2
+        best = {name: f"{value:.0%}" for name, value in table["best"][middle].items()}
+        lines.append(
+            f"With the {likelihood} likelihood and {format_count(table['size'][middle])} parameters, the fewest "
+            f"bits/dim are reached with {best['share']} of them in E and G (95%: {best['low']} to {best['high']}; "
+            "0% is a flow, 100% a VAE)."
+        )
+    return lines
+
+
 def open_ratio_ends(ci95: Sequence[float | None], missed: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """Why an end of the ratio's interval is 0 or null."""
     fvae, flow = missed["fvae"], missed["flow"]

@@ -23,6 +23,8 @@ COMPUTE_AXES: tuple[tuple[Axis, str], ...] = (
     ("seconds", "Seconds of one run"),
 )
 
+SIZE_COLORS = ("#56b4e9", "#0072b2", "#332288")
+"""Of three sizes, from small to large."""
 COMPARED_COLORS = {"all": COLORS["fvae"], "discretized": "#cc79a7", "gaussian": "#e69f00"}
 
 Trial = Mapping[str, Any]
@@ -82,6 +84,42 @@ def comparison_figure(claim: Mapping[str, Any], what: Literal["difference", "rat
     figure.update_yaxes(title="bits/dim less the flow's" if what == "difference" else "parameters over the flow's")
     if what == "ratio":
         figure.update_yaxes(type="log", tickformat="~g", dtick="D2")
+    return figure
+
+
+def share_figure(shares: Mapping[str, Any], likelihood: str) -> go.Figure:
+    """Share of the parameters in E and G against the fewest bits/dim that models of a likelihood would reach with it,
+    at three sizes: medians with 95% bands, the best share as a point with its interval. Flow and VAE are the ends."""
+    figure = _figure(400)
+    table = shares[likelihood]
+    for place, size in enumerate(table["size"]):
+        color, name = SIZE_COLORS[place], f"{format_count(size)} parameters"
+        rows = [table[side][place] for side in ("low", "median", "high")]
+        known = [each for each in zip(table["share"], *rows, strict=True) if each[1] is not None]
+        inner = [each for each in known if 0 < each[0] < 1]
+        x, low, median, high = zip(*inner, strict=True)
+        figure.add_scatter(
+            x=[*x, *reversed(x)], y=[*high, *reversed(low)], fill="toself", mode="lines", hoverinfo="skip",
+            fillcolor=rgba(color, 0.12), line={"width": 0}, legendgroup=name, showlegend=False,
+        )  # fmt: skip
+        hover = f"{name}: %{{y:.3f}} bits/dim with %{{x:.0%}} in E and G<extra></extra>"
+        figure.add_scatter(
+            x=x, y=median, mode="lines", line={"color": color, "width": 2.5}, name=name, legendgroup=name,
+            hovertemplate=hover,
+        )  # fmt: skip
+        ends = [each for each in known if each[0] in (0, 1)]
+        figure.add_scatter(
+            x=[each[0] for each in ends], y=[each[2] for each in ends], mode="markers", showlegend=False,
+            marker={"color": color, "size": 9, "symbol": [SYMBOLS["vae" if each[0] else "flow"] for each in ends]},
+            error_y={"type": "data", "symmetric": False, "color": color, "array": [each[3] - each[2] for each in ends],
+                     "arrayminus": [each[2] - each[1] for each in ends]},
+            legendgroup=name, hovertemplate=hover,
+        )  # fmt: skip
+    figure.update_xaxes(
+        title="share of the parameters in E and G", range=(-0.05, 1.05), tickvals=[0, 0.25, 0.5, 0.75, 1],
+        ticktext=["flow", "25%", "50%", "75%", "VAE"],
+    )  # fmt: skip
+    figure.update_yaxes(title="Validation bits/dim")
     return figure
 
 

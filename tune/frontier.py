@@ -32,6 +32,8 @@ from tune.bootstrap import Floats
 
 LENGTH = 1.0
 """Decades of parameters over which g bends."""
+SHARE_LENGTH = 0.3
+"""Likewise of the share of the parameters that lies in E and G, where that is looked at."""
 COMMON = 0.5
 """Correlation of two curves' g at one size."""
 BEND, LINE = 1.0, 1.0
@@ -69,6 +71,8 @@ class Points:
     """log10 of the parameters, or of another cost."""
     curve: NDArray[np.int64]
     """A number for each family, or for each of its likelihoods."""
+    share: Floats | float = 0.0
+    """Of its parameters in E and G, along which a curve bends as well; a number: the same everywhere."""
 
     def __len__(self) -> int:
         return len(self.log_size)
@@ -274,13 +278,20 @@ def seed_spread_of(groups: Sequence[Sequence[float]]) -> float:
 
 
 def _covariance(one: Points, other: Points, curves: Curves) -> Floats:
-    """K, ``[N, M]``: Matérn's kernel of ν = 5/2 over sizes, and a line of each curve's own."""
-    scaled = np.sqrt(5.0) * np.abs(one.log_size[:, None] - other.log_size) / LENGTH
-    near = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
-    same = one.curve[:, None] == other.curve
+    """K, ``[N, M]``: Matérn's kernel of ν = 5/2 over sizes, and a line of each curve's own; both the same or nearly so
+    for shares that are near one another."""
+    near = _near((one.log_size[:, None] - other.log_size) / LENGTH)
+    shares = np.broadcast_to(one.share, len(one))[:, None] - np.broadcast_to(other.share, len(other))
+    same = (one.curve[:, None] == other.curve) * _near(shares / SHARE_LENGTH)
     lines = 1 + (one.log_size[:, None] - curves.middle) * (other.log_size - curves.middle)
     scale = np.outer(curves.typical(one), curves.typical(other))
-    return np.asarray(scale * (BEND**2 * near * np.where(same, 1.0, COMMON) + LINE**2 * same * lines))
+    return np.asarray(scale * (BEND**2 * near * (COMMON + (1 - COMMON) * same) + LINE**2 * same * lines))
+
+
+def _near(distance: Floats) -> Floats:
+    """Matérn's kernel of ν = 5/2."""
+    scaled = np.sqrt(5.0) * np.abs(distance)
+    return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))
 
 
 def _steepness(alpha: float, log_size: Floats) -> Floats:

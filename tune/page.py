@@ -15,7 +15,8 @@ from plotly.offline import get_plotlyjs
 from fvae.config import FAMILIES
 from pipelines.storage import Storage
 from pipelines.stored import read_present
-from tune.figures import FONT, comparison_figure, compute_figure, importance_figure, size_figure
+from tune.claim_text import by_share
+from tune.figures import FONT, comparison_figure, compute_figure, importance_figure, share_figure, size_figure
 from tune.ledger import TrialRecord
 from tune.pareto import complete_trials
 from tune.style import COLORS, LABELS, format_count, format_seconds
@@ -63,6 +64,8 @@ def write_page(run: Storage, tradeoff: Mapping[str, Any], records: Sequence[Tria
         levels=_levels(claim["params_ratio_fvae_over_flow"]),
         comparison_panels=[_panel(comparison_figure(claim, what)) for what in COMPARED] if claim["curves"] else None,
         covers=_covers(claim),
+        share_panels={name: _panel(share_figure(claim["shares"], name)) for name in claim["shares"]},
+        by_share=by_share(claim["shares"]),
         size_panel=_panel(size_figure(tradeoff)) if measured else None,
         compute_panel=_panel(compute_figure(records)) if complete_trials(records) else None,
         importance_panel=_panel(importance_figure(importance)) if any(importance.values()) else None,
