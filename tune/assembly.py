@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from fvae.train_config import TrainConfig
@@ -19,6 +20,7 @@ from tune.settings import SearchSettings
 from tune.space import SearchSpace
 from tune.standings import Standings
 from tune.stopping import Rule
+from tune.undecided import Undecided
 from tune.warm_start import WarmStart, warm_start
 
 SIGMA_LEARNING_RATE = 0.03
@@ -123,7 +125,7 @@ def assemble(
     )
     observed = earlier.observed if earlier else ()
     proposer: Proposer
-    most_worth = None
+    next_family: Callable[[Sequence[str]], str | None] | None = None
     if settings.sampler == "front":
         proposer = FrontProposer(
             standings,
@@ -135,8 +137,10 @@ def assemble(
             seed=settings.seed,
             first=first,
             earlier=observed,
+            undecided=Undecided(standings.forecasts, settings.seed) if settings.goal == "decide" else None,
         )
-        most_worth = proposer.most_worth if one_front else None
+        if settings.goal != "map":
+            next_family = proposer.most_worth if one_front else proposer.least_sure
     else:
         proposer = OptunaProposer(
             settings.sampler, source=in_space, limits=limits, first=first, earlier=observed, seed=settings.seed
@@ -147,7 +151,7 @@ def assemble(
         families=settings.families,
         budget=budget,
         seeds=settings.seeds,
-        most_worth=most_worth,
+        next_family=next_family,
         may_go_on=limits.allows_trial,
     )
     return Parts(source, limits, standings, searcher, earlier.summary if earlier else None)

@@ -21,7 +21,7 @@ from tune.bootstrap import Floats, Front, front_of
 from tune.comparison import Band, Comparison, Paths
 from tune.compute import training_flops
 from tune.forecasts import Forecasts
-from tune.frontier import Points, sample_frontiers, seed_spread_of
+from tune.frontier import SWEEPS, Points, sample_frontiers, seed_spread_of
 from tune.interpolation import LEVEL_SHARES, shared_levels
 from tune.ledger import TrialRecord
 from tune.pareto import complete_trials, front_trials, size_and_bits
@@ -129,7 +129,9 @@ def build_claim(
     return claim | claim_text.decided(claim)
 
 
-def frontiers(records: Sequence[TrialRecord], forecasts: Forecasts, cost: Cost, seed: int) -> dict[str, Paths]:
+def frontiers(
+    records: Sequence[TrialRecord], forecasts: Forecasts, cost: Cost, seed: int, *, sweeps: int = SWEEPS
+) -> dict[str, Paths]:
     """Samples of the frontier of each family, and of each likelihood of it (``fvae/gaussian``), by what they cost."""
     forecasts.learn(records)
     known = []
@@ -151,7 +153,7 @@ def frontiers(records: Sequence[TrialRecord], forecasts: Forecasts, cost: Cost, 
         grids.append(np.linspace(own.min(), own.max(), GRID))
     where = Points(np.concatenate(grids), np.repeat(np.arange(len(names)), GRID))
     samples = sample_frontiers(
-        Points(log_size, curve), bits, spreads, where, seed_spread=_seed_spread(records), seed=seed
+        Points(log_size, curve), bits, spreads, where, seed_spread=_seed_spread(records), seed=seed, sweeps=sweeps
     )
     parts = np.split(samples, len(names), axis=1)
     paths = {name: Paths.of(grid, part) for name, grid, part in zip(names, grids, parts, strict=True)}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pipelines.durations import duration
 from tune.bootstrap import Front
 from tune.style import LABELS, format_count
 
 HOPELESS_FACTOR = 8
 """Beyond so many times the trials, more of the same is no advice."""
+MORE_FACTOR = 1.5
+"""Times the trials that advice asks for at least."""
 WORDS = {"fewer": "needs fewer parameters than the flow", "more": "needs more parameters than the flow",
          "same": "needs the flow's parameters, within a tenth"}  # fmt: skip
 
@@ -127,6 +131,36 @@ def _ratio_text(curve: Mapping[str, Any], place: int) -> str:
     return ""
 
 
+def command(words: Sequence[str], trials: int, seconds: float | None) -> str:
+    """The command that would settle what is open, and what it should cost.
+
+    ``words``: options of the search, without ``--trials``; ``trials``: how many in all; ``seconds``: of wall time.
+    """
+    options = shlex.join([*words, "--trials", str(trials)])
+    cost = "" if seconds is None else f", in about {duration(seconds)}"
+    return f"This extends the search to {trials} trials{cost}: make search ARGS={shlex.quote(options)}"
+
+
+def trials_needed(claim: Mapping[str, Any]) -> float | None:
+    """Times the trials that would settle what is open; None where nothing is open, or more of them would not."""
+    if claim["verdict"] == "undecided" and not claim["curves"]:
+        return MORE_FACTOR
+    curve = claim["curves"].get("all")
+    factors = [_factor(curve, each) for each in curve["ranges"] if each["answer"] == "undecided"] if curve else []
+    within = [max(MORE_FACTOR, factor) for factor in factors if factor <= HOPELESS_FACTOR]
+    return max(within, default=None)
+
+
+def _factor(curve: Mapping[str, Any], found: Mapping[str, Any]) -> float:
+    """Times the trials that a range's interval would have to have: it narrows about as the root of their number."""
+    sizes = np.array(curve["size"])
+    inside = (sizes >= found["from"] * 0.999) & (sizes <= found["to"] * 1.001)
+    difference = {name: np.array(values)[inside] for name, values in curve["difference"].items()}
+    half = np.maximum(difference["high"] - difference["median"], difference["median"] - difference["low"])
+    factors = (half / np.maximum(np.abs(difference["median"]), 1e-9)) ** 2
+    return float(np.median(factors)) if len(factors) else math.inf
+
+
 def _would_decide(claim: Mapping[str, Any]) -> str:
     """What would settle the ranges that are open."""
     curve = claim["curves"]["all"]
@@ -139,21 +173,19 @@ def _would_decide(claim: Mapping[str, Any]) -> str:
         )
     sentences = []
     for each in open_ranges:
-        inside = (sizes >= each["from"] * 0.999) & (sizes <= each["to"] * 1.001)
-        difference = {name: np.array(values)[inside] for name, values in curve["difference"].items()}
-        half = np.maximum(difference["high"] - difference["median"], difference["median"] - difference["low"])
-        # An interval narrows about as the square root of the number of trials.
-        factors = (half / np.maximum(np.abs(difference["median"]), 1e-9)) ** 2
-        factor = float(np.median(factors)) if len(factors) else math.inf
         where = f"between {format_count(each['from'])} and {format_count(each['to'])} parameters"
+        factor = _factor(curve, each)
         if factor > HOPELESS_FACTOR:
-            gap = float(np.median(np.abs(difference["median"]))) if len(factors) else 0.0
+            inside = (sizes >= each["from"] * 0.999) & (sizes <= each["to"] * 1.001)
+            gap = float(np.median(np.abs(np.array(curve["difference"]["median"])[inside]))) if inside.any() else 0.0
             sentences.append(
                 f"{where.capitalize()} the families differ by some {gap:.3f} bits/dim only, too little for more trials "
                 "of this kind to tell: a longer budget may part them."
             )
         else:
-            sentences.append(f"{where.capitalize()} it takes about {max(1.5, factor):.2g} times as many trials.")
+            sentences.append(
+                f"{where.capitalize()} it takes about {max(MORE_FACTOR, factor):.2g} times as many trials."
+            )
     return " ".join(sentences)
 
 

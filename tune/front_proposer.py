@@ -27,6 +27,7 @@ from tune.pool import POOL, Proposal
 from tune.space import SearchSpace, suggest
 from tune.standings import Standings
 from tune.studies import FrozenTrials
+from tune.undecided import COMPARED, Open, Undecided
 from tune.untried import Untried
 
 
@@ -54,6 +55,7 @@ class FrontProposer:
         seed: int,
         first: Mapping[str, Sequence[Candidate]],
         earlier: Sequence[TrialRecord] = (),
+        undecided: Undecided | None = None,
     ) -> None:
         """
         Args:
@@ -67,7 +69,9 @@ class FrontProposer:
             first: what each family is begun with, from small to large.
             earlier: ended trials of other searches that compare: observations, and not proposed again unless they
                 are among ``first``.
+            undecided: where the verdict is open, for a search that is to decide it.
         """
+        self.undecided = undecided
         self.standings, self.source, self.limits = standings, source, limits
         self.space, self.images, self.epochs, self.seed = space, images, epochs, seed
         self.first = {
@@ -108,17 +112,34 @@ class FrontProposer:
                 return family  # whoever asks it to propose will be told
         return max(families, key=lambda family: self._chosen[family].value)
 
+    def least_sure(self, families: Sequence[str]) -> str | None:
+        """The family of which the verdict needs more; None where all may take turns: while first models are left, or
+        once there is nothing to decide."""
+        if any(self._first_left(family) for family in families):
+            return None
+        is_open = self._open()
+        return is_open.family if is_open and is_open.family in families else None
+
     def choose(self, family: str) -> Choice:
         """What :meth:`propose` returns, with its value."""
-        for design in self.first.get(family, ()):
-            if design in self.untried and self.limits.allows(design):
-                return Choice(what=design, value=math.inf)
+        if (design := self._first_left(family)) is not None:
+            return Choice(what=design, value=math.inf)
+        is_open = self._open()
+        self._sampler(family).counted = is_open.ranges if is_open and family in COMPARED else None
         choice = self._sampler(family).choose(self._trials_beside(family), self._may_go_on)
         if choice is None:
             raise ConfigError(f"family {family!r}: no untried model within {self.limits} is found; raise the limit")
         if isinstance(choice.what, FrozenTrial):
             return Choice(self.standings.ledger.records[choice.what.user_attrs[ID]], choice.value)
         return Choice(choice.what.model, choice.value)
+
+    def _first_left(self, family: str) -> Candidate | None:
+        """The next of what a family is begun with."""
+        designs = self.first.get(family, ())
+        return next((each for each in designs if each in self.untried and self.limits.allows(each)), None)
+
+    def _open(self) -> Open | None:
+        return self.undecided.of(list(self.standings.ledger.records.values())) if self.undecided else None
 
     def _trials_beside(self, family: str) -> list[FrozenTrial]:
         """The trials on the family's front, as Optuna knows them."""

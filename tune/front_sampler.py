@@ -86,6 +86,8 @@ class FrontSampler(BaseSampler):
         """Of the trials that are proposed."""
         self.by_size = True
         """False: the front is the lowest loss alone."""
+        self.counted: Sequence[tuple[float, float]] | None = None
+        """Stretches of log10 sizes in which the front is to become better; None: all."""
         self.scale: float | None = None
         """Losses over bits/dim; None: by the spread of the complete trials' losses."""
         self.prior: Sequence[FrozenTrial] = ()
@@ -195,7 +197,8 @@ class FrontSampler(BaseSampler):
         """What complete trials have reached and running ones will reach: a pruned one holds no place."""
         standing = [each for each in observed if each.trial.state != TrialState.PRUNED]
         points = [(float(self._log_size(each.size)), each.forecast.mean) for each in standing]
-        return Staircase(points, (float(self._log_size(largest)) + math.log10(BEYOND), self._worst(standing)))
+        reference = float(self._log_size(largest)) + math.log10(BEYOND), self._worst(standing)
+        return Staircase(points, reference, self.counted)
 
     def _new(self, pool: Sequence[Proposal], surrogate: Surrogate, scale: float, front: Staircase) -> list[Choice]:
         if not pool:

@@ -131,7 +131,14 @@ def fit_curves(trials: Points, bits: Floats) -> Curves:
 
 
 def sample_frontiers(
-    trials: Points, bits: Floats, spreads: Floats, where: Points, *, seed_spread: float = SEED_SPREAD, seed: int
+    trials: Points,
+    bits: Floats,
+    spreads: Floats,
+    where: Points,
+    *,
+    seed_spread: float = SEED_SPREAD,
+    seed: int,
+    sweeps: int = SWEEPS,
 ) -> Floats:
     """Samples ``[S, M]`` of F at the points ``where`` ``[M]``, bits/dim.
 
@@ -142,13 +149,20 @@ def sample_frontiers(
         where: any sizes.
         seed_spread: σ; see :func:`seed_spread_of`.
         seed: of the samples.
+        sweeps: of the sampler, more than ``BURN_IN``.
     """
     with threadpool_limits(1):  # of matrices this small more threads only wait for one another
-        return _sample(trials, bits, spreads, where, seed_spread, np.random.default_rng(seed))
+        return _sample(trials, bits, spreads, where, seed_spread, np.random.default_rng(seed), sweeps)
 
 
 def _sample(
-    trials: Points, bits: Floats, spreads: Floats, where: Points, seed_spread: float, rng: np.random.Generator
+    trials: Points,
+    bits: Floats,
+    spreads: Floats,
+    where: Points,
+    seed_spread: float,
+    rng: np.random.Generator,
+    sweeps: int,
 ) -> Floats:
     complete = spreads == 0
     curves = fit_curves(Points(trials.log_size[complete], trials.curve[complete]), bits[complete])
@@ -169,7 +183,7 @@ def _sample(
     laplace = Laplace.of(covariance, beyond, Noise(wide, noise.rate))
     g = laplace.mode
     samples = []
-    for sweep in range(SWEEPS):
+    for sweep in range(sweeps):
         if sweep in ADAPT:
             laplace = Laplace.of(covariance, beyond, Noise(wide, noise.rate))
         for _ in range(STEPS):

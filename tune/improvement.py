@@ -7,7 +7,7 @@ neighbours of the front, its width times the expected improvement on the bits/di
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy.special import ndtr
@@ -19,9 +19,12 @@ from tune.pareto import Point, pareto_front
 class Staircase:
     """A front of (log10 parameters, bits/dim) below a reference point: the lowest bits/dim within each size."""
 
-    def __init__(self, points: Iterable[Point], reference: Point) -> None:
-        """``points`` need not be a front; those beyond the reference dominate nothing."""
-        self.reference = reference
+    def __init__(
+        self, points: Iterable[Point], reference: Point, counted: Sequence[tuple[float, float]] | None = None
+    ) -> None:
+        """``points`` need not be a front; those beyond the reference dominate nothing. ``counted``: the stretches of
+        log sizes in which an improvement is worth anything; None: all up to the reference."""
+        self.reference, self.counted = reference, counted
         inside = [point for point in points if point[0] < reference[0] and point[1] < reference[1]]
         front = [inside[index] for index in pareto_front(inside)]
         # Step i has height heights[i] from starts[i] to starts[i + 1].
@@ -48,8 +51,12 @@ class Staircase:
         deviations = below / spread
         density = np.exp(-0.5 * deviations**2) / np.sqrt(2 * np.pi)
         gained = below * ndtr(deviations) + spread * density
-        widths = self._starts[1:, None] - np.maximum(log_size, self._starts[:-1, None])
-        return (np.maximum(widths, 0.0) * gained).sum(axis=0)
+        begins = np.maximum(log_size, self._starts[:-1, None])  # of what is gained, [steps, K]
+        ends = np.maximum(self._starts[1:, None], begins)
+        if self.counted is None:
+            return ((ends - begins) * gained).sum(axis=0)
+        widths = sum(np.clip(ends, low, high) - np.clip(begins, low, high) for low, high in self.counted)
+        return np.asarray((widths * gained).sum(axis=0))
 
     def probability_below(self, log_size: Floats, mean: Floats, spread: Floats) -> Floats:
         """Probability that each of K models reaches less than the front has at its size; all arrays ``[K]``."""

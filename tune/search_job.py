@@ -96,7 +96,11 @@ def run(
             interrupted = ended is None
         except KeyboardInterrupt:
             interrupted = True
-        spent = {"budget": told(settings, dataset, ledger) | {"ended": ended}, "seconds": budget.clock.seconds}
+        spent = {
+            "budget": told(settings, dataset, ledger) | {"ended": ended},
+            "seconds": budget.clock.seconds,
+            "options": settings.options_to_decide(),
+        }
         files = draw(ledger, {**search, **spent}, console)
         if ledger.records != records_before or not ledger.root.exists(DATABASE):
             keep_studies(ledger, search["dataset"], settings.run_name(dataset.name))

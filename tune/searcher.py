@@ -41,7 +41,7 @@ class FrontSearcher(Searcher):
         families: Sequence[str],
         budget: Allowance,
         seeds: int = 1,
-        most_worth: Callable[[Sequence[str]], str] | None = None,
+        next_family: Callable[[Sequence[str]], str | None] | None = None,
         may_go_on: Callable[[TrialRecord], bool] = lambda record: True,
     ) -> None:
         """
@@ -51,13 +51,13 @@ class FrontSearcher(Searcher):
             families: that are searched.
             budget: of the search.
             seeds: with how many each model of a front is trained.
-            most_worth: whose turn it is of the families that are left, once each has had one; by default the one
-                that had fewest.
+            next_family: whose turn it is of the families that are left, once each has had one; by default, and where
+                it returns None, the one that had fewest.
             may_go_on: whether an unfinished trial of an earlier session is trained to its end in this one.
         """
         super().__init__()
         self.ledger, self.proposer, self.families = ledger, proposer, tuple(families)
-        self.budget, self.seeds, self.most_worth = budget, seeds, most_worth
+        self.budget, self.seeds, self.next_family = budget, seeds, next_family
         self.trials_may_return = False
         """Whether a trial that has ended may have to be tried again: one whose share of a card did not hold it."""
         self.exhausted: dict[str, str] = {}
@@ -120,8 +120,8 @@ class FrontSearcher(Searcher):
             self.budget.may_start(self.ledger) is None
         ):
             family = min(left, key=lambda each: self._turns[each])
-            if self.most_worth is not None and self._turns[family]:
-                family = self.most_worth(left)
+            if self.next_family is not None and self._turns[family]:
+                family = self.next_family(left) or family
             try:
                 proposal = self.proposer.propose(family)
             except ConfigError as error:

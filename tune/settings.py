@@ -16,7 +16,7 @@ from pipelines.run_settings import RunSettings, as_run_name
 from pipelines.storage import Storage
 
 Sampler = Literal["front", "tpe", "nsga2", "gp", "random"]
-Goal = Literal["map", "front"]
+Goal = Literal["map", "front", "decide"]
 
 TRIALS = 48
 """Of a search that is given no budget at all."""
@@ -58,7 +58,8 @@ class SearchSettings(RunSettings):
     """What proposes models: 'front' is this project's own, which seeks the fronts; the others are Optuna's."""
     goal: Goal = "map"
     """'map': a front for each family, their shares being equal, as the verdict needs. 'front': one front, for which the
-    families compete: the best models of every size, whatever they are. Needs the sampler 'front'."""
+    families compete: the best models of every size, whatever they are. 'decide': like 'map' until every family has had
+    its first models; then f-VAEs and flows of the sizes at which the verdict is open. Both need the sampler 'front'."""
     max_params: Annotated[int | None, _unset("N")] = None
     """Train no model with more parameters."""
     max_flops: Annotated[float | None, _unset("N")] = None
@@ -105,6 +106,11 @@ class SearchSettings(RunSettings):
             self.goal == "map" or self.sampler == "front",
             f"--goal={self.goal}: --sampler {self.sampler} knows no sizes beforehand; give --sampler front",
         )
+        require(
+            self.goal != "decide" or {"fvae", "flow"} <= set(self.families),
+            f"--goal=decide: the verdict compares f-VAEs with flows, and --families names {', '.join(self.families)}; "
+            "give both, or --goal map",
+        )
         require(self.warm_start != "", "--warm-start: empty; give a search's name, its folder or mlflow:EXPERIMENT")
         self._require_gpus()
         for option, chosen, choices in (
@@ -146,6 +152,18 @@ class SearchSettings(RunSettings):
     def max_memory_bytes(self) -> int | None:
         """``--max-memory`` in bytes."""
         return None if self.max_memory is None else parse_bytes("--max-memory", self.max_memory)
+
+    def options_to_decide(self) -> list[str]:
+        """The words of a command that goes on with this search where the verdict is open, but for its budget."""
+        changed = dataclasses.replace(self, trials=None, time_budget=None, gpu_hours=None, patience=None)
+        if self.sampler == "front" and {"fvae", "flow"} <= set(self.families):
+            changed = dataclasses.replace(changed, goal="decide")
+        words = []
+        for field in dataclasses.fields(changed):
+            value = getattr(changed, field.name)
+            if value != field.default:
+                words += [_option(field.name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+        return words
 
     def run_name(self, dataset_name: str) -> str:
         """The run's name."""

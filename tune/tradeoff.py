@@ -12,6 +12,7 @@ from typing import Any
 from fvae.config import FAMILIES, fields_in_use, scales_in_bins
 from fvae.epoch_metrics import EpochMetrics
 from pipelines.storage import Storage
+from tune import claim_text
 from tune.accounting import account, trial_account
 from tune.claim import BitsOfImages, build_claim
 from tune.compute import training_flops
@@ -29,15 +30,26 @@ def build_tradeoff(
 ) -> dict[str, Any]:
     """Everything that the search found, JSON-ready: no NaN, no infinity.
 
-    ``search`` holds ``dataset`` (name, hash, shape, bins, train, val, test), ``seed``, ``budget`` and, where it is
-    known, ``seconds``: the search's wall time. Trials that are still running are not part of the map; their ids are
-    in ``unfinished``, and what they cost is in ``accounting`` like everything else (:mod:`tune.accounting`).
+    ``search`` holds ``dataset`` (name, hash, shape, bins, train, val, test), ``seed``, ``budget`` and, where they
+    are known, ``seconds``: the search's wall time, and ``options``: words of the command that goes on with it, without
+    its budget. Trials that are still running are not part of the map; their ids are in ``unfinished``, and what they
+    cost is in ``accounting`` like everything else (:mod:`tune.accounting`).
     Part-trained trials and further seeds are among ``trials``, but fronts, hypervolume, fits, claim and importance
     rest on first seeds' complete ones alone; ``seeds`` says how far the others were from them. Raises ``ValueError``
     for a complete trial with a bits/dim that is not finite.
     """
     dataset, seed = search["dataset"], int(search["seed"])
     ended = [record for record in records if record.status != "running"]
+    claim = build_claim(
+        ended,
+        seed,
+        epochs=search["budget"].get("epochs"),
+        bins=int(dataset["bins"]),
+        competed=search["budget"].get("goal") == "front",
+        bits_of_images=bits_of_images,
+    )
+    if (advice := _command(claim, records, search)) is not None:
+        claim["would_decide"] += f" {advice}"
     return {
         "dataset": dict(dataset),
         "seed": seed,
@@ -49,16 +61,22 @@ def build_tradeoff(
         "seeds": spread(ended),
         "hypervolume": _hypervolumes(ended, int(dataset["bins"])),
         "fits": {family: fit_family(ended, family, seed) for family in FAMILIES},
-        "claim": build_claim(
-            ended,
-            seed,
-            epochs=search["budget"].get("epochs"),
-            bins=int(dataset["bins"]),
-            competed=search["budget"].get("goal") == "front",
-            bits_of_images=bits_of_images,
-        ),
+        "claim": claim,
         "importance": parameter_importance(ended),
     }
+
+
+def _command(claim: Mapping[str, Any], records: Sequence[TrialRecord], search: Mapping[str, Any]) -> str | None:
+    """The command that would settle what the claim leaves open; None where there is none, or it is not known."""
+    factor = claim_text.trials_needed(claim)
+    started = sum(record.replicate_of is None for record in records)
+    competed = search["budget"].get("goal") == "front"  # then its trials decide nothing
+    if factor is None or "options" not in search or not started or competed:
+        return None
+    trials = math.ceil(factor * started)
+    seconds = search.get("seconds")
+    cost = None if not seconds else seconds * (trials - started) / started
+    return claim_text.command(search["options"], trials, cost)
 
 
 def write_tradeoff(run: Storage, tradeoff: Mapping[str, Any]) -> None:

@@ -32,6 +32,7 @@ from tune.claim import frontiers, parameters
 from tune.comparison import Band, Comparison, Paths
 from tune.forecasts import Forecasts
 from tune.ledger import Ledger, TrialRecord
+from tune.settings import Goal
 from tune.stopping import Rule
 
 SEEN = 2 / 3
@@ -52,6 +53,8 @@ class Settings:
     """Of a search over all families."""
     seeds: int = 50
     """Searches of each kind."""
+    goal: Goal = "map"
+    """Of the searches over all families."""
     processes: int = 2
     """Side by side."""
 
@@ -79,7 +82,10 @@ def main(settings: Settings) -> int:
     print(f"{len(curves.rows)} learning curves of {curves.epochs} epochs, {settings.seeds} searches of each kind.")
     with ProcessPoolExecutor(settings.processes, mp_context=context) as pool:
         for trials in settings.trials:
-            jobs = [pool.submit(measured, settings.curves, trials, seed, truth) for seed in range(settings.seeds)]
+            jobs = [
+                pool.submit(measured, settings.curves, trials, seed, truth, settings.goal)
+                for seed in range(settings.seeds)
+            ]
             results = [job.result() for job in jobs]
             print(f"\n{trials} trials over all families, or {2 * trials // 3} of one")
             print(f"{'f-VAE less flow':24}" + "".join(f"{name:>{width}}" for name, width in COLUMNS.items()))
@@ -112,11 +118,11 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Verdict))
 
 
 def measured(
-    path: Path, trials: int, seed: int, truth: Mapping[str, Comparison]
+    path: Path, trials: int, seed: int, truth: Mapping[str, Comparison], goal: Goal
 ) -> tuple[dict[str, Verdict], bool, bool]:
     """One search of each kind: the verdicts, whether the split family is called different, the planted ratio found."""
     curves = part_of(Curves.load(path), seed)
-    found = compared(paths_of(searched(curves, trials, seed), curves))
+    found = compared(paths_of(searched(curves, trials, seed, goal), curves))
     verdicts = {name: against(found[name], truth[name]) for name in truth if name in found}
     alone = dataclasses.replace(curves, rows=tuple(row for row in curves.rows if row.family == FAMILY))
     records = searched(alone, 2 * trials // 3, seed)
@@ -131,9 +137,9 @@ def part_of(curves: Curves, seed: int) -> Curves:
     return dataclasses.replace(curves, rows=rows)
 
 
-def searched(curves: Curves, trials: int, seed: int) -> list[TrialRecord]:
+def searched(curves: Curves, trials: int, seed: int, goal: Goal = "map") -> list[TrialRecord]:
     """The trials of one search."""
-    method = Ours(curves.blind(), seed)
+    method = Ours(curves.blind(), seed, goal=goal)
     method.searcher.budget = Limited(trials)
     replay(curves, method, workers=2)
     return list(method.ledger.records.values())
