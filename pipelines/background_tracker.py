@@ -88,7 +88,10 @@ class BackgroundTracker(ABC, Generic[RunsT]):
         self._thread = threading.Thread(target=self._serve, name="mlflow", daemon=True)
 
     def start(self) -> None:
-        """Begin to write. Raises ``StorageError`` where the storage fails, ``ConfigError`` where its settings do."""
+        """Begin to write, if that is not done yet. Raises ``StorageError`` where the storage fails, ``ConfigError``
+        where its settings do."""
+        if self._thread.ident is not None:
+            return
         self._identity = _identity(self._storage.child(self._name))
         self._thread.start()
 

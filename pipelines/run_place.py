@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,8 @@ from pipelines.storage import Storage, StorageError
 
 @contextmanager
 def locked(run: Storage, what: str) -> Iterator[Lease]:
-    """One ``what`` ("search") at a time. Raises ``ConfigError`` where there is another, or where nothing can be
-    written."""
+    """One ``what`` ("search") at a time; a local folder that nothing was written to goes again. Raises ``ConfigError``
+    where there is another, or where nothing can be written."""
     if run.local_path is not None:
         _make_writable(run.local_path)  # a remote store says as much when it refuses the lease
     try:
@@ -23,6 +24,10 @@ def locked(run: Storage, what: str) -> Iterator[Lease]:
             yield lease
     except LeaseTaken as taken:
         raise ConfigError(f"another {what} is running: {taken}, or give another --name") from taken
+    finally:
+        if run.local_path is not None:
+            with contextlib.suppress(OSError):
+                run.local_path.rmdir()  # only an empty one
 
 
 @contextmanager

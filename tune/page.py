@@ -134,6 +134,8 @@ def _fit_row(tradeoff: Mapping[str, Any], family: str) -> dict[str, Any]:
     if fit.get("at_bounds"):
         names = ", ".join("α" if name == "alpha" else name for name in fit["at_bounds"])
         notes.append(f"{names} at its limit: the front does not determine it")
+    if fit["saturation"]:
+        notes.append(_saturation(fit["saturation"]))
     return {
         "label": LABELS[family],
         "color": COLORS[family],
@@ -142,6 +144,18 @@ def _fit_row(tradeoff: Mapping[str, Any], family: str) -> dict[str, Any]:
         "hypervolume": _number(area),
         "note": "; ".join(notes),
     }
+
+
+def _saturation(found: Mapping[str, Any]) -> str:
+    """Where size stops mattering, and why."""
+    count = found["larger"]
+    trials = "the complete trial" if count == 1 else f"the {count} complete trials"
+    no_better = f"{trials} of up to {format_count(found['largest'])} parameters reached no fewer bits/dim than "
+    no_better += format_count(found["params"])
+    if not found["overfit"]:
+        return f"{no_better}, without overfitting: other hyperparameters or a longer training may"
+    of_them = "overfits" if count == 1 else f"{found['overfit']} of them overfit"
+    return f"{no_better}: {of_them}, the best epoch was {found['best_epoch']} of {found['epochs']}"
 
 
 def _levels(ratio: Mapping[str, Any]) -> list[dict[str, str]]:

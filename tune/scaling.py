@@ -100,11 +100,11 @@ def fit_power_law(front: Front, start: PowerLaw | None = None) -> PowerLaw:
 def fit_family(records: Sequence[TrialRecord], family: str, seed: int) -> dict[str, Any]:
     """The family's curve, its 95% intervals and its band, JSON-ready.
 
-    ``a``, ``b``, ``alpha``; ``ci95`` of each; ``band``: sizes ``params`` on a log grid over the tried
-    sizes with ``bpd``, ``low``, ``high``; ``beyond``: the same for sizes up to ``BEYOND`` times the largest
-    tried, as :func:`forecast_front` has it. Where too few points determine no curve all of these are
-    null, and ``why`` says so. The intervals come from resampling the family's complete trials;
-    ``replicates_fitted`` of ``replicates`` resamples had enough front points for a curve.
+    ``a``, ``b``, ``alpha``; ``ci95`` of each; ``band``: sizes ``params`` on a log grid over the tried sizes with
+    ``bpd``, ``low``, ``high``; ``beyond``: the same for sizes up to ``BEYOND`` times the largest tried, from the band's
+    end on as :func:`forecast_front` has it. Where too few points determine no curve all of these are null, and ``why``
+    says so. The intervals come from resampling the family's complete trials; ``replicates_fitted`` of ``replicates``
+    resamples had enough front points for a curve.
     """
     points = np.array(size_and_bits(complete_trials(records, family))).reshape(-1, 2)
     front = front_of(points[:, 0], points[:, 1])
@@ -130,6 +130,8 @@ def fit_family(records: Sequence[TrialRecord], family: str, seed: int) -> dict[s
         why = f"only {len(replicates)} of {REPLICATES} resamples kept {MIN_FRONT_POINTS} front points: no interval"
         return result | {"ci95": None, "band": band, "why": why}
     band |= {"low": np.quantile(curves, 0.025, axis=0).tolist(), "high": np.quantile(curves, 0.975, axis=0).tolist()}
+    for name in ("bpd", "low", "high"):  # at the largest size tried the forecast goes on from the fit
+        result["beyond"][name][0] = band[name][-1]
     ci95 = {
         name: list(interval95(np.array([getattr(replicate, name) for replicate in replicates])))
         for name in ("a", "b", "alpha")

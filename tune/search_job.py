@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+from fvae.config import ConfigError
 from fvae.data import Dataset
 from pipelines.datasets import load_dataset
 from pipelines.run_place import explained_disk, locked
@@ -16,11 +17,11 @@ from pipelines.stored import address
 from pipelines.tracking import Artifact, SearchTracker
 from pipelines.troubles import Notices
 from tune.budget import Budget
-from tune.clock import SearchClock
+from tune.clock import TIME, SearchClock
 from tune.display import SearchDisplay, reading_progress, summary
 from tune.image_bits import image_bits
 from tune.ledger import Ledger, TrialRecord
-from tune.opening import COMPARED, open_search
+from tune.opening import COMPARED, SEARCH, open_search
 from tune.page import write_page
 from tune.pareto import fronts
 from tune.plan import Forecaster, what_it_costs, what_runs
@@ -57,7 +58,12 @@ def main(settings: SearchSettings) -> int:
             ledger = Ledger(run_storage, lease.check)
             ledger.close_attempts()
             budget = Budget(settings, SearchClock(run_storage, lease.check), dataset.bins)
-            status = run(settings, dataset, search, ledger, budget, console, notices)
+            try:
+                status = run(settings, dataset, search, ledger, budget, console, notices)
+            except ConfigError:
+                if not ledger.records:  # it could not begin
+                    run_storage.delete(SEARCH, TIME)
+                raise
             run_storage.clean_up()  # what a trial's process was about to write when it was ended
             return status
 
@@ -82,10 +88,10 @@ def run(
 
     def track(record: TrialRecord) -> None:
         tracker.record_trial(snapshot(record, search["dataset"], ledger.trial_storage(record.id)))
+        tracker.start()  # a search that cannot begin leaves no run
 
     for record in ledger.records.values():
         track(record)
-    tracker.start()
     ended: str | None = None
     epochs_before, records_before = trained_epochs(ledger), dict(ledger.records)
     interrupted = False
@@ -114,7 +120,8 @@ def run(
         notices.silence()
         raise
     finally:
-        notices.say("Writing the last figures to MLflow …")
+        if ledger.records:
+            notices.say("Writing the last figures to MLflow …")
         tracker.close(interrupted=interrupted, timeout=patience)
     for problem in tracker.problems:
         console.print(f"warning: {problem}", style="yellow", markup=False)

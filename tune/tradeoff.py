@@ -20,6 +20,7 @@ from tune.importance import parameter_importance
 from tune.ledger import TrialRecord
 from tune.pareto import complete_trials, fronts, hypervolume, size_and_bits
 from tune.replicates import spread
+from tune.saturation import saturation
 from tune.scaling import fit_family
 
 
@@ -60,7 +61,9 @@ def build_tradeoff(
         "fronts": fronts(ended),
         "seeds": spread(ended),
         "hypervolume": _hypervolumes(ended, int(dataset["bins"])),
-        "fits": {family: fit_family(ended, family, seed) for family in FAMILIES},
+        "fits": {
+            family: fit_family(ended, family, seed) | {"saturation": saturation(ended, family)} for family in FAMILIES
+        },
         "claim": claim,
         "importance": parameter_importance(ended),
     }

@@ -111,6 +111,7 @@ def test_forecast_holds_the_truth_beyond_the_largest_model() -> None:
     for seed in range(6):
         fit = fit_family(world(1, 16, scatter=0.01, seed=seed), "flow", seed)
         beyond = {name: np.array(values) for name, values in fit["beyond"].items()}
+        assert [values[0] for values in beyond.values()] == [values[-1] for values in fit["band"].values()]  # they meet
         assert beyond["params"][-1] == pytest.approx(BEYOND * fit["band"]["params"][-1])
         assert (beyond["low"] <= beyond["bpd"]).all() and (beyond["bpd"] <= beyond["high"] + 1e-9).all()
         truth = np.array([true_bpd(size) for size in beyond["params"]])

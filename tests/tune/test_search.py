@@ -293,6 +293,15 @@ def test_more_gpus_than_there_are_is_said(copy: Path, ray_address: str) -> None:
     assert len(refused.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("options", [("--gpus-per-trial", "64"), ("--max-params", "3"), ("--warm-start", "nothing")])
+def test_a_search_that_cannot_begin_leaves_nothing(
+    options: tuple[str, ...], tmp_path: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune.untried.MOST", 300)
+    assert called(tmp_path / "runs", *SMALL, *options).status == 2
+    assert not list((tmp_path / "runs").iterdir())
+
+
 def test_help_shows_every_option_with_its_default() -> None:
     shown = call(search.main, SearchSettings, "--help")
     assert shown.status == 0

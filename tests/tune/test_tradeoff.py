@@ -21,7 +21,9 @@ from tune.compute import best_so_far, training_flops
 from tune.figures import size_figure
 from tune.importance import parameter_importance
 from tune.ledger import TrialRecord
+from tune.page import write_page
 from tune.plots import write_plot
+from tune.saturation import saturation
 from tune.tradeoff import build_tradeoff, write_tradeoff
 
 pytestmark = pytest.mark.core
@@ -242,3 +244,41 @@ def test_a_number_that_only_one_choice_asks_for_is_no_category() -> None:
 def test_importance_of_too_few_or_equal_trials_is_empty() -> None:
     assert parameter_importance(world(1, 3)) == {"vae": {}, "flow": {}, "fvae": {}}
     assert parameter_importance(EDGE_CASES["all alike"])["flow"] == {}
+
+
+def overfitting(number: int, params: int, bpd: float, best_epoch: int) -> TrialRecord:
+    return record(number, "flow", params, bpd, best_epoch=best_epoch)
+
+
+def test_where_size_stops_mattering_and_why() -> None:
+    small = [overfitting(0, 1000, 3.0, 20), overfitting(1, 10_000, 2.5, 20)]
+    assert saturation(small, "flow") is None
+    assert saturation([], "flow") is None
+    assert saturation([*small, overfitting(2, 11_000, 2.6, 10)], "flow") is None  # no larger to speak of
+    larger = [overfitting(2, 40_000, 2.6, 12), overfitting(3, 90_000, 2.7, 9), overfitting(4, 50_000, 2.6, 20)]
+    assert saturation([*small, *larger], "flow") == {
+        "params": 10_000, "larger": 3, "largest": 90_000, "overfit": 2, "best_epoch": 9, "epochs": 20,
+    }  # fmt: skip
+    assert saturation([*small, *larger], "vae") is None
+
+
+@pytest.mark.parametrize(
+    ("larger", "who", "why"),
+    [
+        (
+            [(40_000, 12), (90_000, 9)],
+            "2 complete trials of up to 90k",
+            ": 2 of them overfit, the best epoch was 9 of 20",
+        ),
+        ([(40_000, 12)], "complete trial of up to 40k", ": overfits, the best epoch was 12 of 20"),
+        ([(40_000, 20)], "complete trial of up to 40k", ", without overfitting: other hyperparameters or a longer "),
+    ],
+)
+def test_the_page_says_where_size_stops_mattering(
+    larger: list[tuple[int, int]], who: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [overfitting(0, 1000, 3.0, 20), overfitting(1, 10_000, 2.5, 20)]
+    records += [overfitting(2 + place, params, 2.6, best) for place, (params, best) in enumerate(larger)]
+    write_page(open_storage(tmp_path), build_tradeoff(records, SEARCH), records)
+    said = f"the {who} parameters reached no fewer bits/dim than 10k{why}"
+    assert said in (tmp_path / "tradeoff.html").read_text()
