@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tune import claim_text
+from tune import claim_text, many_samples
 from tune.bootstrap import Floats, Front, front_of
 from tune.comparison import Band, Comparison, Paths
 from tune.compute import training_flops
@@ -24,6 +24,7 @@ from tune.forecasts import Forecasts
 from tune.frontier import SWEEPS, Points, sample_frontiers, seed_spread_of
 from tune.interpolation import LEVEL_SHARES, shared_levels
 from tune.ledger import TrialRecord
+from tune.many_samples import with_64_samples
 from tune.pareto import complete_trials, front_trials, size_and_bits
 from tune.share import best_shares
 from tune.stopping import Rule
@@ -76,10 +77,10 @@ def build_claim(
     ``params_ratio_fvae_over_flow`` holds ``at_bpd`` (level → ratio), ``at_bpd_ci95``, their median ``headline``, its
     ``ci95``, and the ``fvae_params`` and ``flow_params`` compared at each level. ``bpd_difference_fvae_minus_flow`` is
     the converse, bits/dim at equal size. ``curves`` has the whole comparison for the f-VAE (``all``) and for each of
-    its likelihoods: by size, and in ``by_compute`` by the FLOPs of a training. Its ``ranges`` say for which sizes the
-    f-VAE needs ``fewer`` parameters, ``more``, the ``same`` within a tenth, or where that is ``undecided``. ``shares``
-    says how parameters are best split (:func:`tune.share.best_shares`). An end that is open is null (0 for a ratio's
-    lower end), explained in ``open_ends``. ``bound`` is the one-sided ratio that is
+    its likelihoods: by size, in ``by_compute`` by the FLOPs of a training, and in ``at_k64`` by k = 64. Its ``ranges``
+    say for which sizes the f-VAE needs ``fewer`` parameters, ``more``, the ``same`` within a tenth, or where that is
+    ``undecided``. ``shares`` says how parameters are best split (:func:`tune.share.best_shares`). An end that is open
+    is null (0 for a ratio's lower end), explained in ``open_ends``. ``bound`` is the one-sided ratio that is
     left where no bits/dim level is reached by both families.
     """
     counts = {family: len(complete_trials(records, family)) for family in ("fvae", "flow")}
@@ -88,6 +89,7 @@ def build_claim(
         "bpd_difference_fvae_minus_flow": {"headline": None, "at_params": {}, "ci95": None, "open_ends": {}},
         "curves": {},
         "by_compute": {},
+        "at_k64": None,
         "shares": {},
         "bound": None,
         "verdict": "undecided",
@@ -105,6 +107,8 @@ def build_claim(
     names = {"all": "fvae"} | {name.split("/")[1]: name for name in paths if name.startswith("fvae/")}
     compared = {label: compare(paths, name, noise) for label, name in names.items()}
     claim["curves"] = {label: as_json(each) for label, each in compared.items() if each}
+    if whole_at_64 := compared["all"] and with_64_samples(compared["all"], records):
+        claim["at_k64"] = many_samples.as_json(whole_at_64)
     by_compute = frontiers(records, forecasts, flops_of_training, seed)
     for label, name in names.items():
         if each := Comparison.of(by_compute[name], by_compute["flow"]):

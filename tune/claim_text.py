@@ -97,7 +97,22 @@ def _by_size(claim: Mapping[str, Any]) -> str:
     """A sentence for each range of sizes."""
     curve = claim["curves"]["all"]
     sentences = [_range_sentence(curve, each) for each in curve["ranges"]]
+    if claim["at_k64"]:
+        sentences.append(_at_k64(claim["at_k64"]))
     return " ".join(sentences) + f" From {_counts(claim)}."
+
+
+def _at_k64(curve: Mapping[str, Any]) -> str:
+    """What the importance-weighted bound of 64 samples says, at the middle size."""
+    words = {"fewer": "fewer parameters", "more": "more parameters", "undecided": "undecided"}
+    ranges = (
+        f"{words[each['answer']]} from {format_count(each['from'])} to {format_count(each['to'])}"
+        for each in curve["ranges"]
+    )
+    place = len(curve["size"]) // 2
+    median, low, high = (_signed(curve["difference"][name][place]) for name in ("median", "low", "high"))
+    at = f"{format_count(curve['size'][place])} {median} bits/dim ({low} to {high})"
+    return f"By the tighter bound of k = 64 samples: {', '.join(ranges)}; at {at}."
 
 
 def _range_sentence(curve: Mapping[str, Any], found: Mapping[str, Any]) -> str:

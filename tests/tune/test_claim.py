@@ -13,7 +13,7 @@ from tune.bootstrap import Front
 from tune.claim import MIN_TRIALS, build_claim
 from tune.comparison import Paths
 from tune.interpolation import shared_levels
-from tune.ledger import TrialRecord
+from tune.ledger import TestResult, TrialRecord
 
 pytestmark = pytest.mark.core
 
@@ -101,6 +101,28 @@ def test_likelihoods_are_compared_one_by_one() -> None:
     assert answers(claim, "discretized") == answers(claim) == {"fewer"}
     assert answers(claim, "gaussian") == {"more"}
     assert set(claim["by_compute"]) == {"all", "discretized", "gaussian"}
+
+
+def test_by_64_samples_each_family_is_as_much_lower_as_its_fronts_models() -> None:
+    """What takes 0.3 bits/dim off the flows turns a comparison that they would lose by 0.1."""
+    worlds = world(1, 40, scatter=0.01, families=("flow",)), world(0.7, 40, scatter=0.01, families=("fvae",))
+    records = []
+    for place, (trials, taken_off) in enumerate(zip(worlds, (0.3, 0.05), strict=True)):
+        for trial in trials:
+            test = TestResult(
+                bpd=trial.val_bpd or 0.0, bpd_iwae64=(trial.val_bpd or 0.0) - taken_off, standard_error=0.01,
+                standard_error_iwae64=0.01, seed=0,
+            )  # fmt: skip
+            name = f"{100 * place + trial.number:04d}-{trial.family}"
+            records.append(dataclasses.replace(trial, id=name, test=test))
+    claim = build_claim(records, 0)
+    assert answers(claim) == {"fewer"}
+    assert {each["answer"] for each in claim["at_k64"]["ranges"]} == {"more"}
+    shift = np.subtract(claim["at_k64"]["difference"]["median"], claim["curves"]["all"]["difference"]["median"])
+    assert shift == pytest.approx(0.25)
+    assert "By the tighter bound of k = 64 samples: more parameters from" in claim["why"]
+    unread = build_claim([dataclasses.replace(each, test=None) for each in records], 0)
+    assert unread["at_k64"] is None and "k = 64" not in unread["why"]
 
 
 @pytest.mark.parametrize("seed", range(3))
