@@ -26,6 +26,7 @@ from tune.space import SearchSpace, suggest
 DATABASE = "optuna.db"
 """In a search's storage: ``optuna-dashboard sqlite:///runs/digits/optuna.db`` shows it."""
 METRICS = ["parameters", "validation bits/dim"]
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # of every study that is made, it would say so
 _STATES = {
     "running": TrialState.RUNNING,
     "complete": TrialState.COMPLETE,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from optuna.trial import TrialState
 from fvae.epoch_metrics import EpochMetrics
 from pipelines.storage import open_storage
 from tests.tune.curves import REST
+from tests.tune.real_search import ROOT
 from tests.tune.small_space import DIGITS, SOURCE, SPACE, trial
 from tune.attempts import Attempt
 from tune.ledger import TestResult, TrialRecord
@@ -121,6 +124,14 @@ def test_it_is_written_anew_whole(tmp_path: Path) -> None:
         write_studies(open_storage(tmp_path), "digits", frozen(records[:count]))
         study = optuna.load_study(study_name="digits", storage=f"sqlite:///{tmp_path}/optuna.db")
         assert len(study.trials) == count
+
+
+def test_a_finished_search_writes_them_without_a_word(tmp_path: Path) -> None:
+    """In a process that has not searched, and has imported nothing else of Optuna's."""
+    program = "from pipelines.storage import open_storage; from tune.studies import write_studies; "
+    program += f"write_studies(open_storage({str(tmp_path)!r}), 'digits', [])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_a_search_without_trials_leaves_an_empty_study(tmp_path: Path) -> None:
