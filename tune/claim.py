@@ -2,19 +2,19 @@
 
 Every trial of every family informs one model of what is best at each size (:mod:`tune.frontier`); families are then
 compared in samples of it (:mod:`tune.comparison`). Its intervals cover the luck of the search (which hyperparameters
-happened to be tried), of the trainings' seeds and, in the difference of bits/dim where the test split has been read, of
-the images: two models are compared on the same ones, so what is easy about an image helps both. They do not cover other
-data sets, other budgets, or what the search space does not hold.
+happened to be tried), of the trainings' seeds and, where the test split has been read, of the images: two models are
+compared on the same ones, so what is easy about an image helps both. They do not cover other data sets, other budgets,
+or what the search space does not hold.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tune import claim_text, many_samples
 from tune.bootstrap import Floats, Front, front_of
@@ -22,6 +22,7 @@ from tune.comparison import Band, Comparison, Paths
 from tune.compute import training_flops
 from tune.forecasts import Forecasts
 from tune.frontier import SWEEPS, Points, sample_frontiers, seed_spread_of
+from tune.image_noise import BitsOfImages, ImageNoise
 from tune.interpolation import LEVEL_SHARES, shared_levels
 from tune.ledger import TrialRecord
 from tune.many_samples import with_64_samples
@@ -33,14 +34,10 @@ MIN_TRIALS = 3
 """Complete trials that a family needs for a verdict."""
 GRID = 40
 """Sizes at which each frontier is sampled."""
-IMAGE_DRAWS = 200
-"""Resamples of the images."""
 MAJORITY = 0.5
 """Share of the sizes, on their log scale, over which one answer decides the verdict if none contradicts it."""
 
 Cost = Callable[[TrialRecord], float]
-BitsOfImages = Callable[[TrialRecord], Floats | None]
-"""Test bits/dim of every image of a front's model ``[images]``, k = 1; None where they are not known."""
 
 
 def parameters(record: TrialRecord) -> float:
@@ -118,7 +115,7 @@ def build_claim(
     whole = compared["all"]
     if whole:
         claim["bpd_difference_fvae_minus_flow"] = _difference(whole)
-    ratio = _ratio(paths["fvae"], paths["flow"])
+    ratio = _ratio(noise.on(paths["fvae"]), paths["flow"])
     if ratio is None:
         claim["bound"] = _bound(fvae, flow)
     else:
@@ -191,48 +188,16 @@ def _seed_spread(records: Sequence[TrialRecord]) -> float:
     return seed_spread_of(list(groups.values()))
 
 
-class ImageNoise:
-    """By how much two families' difference would be another one on other images of the same kind."""
-
-    def __init__(self, records: Sequence[TrialRecord], bits_of_images: BitsOfImages, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-        self._changes: dict[str, tuple[Floats, Floats]] = {}  # family → log sizes [F], change of their means [draws, F]
-        weights: NDArray[np.float64] | None = None
-        for family in ("fvae", "flow"):
-            front = [
-                (record, bits)
-                for record in front_trials(records, family)
-                if (bits := bits_of_images(record)) is not None
-            ]
-            if not front:
-                return
-            images = np.stack([bits for _, bits in front])  # [F, images]
-            if weights is None:
-                count = images.shape[1]
-                weights = self._rng.multinomial(count, np.full(count, 1 / count), IMAGE_DRAWS) / count - 1 / count
-            if images.shape[1] != weights.shape[1]:
-                return
-            self._changes[family] = np.log10([record.params for record, _ in front]), weights @ images.T
-        self.known = True
-
-    known = False
-
-    def of(self, comparison: Comparison) -> Floats:
-        """For each sample and size of a comparison ``[S, M]``, bits/dim."""
-        if not self.known:
-            return np.zeros_like(comparison.difference)
-        drawn = self._rng.integers(IMAGE_DRAWS, size=len(comparison.difference))
-        one, other = (
-            np.array([np.interp(comparison.log_size, sizes, change) for change in changes])[drawn]
-            for sizes, changes in (self._changes["fvae"], self._changes["flow"])
-        )
-        return np.asarray(one - other)
-
-
 def compare(paths: Mapping[str, Paths], name: str, noise: ImageNoise) -> Comparison | None:
     """A frontier against the flow's; None where they share no sizes."""
     comparison = Comparison.of(paths[name], paths["flow"])
-    return comparison and comparison.with_noise(noise.of(comparison))
+    if comparison is None:
+        return None
+    samples = len(comparison.difference)
+    ratios = Comparison.of(noise.on(paths[name]), paths["flow"])
+    assert ratios is not None  # of the same sizes
+    # Not its difference: a frontier that is held from rising is lower where it wiggles.
+    return dataclasses.replace(ratios, difference=comparison.difference + noise.at(comparison.log_size, samples))
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

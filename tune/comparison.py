@@ -107,10 +107,6 @@ class Comparison:
         sizes, outside = one.size_for(levels)
         return cls(log_size, one.at(log_size) - levels, sizes - log_size, outside)
 
-    def with_noise(self, noise: Floats) -> Comparison:
-        """The same with ``noise`` ``[S, M]`` added to the difference; the ratio of sizes stays as it is."""
-        return dataclasses.replace(self, difference=self.difference + noise)
-
     def ratio_band(self) -> tuple[Floats, Floats, Floats, NDArray[np.bool_], NDArray[np.bool_]]:
         """Median, low and high ends of the ratio ``[M]``, and which of both ends are open: they are then the bound."""
         band, tail = Band.of(self.log_ratio), (1 - LEVEL) / 2

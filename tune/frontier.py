@@ -43,7 +43,7 @@ TAIL = 5.0
 """ν: the excess is as likely to be above u as u^−ν, far out."""
 SEED_SPREAD, SEED_TRIALS = 0.015, 3
 """σ before any configuration has been trained with several seeds, bits/dim, and how many such pairs it is worth."""
-SAFETY = 2.0
+SAFETY = 1.5
 """Of the typical excess, by which trials' distances from their curve are taken for larger than they are."""
 LEAST_EXCESS = 0.02
 """Bits/dim. The typical excess is at least this."""

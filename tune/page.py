@@ -184,7 +184,7 @@ def _covers(claim: Mapping[str, Any]) -> str:
     luck = {
         "search": "which hyperparameters happened to be tried",
         "seeds": "the luck of a training's seed",
-        "images": "in the difference alone, which images happened to be measured",
+        "images": "which images happened to be measured",
     }
     parts = [luck[name] for name in claim["covers"]]
     return " and ".join(", ".join(parts).rsplit(", ", 1))

@@ -14,8 +14,9 @@ from fvae.epoch_metrics import EpochMetrics
 from pipelines.storage import Storage
 from tune import claim_text
 from tune.accounting import account, trial_account
-from tune.claim import BitsOfImages, build_claim
+from tune.claim import build_claim
 from tune.compute import training_flops
+from tune.image_noise import BitsOfImages
 from tune.importance import parameter_importance
 from tune.ledger import TrialRecord
 from tune.pareto import complete_trials, fronts, hypervolume, size_and_bits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,16 @@ def test_part_trained_trials_inform_but_are_no_figures_of_their_own() -> None:
     assert build_claim(records + rivals, 0) == build_claim(records, 0)  # no epochs known, no forecast
 
 
+ENDS = ("high", "low")
+
+
+def _log_width(ratio: dict[str, list[float | None]]) -> float:
+    """Mean width of a band of ratios in decades, where it has both ends."""
+    ends = [(high, low) for high, low in zip(*(ratio[end] for end in ENDS), strict=True) if high and low]
+    assert ends
+    return float(np.mean([math.log10(high / low) for high, low in ends]))
+
+
 def test_other_images_widen_the_bands() -> None:
     records = world(0.8, 16, scatter=0.01)
     rng = np.random.default_rng(0)
@@ -171,13 +182,16 @@ def test_other_images_widen_the_bands() -> None:
     def paired(trial: TrialRecord) -> np.ndarray:
         return (trial.val_bpd or 0) + np.random.default_rng(1).normal(0, 1, 200)  # all like the same ones
 
-    alone, apart, together = (
-        build_claim(records, 0, **({"bits_of_images": each} if each else {}))["curves"]["all"]["difference"]
+    curves = [
+        build_claim(records, 0, **({"bits_of_images": each} if each else {}))["curves"]["all"]
         for each in (None, bits_of_images, paired)
-    )
-    widths = [np.mean(np.subtract(each["high"], each["low"])) for each in (alone, apart, together)]
-    assert widths[1] > widths[0] + 0.1
-    assert widths[2] == pytest.approx(widths[0])
+    ]
+    alone, apart, together = (np.mean(np.subtract(*(each["difference"][end] for end in ENDS))) for each in curves)
+    assert apart > alone + 0.1
+    assert together == pytest.approx(alone)
+    alone, apart, together = (_log_width(each["ratio"]) for each in curves)
+    assert apart > alone + 0.1
+    assert together == pytest.approx(alone)
     assert build_claim(records, 0, bits_of_images=paired)["covers"] == ["search", "seeds", "images"]
 
 
