@@ -48,6 +48,10 @@ class MeasuredCompilation:
             self._uncompiled_seconds, self._epochs = seconds, 0
             # Where a machine has no compiler, layers run as they are, and the next measurement says so.
             torch._dynamo.config.suppress_errors = True
+            from torch._inductor import config as inductor  # it takes a second, and few trainings need it
+
+            # By default up to 32 processes compile, of every trial on the machine.
+            inductor.compile_threads = torch.get_num_threads()
             compile_layers(self.model, backend=self.backend)
         self.compiled = not self.compiled
         return True

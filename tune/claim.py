@@ -74,10 +74,10 @@ def build_claim(
     ``params_ratio_fvae_over_flow`` holds ``at_bpd`` (level → ratio), ``at_bpd_ci95``, their median ``headline``, its
     ``ci95``, and the ``fvae_params`` and ``flow_params`` compared at each level. ``bpd_difference_fvae_minus_flow`` is
     the converse, bits/dim at equal size. ``curves`` has the whole comparison for the f-VAE (``all``) and for each of
-    its likelihoods: by size, in ``by_compute`` by the FLOPs of a training, and in ``at_k64`` by k = 64. Its ``ranges``
-    say for which sizes the f-VAE needs ``fewer`` parameters, ``more``, the ``same`` within a tenth, or where that is
-    ``undecided``. ``shares`` says how parameters are best split (:func:`tune.share.best_shares`). An end that is open
-    is null (0 for a ratio's lower end), explained in ``open_ends``. ``bound`` is the one-sided ratio that is
+    its likelihoods by size, ``by_compute`` by the FLOPs of a training, ``at_k64`` that of the f-VAE by k = 64. Their
+    ``ranges`` say for which sizes the f-VAE needs ``fewer`` parameters, ``more``, the ``same`` within a tenth, or where
+    that is ``undecided``. ``shares`` says how parameters are best split (:func:`tune.share.best_shares`). An end that
+    is open is null (0 for a ratio's lower end), explained in ``open_ends``. ``bound`` is the one-sided ratio that is
     left where no bits/dim level is reached by both families.
     """
     counts = {family: len(complete_trials(records, family)) for family in ("fvae", "flow")}
@@ -110,7 +110,7 @@ def build_claim(
     for label, name in names.items():
         if each := Comparison.of(by_compute[name], by_compute["flow"]):
             claim["by_compute"][label] = as_json(each)
-    claim["shares"] = best_shares(records, forecasts, seed)
+    claim["shares"] = best_shares(records, forecasts, seed, seed_spread=_seed_spread(records))
     fvae, flow = (_front(records, family) for family in ("fvae", "flow"))
     whole = compared["all"]
     if whole:
@@ -122,10 +122,10 @@ def build_claim(
         claim["params_ratio_fvae_over_flow"] = ratio
     if min(counts.values()) < MIN_TRIALS:
         return claim | claim_text.too_few_trials(claim)
-    if competed:
-        return claim | claim_text.families_competed(claim)
     if whole is None:
         return claim | claim_text.no_shared_size(claim, fvae, flow)
+    if competed:
+        return claim | claim_text.families_competed(claim)
     claim["verdict"] = verdict(claim["curves"]["all"]["ranges"])
     return claim | claim_text.decided(claim)
 

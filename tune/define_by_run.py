@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,14 +38,23 @@ class Suggesting(optuna.trial.FixedTrial):
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        value = min(max(float(self.choose_number(name, low, high, log)), low), high)
-        self._chosen[name] = value if step is None else low + step * round((value - low) / step)
+        if step is not None:
+            return self._on_steps(name, low, high, step)
+        self._chosen[name] = min(max(float(self.choose_number(name, low, high, log)), low), high)
         return self._chosen[name]
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        if step != 1:
+            return self._on_steps(name, low, high, step)
         # Half a step beyond both ends, so that the ends are as likely as what lies between.
-        value = min(max(round(self.choose_number(name, low - 0.5, high + 0.5, log)), low), high)
-        self._chosen[name] = low + step * round((value - low) / step)
+        self._chosen[name] = min(max(round(self.choose_number(name, low - 0.5, high + 0.5, log)), low), high)
+        return self._chosen[name]
+
+    def _on_steps(self, name: str, low: Any, high: Any, step: Any) -> Any:
+        """A value so many steps above ``low``, as Optuna's ranges with a step hold them."""
+        last = math.floor((high - low) / step + 1e-9)
+        steps = round((self.choose_number(name, low - step / 2, low + (last + 0.5) * step, False) - low) / step)
+        self._chosen[name] = low + step * min(max(steps, 0), last)
         return self._chosen[name]
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from tune.designs import spread_order
 from tune.front_sampler import ID, FrontSampler
 from tune.ledger import TrialRecord
 from tune.limits import Limits
-from tune.pool import POOL, Proposal
+from tune.pool import POOL, Params, Proposal
 from tune.space import SearchSpace, suggest
 from tune.standings import Standings
 from tune.studies import FrozenTrials
@@ -179,7 +179,7 @@ class FamilyPool:
     def __init__(self, proposer: FrontProposer, family: str) -> None:
         self.proposer, self.family = proposer, family
 
-    def draw(self, parents: Sequence[Mapping[str, Any]]) -> list[Proposal]:
+    def draw(self, parents: Sequence[Mapping[str, Any]], tried: Container[Params]) -> list[Proposal]:
         """Half of them drawn uniformly, half near ``parents``. Raises ``ConfigError`` where there is none."""
         proposer = self.proposer
         pool = proposer.untried.draw(self.family, POOL)

@@ -35,7 +35,7 @@ from tune.bootstrap import Floats
 from tune.forecasts import Forecast, Forecasts
 from tune.improvement import Staircase
 from tune.pareto import pareto_front
-from tune.pool import DrawnPool, Pool, Proposal
+from tune.pool import DrawnPool, Params, Pool, Proposal, above_zero, params_of
 from tune.standings import BEYOND
 from tune.surrogate import Surrogate, UnitCube
 
@@ -79,7 +79,7 @@ class FrontSampler(BaseSampler):
         self.forecasts: Forecasts | None = None
         """Of trials that are not complete; None: such trials count for nothing."""
         self.epochs = 1
-        """Of a complete trial."""
+        """How many a complete trial has."""
         self.first_rung = 1
         """Epochs after which a trial may be pruned."""
         self.family = ""
@@ -93,8 +93,8 @@ class FrontSampler(BaseSampler):
         self.prior: Sequence[FrozenTrial] = ()
         """Complete trials of other studies that compare: they teach the surrogate, and are not on the front."""
         self._cube = UnitCube(size)
-        self._points: dict[_Params, Floats] = {}
-        self._sizes: dict[_Params, float] = {}
+        self._points: dict[Params, Floats] = {}
+        self._sizes: dict[Params, float] = {}
         self._independent = RandomSampler(seed)
         self._suggestions: dict[int, Mapping[str, Any]] = {}  # by trial, between two calls of Optuna's
 
@@ -116,7 +116,7 @@ class FrontSampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Their values."""
+        """The parameters' values."""
         return dict(self._suggestions.pop(trial.number, {}))
 
     def sample_independent(
@@ -145,7 +145,8 @@ class FrontSampler(BaseSampler):
         known = [each for each in (*own, *self._observed(self.prior)) if self._point(each.trial) is not None]
         on_front = pareto_front([(math.log10(each.size), each.forecast.mean) for each in own])
         try:
-            pool = self.pool.draw([own[index].trial.params for index in on_front if own[index].trial.params])
+            parents = [own[index].trial.params for index in on_front if own[index].trial.params]
+            pool = self.pool.draw(parents, {params_of(each.params) for each in trials})
         except ValueError:
             if not pruned:
                 raise
@@ -179,7 +180,7 @@ class FrontSampler(BaseSampler):
 
     def _forecast(self, trial: FrozenTrial) -> Forecast | None:
         if trial.state == TrialState.COMPLETE:
-            return Forecast(trial.values[1], 0.0)
+            return Forecast(trial.values[1], 0.0) if math.isfinite(trial.values[1]) else None
         size = self._size(trial)
         if self.forecasts is None or size is None or trial.state not in (TrialState.RUNNING, TrialState.PRUNED):
             return None
@@ -262,18 +263,19 @@ class FrontSampler(BaseSampler):
     def _size(self, trial: FrozenTrial) -> float | None:
         """None while a trial is still being asked for its parameters."""
         if known := trial.user_attrs.get(SIZE) or (trial.values[0] if trial.values else None):
-            return known
-        params = _params(trial)
+            return above_zero(known)
+        params = params_of(trial.params)
         if params not in self._sizes:
             try:
-                self._sizes[params] = self.size(optuna.trial.FixedTrial(trial.params))
+                size = self.size(optuna.trial.FixedTrial(trial.params))
             except (ValueError, optuna.TrialPruned):
                 return None
+            self._sizes[params] = above_zero(size)
         return self._sizes[params]
 
     def _point(self, trial: FrozenTrial) -> Floats | None:
         """None where a trial lacks something that ``size`` asks for."""
-        params = _params(trial)
+        params = params_of(trial.params)
         if params not in self._points:
             try:
                 self._points[params] = self._cube.point(trial.params)
@@ -289,13 +291,6 @@ class _Observed(NamedTuple):
     size: float
     forecast: Forecast
     family: str
-
-
-_Params = tuple[tuple[str, Any], ...]
-
-
-def _params(trial: FrozenTrial) -> _Params:
-    return tuple(trial.params.items())
 
 
 class _Loss(NamedTuple):

@@ -19,6 +19,8 @@ from tune.outlook import Outlook, outlook
 from tune.settings import SearchSettings
 from tune.speed import Speed
 
+GOALS = {"map": "", "front": ", one front for all families", "decide": ", then where the verdict is open"}
+"""What is said of each goal."""
 SAMPLE = 64
 """Models of each family that are drawn from the space to say what one costs."""
 SHARE_OF_TIME = 1 / 50
@@ -42,7 +44,7 @@ def what_runs(settings: SearchSettings, dataset: Dataset, ledger: Ledger, budget
         f"{dataset.name}: {counts['train']:,} training, {counts['val']:,} validation and {counts['test']:,} "
         f"test images of {width}×{height}×{channels}, {dataset.bins} levels",
         f"{trials} over {', '.join(settings.families)}, {settings.epochs} epochs each{resumed}; sampler "
-        f"{settings.sampler}{', one front for all families' if one_front else ''}",
+        f"{settings.sampler}{GOALS[settings.goal]}",
     ]
     ends = [
         f"after {settings.time_budget} of training" if settings.time_budget else "",

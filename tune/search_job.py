@@ -39,6 +39,8 @@ if TYPE_CHECKING:  # they import Ray, which takes seconds
 
 CLOSING_SECONDS, CLOSING_SECONDS_WITHOUT_STORE = 60.0, 3.0
 """How long MLflow may take over what is left to write when the search ends."""
+MANY_TRIALS = 100
+"""Beyond so many it takes seconds to write the Optuna studies."""
 MAP_FILES = ("tradeoff.html", "tradeoff.png", "tradeoff.json", "trials.csv")
 
 
@@ -93,7 +95,7 @@ def run(
     for record in ledger.records.values():
         track(record)
     ended: str | None = None
-    epochs_before, records_before = trained_epochs(ledger), dict(ledger.records)
+    epochs_before = trained_epochs(ledger)
     interrupted = False
     patience = CLOSING_SECONDS
     try:
@@ -108,10 +110,10 @@ def run(
             "options": settings.options_to_decide(),
         }
         files = draw(ledger, {**search, **spent}, console)
-        if ledger.records != records_before or not ledger.root.exists(DATABASE):
-            keep_studies(ledger, search["dataset"], settings.run_name(dataset.name))
         if ended:
             tracker.finish(files)
+        if not ledger.root.exists(DATABASE):
+            keep_studies(ledger, search["dataset"], settings.run_name(dataset.name), notices)
     except KeyboardInterrupt:
         interrupted = True
         raise
@@ -154,6 +156,7 @@ def search_and_test(
     ended = budget.finished(ledger, settings.seeds)
     if ended and not unread(ledger):
         return ended
+    ledger.root.delete(DATABASE)  # it is written anew, also by a later session if this one is killed
     from tune import engine  # Ray takes seconds to import: a finished search is shown without it
     from tune.assembly import assemble
 
@@ -272,11 +275,13 @@ def draw(ledger: Ledger, search: dict[str, Any], console: Console) -> list[Artif
     return [Artifact(ledger.root, name) for name in MAP_FILES]
 
 
-def keep_studies(ledger: Ledger, images: dict[str, Any], name: str) -> None:
+def keep_studies(ledger: Ledger, images: dict[str, Any], name: str, notices: Notices) -> None:
     """Write the search's trials as Optuna studies beside the map: :data:`tune.studies.DATABASE`."""
     (channels, height, width), bins = images["shape"], images["bins"]
     fields = {"channels": channels, "height": height, "width": width, "bins": bins}
     trials = FrozenTrials(SearchSpace.for_images((channels, height, width), bins), fields)
     firsts = [record for record in ledger.records.values() if record.replicate_of is None]
+    if len(firsts) > MANY_TRIALS:
+        notices.say(f"Writing {len(firsts)} trials to {DATABASE} …")
     ledger.guard()
     write_studies(ledger.root, name, [trials.of(record) for record in firsts])

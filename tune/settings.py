@@ -153,11 +153,13 @@ class SearchSettings(RunSettings):
         """``--max-memory`` in bytes."""
         return None if self.max_memory is None else parse_bytes("--max-memory", self.max_memory)
 
-    def options_to_decide(self) -> list[str]:
-        """The words of a command that goes on with this search where the verdict is open, but for its budget."""
-        changed = dataclasses.replace(self, trials=None, time_budget=None, gpu_hours=None, patience=None)
-        if self.sampler == "front" and {"fvae", "flow"} <= set(self.families):
-            changed = dataclasses.replace(changed, goal="decide")
+    def options_to_decide(self) -> list[str] | None:
+        """The words of a command that goes on with this search where the verdict is open, but for its budget; None
+        where it does not search both families that the verdict compares."""
+        if not {"fvae", "flow"} <= set(self.families):
+            return None
+        goal: Goal = "decide" if self.sampler == "front" else self.goal
+        changed = dataclasses.replace(self, trials=None, time_budget=None, gpu_hours=None, patience=None, goal=goal)
         words = []
         for field in dataclasses.fields(changed):
             value = getattr(changed, field.name)

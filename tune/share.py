@@ -17,7 +17,7 @@ from fvae.flops import encoder_and_decoder_parameters
 from tune.bootstrap import Floats
 from tune.comparison import ENDS, Band
 from tune.forecasts import Forecasts
-from tune.frontier import Points, sample_frontiers
+from tune.frontier import SEED_SPREAD, Points, sample_frontiers
 from tune.ledger import TrialRecord
 
 SIZES = 3
@@ -37,16 +37,18 @@ def share_of(record: TrialRecord) -> float | None:
         return None
 
 
-def best_shares(records: Sequence[TrialRecord], forecasts: Forecasts, seed: int) -> dict[str, Any]:
+def best_shares(
+    records: Sequence[TrialRecord], forecasts: Forecasts, seed: int, *, seed_spread: float = SEED_SPREAD
+) -> dict[str, Any]:
     """By likelihood of f-VAE and VAE, as far as there are trials enough: ``size`` ``[K]`` in parameters; ``share``
     ``[M]``, ascending, 0 the flow and 1 the VAE; bits/dim ``median``, ``low`` and ``high`` ``[K][M]``, null where a
     family has no model so small; and ``best`` ``[K]``: of the shares between the smallest and the largest that were
     trained, the ``share`` of the fewest bits/dim with its 95% interval ``low`` to ``high``.
 
-    ``forecasts`` has learned from the trials.
+    ``forecasts`` has learned from the trials; ``seed_spread`` is σ of :mod:`tune.frontier`.
     """
     likelihoods = sorted({_likelihood(record) for record in records if record.family == "fvae"})
-    found = {name: _of_likelihood(records, name, forecasts, seed) for name in likelihoods}
+    found = {name: _of_likelihood(records, name, forecasts, seed, seed_spread) for name in likelihoods}
     return {name: each for name, each in found.items() if each}
 
 
@@ -55,7 +57,7 @@ def _likelihood(record: TrialRecord) -> str:
 
 
 def _of_likelihood(
-    records: Sequence[TrialRecord], likelihood: str, forecasts: Forecasts, seed: int
+    records: Sequence[TrialRecord], likelihood: str, forecasts: Forecasts, seed: int, seed_spread: float
 ) -> dict[str, Any] | None:
     known = []
     for record in records:
@@ -84,7 +86,9 @@ def _of_likelihood(
     looked_at = [(place, each) for place in enough for each in (shares if CURVES[place] == "fvae" else [place / 2])]
     curves, at = np.array(looked_at).T
     where = Points(np.repeat(sizes, len(at)), np.tile(curves, SIZES).astype(np.int64), np.tile(at, SIZES))
-    samples = sample_frontiers(trials, bits, spreads, where, seed=seed).reshape(-1, SIZES, len(at))
+    samples = sample_frontiers(trials, bits, spreads, where, seed_spread=seed_spread, seed=seed).reshape(
+        -1, SIZES, len(at)
+    )
     least = np.array([trials.log_size[complete & (curve == each)].min() for each in curves])
     there = sizes[:, None] >= least - 1e-9  # [K, M]
     return {

@@ -16,7 +16,7 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from fvae.config import FAMILIES, ConfigError
+from fvae.config import FAMILIES
 from pipelines.storage import Storage
 from tune.candidates import point_of
 from tune.front_sampler import FAMILY, ID, SIZE
@@ -76,7 +76,7 @@ class FrozenTrials:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of values out of a range
                 suggest(fixed, record.family, self.space, self.images)
-        except ConfigError:
+        except ValueError:  # also of a choice that the space no longer has
             return {}, {}
         return fixed.params, {name: _holding(fixed.distributions[name], value) for name, value in fixed.params.items()}
 
@@ -87,6 +87,13 @@ def write_studies(run: Storage, name: str, trials: Sequence[FrozenTrial]) -> Non
 
     For looking: the search itself reads its records alone.
     """
+    try:
+        _write(run, name, trials)
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise OSError(f"{DATABASE}: cannot be written ({str(error).splitlines()[0]})") from error
+
+
+def _write(run: Storage, name: str, trials: Sequence[FrozenTrial]) -> None:
     families = [family for family in FAMILIES if any(each.user_attrs[FAMILY] == family for each in trials)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / DATABASE

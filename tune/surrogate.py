@@ -48,15 +48,17 @@ class UnitCube:
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
-        """Everything that may be asked, with its number of coordinates: of every combination of choices."""
+        """Everything that may be asked, with its number of coordinates. Choices are changed one by one, and further
+        ones where that brings up something new: not every combination."""
         sizes: dict[str, int] = {}
         left: list[tuple[int, ...]] = [()]
         while left:
             trial = _Choices(left.pop())
             with contextlib.suppress(ValueError, optuna.TrialPruned):  # an impossible point: what was asked counts
                 self._ask(trial)
+            if trial.sizes.keys() - sizes.keys():
+                left += trial.others
             sizes |= trial.sizes
-            left += trial.others
         return sizes
 
 
@@ -119,7 +121,7 @@ class _Coordinates(optuna.trial.FixedTrial):
         return self._suggestion[name]
 
     def _note(self, name: str, value: Any, low: float, high: float, log: bool) -> Any:
-        self.coordinates[name] = []
+        self.coordinates[name] = [0.5]
         if high > low:
             ends = np.log([low, value, high]) if log else np.array([low, value, high], dtype=float)
             self.coordinates[name] = [min(max(float((ends[1] - ends[0]) / (ends[2] - ends[0])), 0.0), 1.0)]
@@ -141,11 +143,11 @@ class _Choices(optuna.trial.FixedTrial):
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
-        self.sizes[name] = int(high > low)
+        self.sizes[name] = 1
         return low
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        self.sizes[name] = int(high > low)
+        self.sizes[name] = 1
         return low
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:

@@ -32,10 +32,10 @@ def build_tradeoff(
 ) -> dict[str, Any]:
     """Everything that the search found, JSON-ready: no NaN, no infinity.
 
-    ``search`` holds ``dataset`` (name, hash, shape, bins, train, val, test), ``seed``, ``budget`` and, where they
-    are known, ``seconds``: the search's wall time, and ``options``: words of the command that goes on with it, without
-    its budget. Trials that are still running are not part of the map; their ids are in ``unfinished``, and what they
-    cost is in ``accounting`` like everything else (:mod:`tune.accounting`).
+    ``search`` holds ``dataset`` (name, hash, shape, bins, train, val, test), ``seed``, ``budget`` and, where they are
+    known, ``seconds``: the search's wall time, and ``options``: words of the command that goes on with it, without its
+    budget (None where it would decide nothing). Trials that are still running are not part of the map; their ids are
+    in ``unfinished``, and what they cost is in ``accounting`` like everything else (:mod:`tune.accounting`).
     Part-trained trials and further seeds are among ``trials``, but fronts, hypervolume, fits, claim and importance
     rest on first seeds' complete ones alone; ``seeds`` says how far the others were from them. Raises ``ValueError``
     for a complete trial with a bits/dim that is not finite.
@@ -74,8 +74,9 @@ def _command(claim: Mapping[str, Any], records: Sequence[TrialRecord], search: M
     """The command that would settle what the claim leaves open; None where there is none, or it is not known."""
     factor = claim_text.trials_needed(claim)
     started = sum(record.replicate_of is None for record in records)
-    competed = search["budget"].get("goal") == "front"  # then its trials decide nothing
-    if factor is None or "options" not in search or not started or competed:
+    budget = search["budget"]
+    decides = budget.get("ended") and budget.get("goal") != "front"  # its trials would decide nothing
+    if factor is None or not search.get("options") or not started or not decides:
         return None
     trials = math.ceil(factor * started)
     seconds = search.get("seconds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +14,16 @@ from fvae.model import build
 from fvae.recomputation import RecomputableLayer
 
 pytestmark = pytest.mark.core
+
+
+@pytest.fixture(autouse=True)
+def settings_of_torch() -> Iterator[None]:
+    """What compiling sets for the whole process is set back."""
+    import torch._inductor.config
+
+    with torch._dynamo.config.patch(suppress_errors=False), torch._inductor.config.patch(compile_threads=1):
+        yield
+
 
 CONFIG = ModelConfig(family="fvae", channels=1, height=4, width=4, bins=17, flow_levels=1, flow_depth=2)
 

@@ -104,6 +104,14 @@ def test_likelihoods_are_compared_one_by_one() -> None:
     assert set(claim["by_compute"]) == {"all", "discretized", "gaussian"}
 
 
+def test_families_that_competed_and_share_no_size_are_said_to() -> None:
+    flows, fvaes = world(1, 6, families=("flow",), sizes=(1e5, 2e5)), world(1, 6, families=("fvae",), sizes=(1e3, 2e3))
+    fvaes = [dataclasses.replace(each, id=f"{50 + each.number:04d}-fvae") for each in fvaes]
+    claim = build_claim([*flows, *fvaes], 0, competed=True)
+    assert claim["verdict"] == "undecided"
+    assert "No size is shared" in claim["why"]
+
+
 def test_by_64_samples_each_family_is_as_much_lower_as_its_fronts_models() -> None:
     """What takes 0.3 bits/dim off the flows turns a comparison that they would lose by 0.1."""
     worlds = world(1, 40, scatter=0.01, families=("flow",)), world(0.7, 40, scatter=0.01, families=("fvae",))

@@ -195,6 +195,18 @@ def cube(family: str) -> UnitCube:
     return UnitCube(lambda trial: suggest(trial, family, SPACE, DIGITS))
 
 
+def test_a_trial_of_a_choice_that_is_gone_counts_on_the_front_alone(tmp_path: Path) -> None:
+    """As when a search goes on with fewer --likelihoods."""
+    records = searched(12, "fvae")
+    left = records[0].suggestion["likelihood"]
+    space = dataclasses.replace(SPACE, likelihood=(left,))
+    source = SpaceCandidates(space, DIGITS, TrainConfig())
+    assert any(each.suggestion["likelihood"] != left for each in records)
+    proposed = proposer(tmp_path, records, space=space, source=source).propose("fvae")
+    assert isinstance(proposed, Candidate)
+    assert proposed.suggestion["likelihood"] == left
+
+
 # --- the surrogate -------------------------------------------------------------------------------
 
 

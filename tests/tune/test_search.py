@@ -200,6 +200,7 @@ def test_more_trials_extend_a_finished_search(copy: Path, ray_address: str) -> N
     assert sorted(read) == [name for name in after if after[name]["test"] and not before.get(name, {}).get("test")]
     on_fronts = {trial_id for ids in tradeoff(copy)["fronts"].values() for trial_id in ids}
     assert all(after[trial_id]["test"] for trial_id in on_fronts)
+    assert len(optuna.load_study(study_name="digits", storage=f"sqlite:///{copy}/digits/{DATABASE}").trials) == 8
 
 
 # --- bad input -----------------------------------------------------------------------------------------------

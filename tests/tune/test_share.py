@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from tune.tradeoff import build_tradeoff
 
 pytestmark = pytest.mark.core
 
-UNTRAINED = Forecasts((), 1, 17)
+UNTRAINED = Forecasts((), 1, math.log2(17))
 
 
 @EXAMPLES

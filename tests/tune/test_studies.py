@@ -95,6 +95,11 @@ def test_a_model_of_another_versions_space_has_what_the_space_can_say_of_it() ->
     (one,) = frozen([beyond])
     assert one.params["learning_rate"] == 5.0
     assert one.distributions["learning_rate"]._contains(5.0)
+    fewer = dataclasses.replace(SPACE, coupling=("additive",))
+    gone = FrozenTrials(fewer, DIGITS).of(
+        dataclasses.replace(record, suggestion=record.suggestion | {"coupling": "affine"})
+    )
+    assert gone.params == {}
     unknown = dataclasses.replace(record, suggestion={"odd": 1}, config={"family": "flow", "odd": 1})
     (one,) = frozen([unknown])
     assert one.params == {}
