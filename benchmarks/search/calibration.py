@@ -91,6 +91,8 @@ def main(settings: Settings) -> int:
             print(f"{'f-VAE less flow':24}" + "".join(f"{name:>{width}}" for name, width in COLUMNS.items()))
             for name in truth:
                 found = [result[0][name] for result in results if name in result[0]]
+                if not found:
+                    continue  # of no search
                 means = [np.mean([getattr(each, field) for each in found]) for field in FIELDS]
                 cells = (f"{mean:>{width}.3f}" for mean, width in zip(means, COLUMNS.values(), strict=True))
                 print(f"{f'{name} ({len(found)})':24}{''.join(cells)}")
