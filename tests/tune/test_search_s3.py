@@ -61,7 +61,7 @@ def test_the_bucket_holds_the_search_and_no_litter(finished: Finished) -> None:
     trials = stored_records(run_storage)
     left = (*PICTURES, "model/config.json", "model/model.safetensors", "trial.json", "test_bits.safetensors")
     expected = {f"trials/{name}/{file}" for name in trials for file in left}
-    expected |= {"search.json", "time.json", "tracking.json", *MAP}
+    expected |= {"search.json", "time.json", "tracking.json", "optuna.db", *MAP}
     assert {info.key for info in run_storage.list()} == expected
     assert unfinished_uploads(RUNS) == []
     # Nothing of the search on this machine but MLflow's working copy.
