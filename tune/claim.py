@@ -25,7 +25,6 @@ from tune.frontier import SWEEPS, Points, sample_frontiers, seed_spread_of
 from tune.image_noise import BitsOfImages, ImageNoise
 from tune.interpolation import LEVEL_SHARES, shared_levels
 from tune.ledger import TrialRecord
-from tune.many_samples import with_64_samples
 from tune.pareto import complete_trials, front_trials, size_and_bits
 from tune.share import best_shares
 from tune.stopping import Rule
@@ -104,15 +103,15 @@ def build_claim(
     names = {"all": "fvae"} | {name.split("/")[1]: name for name in paths if name.startswith("fvae/")}
     compared = {label: compare(paths, name, noise) for label, name in names.items()}
     claim["curves"] = {label: as_json(each) for label, each in compared.items() if each}
-    if whole_at_64 := compared["all"] and with_64_samples(compared["all"], records):
-        claim["at_k64"] = many_samples.as_json(whole_at_64)
+    whole = compared["all"]
+    if whole and (at_k64 := many_samples.with_64_samples(whole, records)):
+        claim["at_k64"] = many_samples.as_json(at_k64)
     by_compute = frontiers(records, forecasts, flops_of_training, seed)
     for label, name in names.items():
         if each := Comparison.of(by_compute[name], by_compute["flow"]):
             claim["by_compute"][label] = as_json(each)
     claim["shares"] = best_shares(records, forecasts, seed, seed_spread=_seed_spread(records))
     fvae, flow = (_front(records, family) for family in ("fvae", "flow"))
-    whole = compared["all"]
     if whole:
         claim["bpd_difference_fvae_minus_flow"] = _difference(whole)
     ratio = _ratio(noise.on(paths["fvae"]), paths["flow"])

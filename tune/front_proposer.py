@@ -125,8 +125,9 @@ class FrontProposer:
         if (design := self._first_left(family)) is not None:
             return Choice(what=design, value=math.inf)
         is_open = self._open()
-        self._sampler(family).counted = is_open.ranges if is_open and family in COMPARED else None
-        choice = self._sampler(family).choose(self._trials_beside(family), self._may_go_on)
+        sampler = self._sampler(family)
+        sampler.counted = is_open.ranges if is_open and family in COMPARED else None
+        choice = sampler.choose(self._trials_beside(family), self._may_go_on)
         if choice is None:
             raise ConfigError(f"family {family!r}: no untried model within {self.limits} is found; raise the limit")
         if isinstance(choice.what, FrozenTrial):
