@@ -26,7 +26,7 @@ from tune.image_noise import BitsOfImages, ImageNoise
 from tune.interpolation import LEVEL_SHARES, shared_levels
 from tune.ledger import TrialRecord
 from tune.pareto import complete_trials, front_trials, size_and_bits
-from tune.share import best_shares
+from tune.share import best_shares, likelihood_of
 from tune.stopping import Rule
 
 MIN_TRIALS = 3
@@ -163,8 +163,7 @@ def frontiers(
 
 def _name(record: TrialRecord) -> str:
     """The curve that a trial belongs to: its family, of VAE and f-VAE with the likelihood."""
-    likelihood = record.config.get("likelihood", "gaussian")
-    return record.family if record.family == "flow" else f"{record.family}/{likelihood}"
+    return record.family if record.family == "flow" else f"{record.family}/{likelihood_of(record)}"
 
 
 def _family(name: str) -> str:

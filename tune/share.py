@@ -47,12 +47,13 @@ def best_shares(
 
     ``forecasts`` has learned from the trials; ``seed_spread`` is σ of :mod:`tune.frontier`.
     """
-    likelihoods = sorted({_likelihood(record) for record in records if record.family == "fvae"})
+    likelihoods = sorted({likelihood_of(record) for record in records if record.family == "fvae"})
     found = {name: _of_likelihood(records, name, forecasts, seed, seed_spread) for name in likelihoods}
     return {name: each for name, each in found.items() if each}
 
 
-def _likelihood(record: TrialRecord) -> str:
+def likelihood_of(record: TrialRecord) -> str:
+    """The likelihood of a VAE's or f-VAE's trial; earlier versions had the Gaussian one alone."""
     return str(record.config.get("likelihood", "gaussian"))
 
 
@@ -61,7 +62,7 @@ def _of_likelihood(
 ) -> dict[str, Any] | None:
     known = []
     for record in records:
-        own = record.family == "flow" or _likelihood(record) == likelihood
+        own = record.family == "flow" or likelihood_of(record) == likelihood
         if not own or record.replicate_of is not None or record.status == "failed" or not record.history:
             continue
         share, forecast = share_of(record), forecasts.of(record)
