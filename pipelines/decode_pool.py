@@ -117,7 +117,7 @@ class _Names:
         return DecodedBatch(paths, splits, labels, part.images, part.digests, part.notes, bad)
 
     def remaining(self) -> str:
-        rows = self._rows[self._done :]
+        rows = self._rows[self._done :] or self._rows[-1:]  # the process may end between the last part and its end mark
         return rows[0][0] if len(rows) == 1 else f"{rows[0][0]} … {rows[-1][0]}"
 
 

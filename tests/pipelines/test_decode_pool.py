@@ -175,6 +175,18 @@ def test_a_process_that_is_ended_is_an_error_at_once(after: int, started: list) 
     assert all(process.returncode is not None for process in started)
 
 
+def test_a_process_that_is_ended_after_its_last_part_is_the_same_error(started: list) -> None:
+    task = [file(number, mixed=False) for number in range(3)]
+    names = decode_pool._Names(task)
+    for part in decode_pool.decode_task([one.content for one in task], Conversion()):
+        names.batch(part)
+    worker = decode_pool._Worker(Conversion())
+    started[0].kill()
+    with pytest.raises(ConfigError, match=r"was ended \(SIGKILL.*\) at f2; free some memory"):
+        worker.receive(names)
+    worker.end()
+
+
 @pytest.mark.usefixtures("small")
 def test_leaving_early_and_errors_of_the_source_end_the_processes(started: list) -> None:
     batches = decode_many((file(number) for number in range(1000)), Conversion(), 2)
