@@ -140,11 +140,11 @@ def frontiers(
             forecast = forecasts.of(record)
             if forecast is not None:
                 known.append((record, forecast))
-    complete = {_name(record) for record, _ in known if record.status == "complete"}
-    known = [each for each in known if _name(each[0]) in complete]
+    complete = {curve_of(record) for record, _ in known if record.status == "complete"}
+    known = [each for each in known if curve_of(each[0]) in complete]
     names = sorted(complete)
     number = {name: place for place, name in enumerate(names)}
-    curve = np.array([number[_name(record)] for record, _ in known])
+    curve = np.array([number[curve_of(record)] for record, _ in known])
     log_size = np.log10([cost(record) for record, _ in known])
     bits, spreads = np.array([forecast for _, forecast in known]).T
     grids = []
@@ -161,7 +161,7 @@ def frontiers(
     return paths | {family: _best_of([paths[name] for name in names if _family(name) == family]) for family in families}
 
 
-def _name(record: TrialRecord) -> str:
+def curve_of(record: TrialRecord) -> str:
     """The curve that a trial belongs to: its family, of VAE and f-VAE with the likelihood."""
     return record.family if record.family == "flow" else f"{record.family}/{likelihood_of(record)}"
 
@@ -175,7 +175,7 @@ def _best_of(several: Sequence[Paths]) -> Paths:
     the family has not shown what it can."""
     best = min(several, key=lambda each: float(np.median(each.bits[:, -1])))
     bits = [np.where(best.log_size >= each.log_size[0], each.at(best.log_size), np.inf) for each in several]
-    return Paths.of(best.log_size, np.min(bits, axis=0))
+    return Paths(best.log_size, np.min(bits, axis=0))
 
 
 def _seed_spread(records: Sequence[TrialRecord]) -> float:

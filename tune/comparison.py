@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from tune.bootstrap import Floats
 
@@ -21,6 +22,8 @@ Answer = Literal["fewer", "more", "same", "undecided"]
 SAME = 1.1
 """Sizes that differ by at most this factor are the same."""
 LEVEL = 0.95
+LEAST_VARIANCE = 1e-12
+"""(Bits/dim)² of a frontier at one size, below which it is known."""
 ENDS = 0.1
 """Share of the shared range of sizes, on a log scale, that is left out at each end: a single trial sets it."""
 
@@ -36,8 +39,11 @@ class Paths:
 
     @classmethod
     def of(cls, log_size: Floats, samples: Floats) -> Paths:
-        """From samples that may rise."""
-        return cls(log_size, np.minimum.accumulate(samples, axis=1))
+        """From samples that may rise, by projection (Lin and Dunson 2014): each sample's nearest that does not, where
+        sizes weigh the more the surer they are."""
+        weights = 1 / np.maximum(samples.var(axis=0), LEAST_VARIANCE)
+        bits = [isotonic_regression(each, weights=weights, increasing=False).x for each in samples]
+        return cls(log_size, np.array(bits))
 
     def at(self, log_size: Floats) -> Floats:
         """Bits/dim at sizes within the family's own ``[S, M]``."""

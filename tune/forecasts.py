@@ -9,7 +9,8 @@ Two opinions, each a normal distribution of log bits/dim at the end, weighed by 
   falls from hundreds of bits/dim says little about its end, and then this is what there is to say.
 
 β, the line and both spreads begin with a prior and are learned from the fully trained trials, β and its spread for each
-family and rung by itself. A trial is read at rungs only: all are then compared after equal training.
+family and rung by itself; how unsure β is widens the forecasts until then. A trial is read at rungs only: all are then
+compared after equal training.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ import numpy as np
 
 GAIN, GAIN_POWER = 0.27, 0.75
 """β before any trial is complete: GAIN · (E/e − 1)^GAIN_POWER at epoch e of E. So curves go under a cosine-shaped
-learning rate on the digits, those of all three families alike (``benchmarks/search/curves.parquet``)."""
+learning rate on the digits, those of all three families alike (``benchmarks/search/digits.parquet``)."""
 GAIN_SPREAD = 0.4
 """Standard deviation of the later gain over the recent one, as a share of β, before any trial is complete."""
 MOST_SPREAD = 1.5
 """The latter at most, whatever a few strange curves say."""
+BETWEEN_SETS = 0.5
+"""Standard deviation of β itself, as a share of it, before any trial is complete: other images are learned at another
+pace."""
 PRIOR_TRIALS = 3
 """How many complete trials a prior is worth."""
 TYPICAL_GAIN = 0.1
@@ -169,8 +173,8 @@ class _Gains:
         weight = PRIOR_TRIALS * TYPICAL_GAIN**2
         self._products, self._squares = prior * weight, weight
         self._trials: list[tuple[float, float]] = []
-        self._prior_spread = GAIN_SPREAD * prior
-        self.share, self.spread = prior, self._prior_spread
+        self._prior = prior
+        self.share, self.spread = prior, math.hypot(GAIN_SPREAD, BETWEEN_SETS) * prior
 
     def add(self, recent: float, later: float) -> None:
         weight = 1 / (1 + (recent / LARGE_GAIN) ** 2)
@@ -179,7 +183,9 @@ class _Gains:
         self._trials.append((recent, later))
         self.share = self._products / self._squares
         misses = [((later - self.share * recent) / max(recent, LEAST_GAIN)) ** 2 for recent, later in self._trials]
-        self.spread = min(_spread(self._prior_spread, misses), MOST_SPREAD)
+        of_trials = min(_spread(GAIN_SPREAD * self._prior, misses), MOST_SPREAD)
+        of_share = (len(misses) / of_trials**2 + (BETWEEN_SETS * self._prior) ** -2) ** -0.5
+        self.spread = math.hypot(of_trials, of_share)
 
 
 class _Sizes:

@@ -5,14 +5,14 @@ stochastic frontier analysis (Aigner, Lovell and Schmidt 1977) with a Gaussian p
 Of trial i of curve f (a family, or one of its likelihoods) with N_i parameters::
 
     y_i = F_f(N_i) + u_i + e_i          its bits/dim, measured or forecast
-    F_f(N) = a_f + b_f·N^−α + g_f(N)    what the best hyperparameters would reach; g ~ GP(0, K), α is all curves' own
+    F_f(N) = a_f + b_f·N^−α_f + g_f(N)  what the best hyperparameters would reach; g ~ GP(0, K), the α_f are alike
     u_i ~ Exponential(mean θ_f·s_i/γ_i) u_i ≥ 0: what its hyperparameters cost; γ_i ~ Gamma(ν, ν): some cost far more
     e_i ~ N(0, σ² + τ_i²)               the luck of its seed; how sure its forecast is, where it is part-trained
 
-s_i is what an excess typically is at this size: small models, whose curve is steep, lie further apart. The curves are
-fitted first; g, u, γ and θ are sampled, g by steps that leave its exact posterior as it is. What trials of one curve
-say of g counts for the others too. The constants of this file were chosen on replayed searches of the digits
-(``benchmarks/search/calibration.py``).
+s_i is what an excess typically is on this curve and at this size: small models, whose curve is steep, lie further
+apart, and so do those whose likelihood suits the images badly. The curves are fitted first; g, u, γ and θ are sampled,
+g by steps that leave its exact posterior as it is. What trials of one curve say of g counts for the others too. The
+constants of this file were chosen on replayed searches of the digits (``benchmarks/search/calibration.py``).
 """
 
 from __future__ import annotations
@@ -38,17 +38,20 @@ COMMON = 0.5
 """Correlation of two curves' g at one size."""
 BEND, LINE = 1.0, 1.0
 """Standard deviations of g: of what bends, and of a curve's height and of its slope over a decade; in typical excesses
-of the complete trials. Where these lie far above the best of their size, even the best may be far from the frontier."""
+of the curve's complete trials, of which what bends takes at most the middle curve's. Where trials lie far above the
+best of their size, even the best may be far from the frontier; but that makes the frontier no rougher."""
 TAIL = 5.0
 """ν: the excess is as likely to be above u as u^−ν, far out."""
 SEED_SPREAD, SEED_TRIALS = 0.015, 3
 """σ before any configuration has been trained with several seeds, bits/dim, and how many such pairs it is worth."""
-SAFETY = 1.5
+SAFETY = 3.0
 """Of the typical excess, by which trials' distances from their curve are taken for larger than they are."""
 LEAST_EXCESS = 0.02
 """Bits/dim. The typical excess is at least this."""
+EXCESS_TRIALS = 3
+"""How many trials of its own the typical excess of all curves is worth to each."""
 ALPHA, ALPHA_WEIGHT = 0.4, 0.15
-"""What α is before any trial, and how many bits/dim a miss by a factor of e weighs."""
+"""What the α are before any trial, and the bits/dim that a factor of e in all or in one of them weighs."""
 EXPONENTS = (0.1, 0.5, 1.0)
 """α from which the fit begins."""
 ROBUST_SCALE = 0.05
@@ -82,52 +85,64 @@ class Points:
 class Curves:
     """a + b·N^−α for every curve."""
 
-    a: dict[int, float]
-    b: dict[int, float]
+    a: Floats
+    """Of each curve, like the others ``[F]``."""
+    b: Floats
     """At the middle of all sizes: b·N^−α there."""
-    alpha: float
+    alpha: Floats
+    excess: Floats
+    """Typical distance of a trial from its curve at the middle of all sizes, bits/dim."""
     middle: float
     """log10 of that size."""
-    excess: float
-    """Typical distance of a trial from its curve at the middle of all sizes, bits/dim."""
+    names: NDArray[np.int64]
+    """The curves' numbers, ascending ``[F]``."""
 
     def at(self, points: Points) -> Floats:
         """Bits/dim at each point ``[N]``."""
-        a, b = (np.array([values[int(curve)] for curve in points.curve]) for values in (self.a, self.b))
-        return np.asarray(a + b * 10 ** (-self.alpha * (points.log_size - self.middle)))
+        own = np.searchsorted(self.names, points.curve)
+        return np.asarray(self.a[own] + self.b[own] * 10 ** (-self.alpha[own] * (points.log_size - self.middle)))
 
-    def typical(self, points: Points) -> Floats:
-        """Typical excess at each point ``[N]``: small models, whose curve is steep, lie further apart."""
-        return self.excess * _steepness(self.alpha, points.log_size - self.middle)
+    def typical(self, points: Points, most: float = math.inf) -> Floats:
+        """Typical excess at each point ``[N]``, of each curve at most ``most`` at the middle size: small models, whose
+        curve is steep, lie further apart."""
+        own = np.searchsorted(self.names, points.curve)
+        return np.minimum(self.excess, most)[own] * _steepness(self.alpha[own], points.log_size - self.middle)
 
 
-def fit_curves(trials: Points, bits: Floats) -> Curves:
-    """Robust least squares through complete trials, ``a`` and ``b`` at least 0, and how far these lie from it."""
+def fit_curves(trials: Points, bits: Floats, safety: float = SAFETY) -> Curves:
+    """Robust least squares through complete trials, ``a`` and ``b`` at least 0, and how far these lie from it, times
+    ``safety``."""
     names, index = np.unique(trials.curve, return_inverse=True)
     count, middle = len(names), float(trials.log_size.mean())
     sizes = trials.log_size - middle
 
     def residuals(theta: Floats) -> Floats:
-        a, b = theta[:count], theta[count:-1]
-        prior = ALPHA_WEIGHT * math.log(theta[-1] / ALPHA)
-        return np.append(a[index] + b[index] * 10 ** (-theta[-1] * sizes) - bits, prior)
+        a, b, alpha = np.split(theta, 3)
+        common = np.log(alpha).mean()
+        prior = ALPHA_WEIGHT * np.append(np.log(alpha) - common, common - math.log(ALPHA))
+        return np.append(a[index] + b[index] * 10 ** (-alpha[index] * sizes) - bits, prior)
 
     lowest = [max(0.0, float(bits[index == place].min()) - 0.2) for place in range(count)]
-    bounds = [0.0] * 2 * count + [0.01], [np.inf] * 2 * count + [4.0]
-    fits = [
-        least_squares(residuals, [*lowest, *[0.2] * count, alpha], bounds=bounds, loss="soft_l1", f_scale=ROBUST_SCALE)
-        for alpha in EXPONENTS
-    ]
+    bounds = [0.0] * 2 * count + [0.01] * count, [np.inf] * 2 * count + [4.0] * count
+    starts = ([*lowest, *[0.2] * count, *[alpha] * count] for alpha in EXPONENTS)
+    fits = [least_squares(residuals, start, bounds=bounds, loss="soft_l1", f_scale=ROBUST_SCALE) for start in starts]
     best = min(fits, key=lambda fit: float(fit.cost)).x
-    away = np.abs(residuals(best)[:-1]) / _steepness(float(best[-1]), sizes)
-    away = np.minimum(away, 5 * np.median(away) / math.log(2))  # a few that failed to learn are not typical
-    # Curves bend towards their trials: each has used up two.
+    a, b, alpha = np.split(best, 3)
+    away = np.abs(residuals(best)[: len(bits)]) / _steepness(alpha[index], sizes)
+    away *= len(away) / max(1, len(away) - 2 * count)  # curves bend towards their trials: each has used up two
+    excess = safety * _typical_excess([away[index == place] for place in range(count)])
+    return Curves(a, b, alpha, excess, middle, names)
+
+
+def _typical_excess(away: Sequence[Floats]) -> Floats:
+    """Mean excess of each curve's trials from how far they lie from the curve, each curve's with that of all."""
+    # A few that failed to learn are not typical.
+    capped = [np.minimum(each, 5 * np.median(each) / math.log(2)) for each in away]
+    counts = np.array([len(each) for each in capped])
+    means = np.maximum([each.mean() for each in capped], LEAST_EXCESS)
+    of_all = math.exp(counts @ np.log(means) / counts.sum())
     # An exponential distribution of mean θ has its median, and its mean distance from it, at θ·log 2.
-    distance = max(LEAST_EXCESS, float(away.sum()) / max(1, len(away) - 2 * count))
-    excess = SAFETY * distance / math.log(2)
-    a = dict(zip(names.tolist(), best[:count].tolist(), strict=True))
-    b = dict(zip(names.tolist(), best[count:-1].tolist(), strict=True))
-    return Curves(a, b, float(best[-1]), middle, excess)
+    return np.asarray((counts * means + EXCESS_TRIALS * of_all) / (counts + EXCESS_TRIALS) / math.log(2))
 
 
 def sample_frontiers(
@@ -137,6 +152,7 @@ def sample_frontiers(
     where: Points,
     *,
     seed_spread: float = SEED_SPREAD,
+    safety: float = SAFETY,
     seed: int,
     sweeps: int = SWEEPS,
 ) -> Floats:
@@ -148,11 +164,12 @@ def sample_frontiers(
         spreads: τ of the forecasts, 0 where it is measured ``[N]``.
         where: any sizes.
         seed_spread: σ; see :func:`seed_spread_of`.
+        safety: see :data:`SAFETY`.
         seed: of the samples.
         sweeps: of the sampler, more than ``BURN_IN``.
     """
     with threadpool_limits(1):  # of matrices this small more threads only wait for one another
-        return _sample(trials, bits, spreads, where, seed_spread, np.random.default_rng(seed), sweeps)
+        return _sample(trials, bits, spreads, where, seed_spread, safety, np.random.default_rng(seed), sweeps)
 
 
 def _sample(
@@ -161,11 +178,12 @@ def _sample(
     spreads: Floats,
     where: Points,
     seed_spread: float,
+    safety: float,
     rng: np.random.Generator,
     sweeps: int,
 ) -> Floats:
     complete = spreads == 0
-    curves = fit_curves(Points(trials.log_size[complete], trials.curve[complete]), bits[complete])
+    curves = fit_curves(Points(trials.log_size[complete], trials.curve[complete]), bits[complete], safety)
     typical, typical_where = curves.typical(trials), curves.typical(where)
     # The curve goes through the middle of its trials; from here on everything is relative to what lies below it.
     beyond = bits - curves.at(trials) + math.log(2) * typical
@@ -298,8 +316,10 @@ def _covariance(one: Points, other: Points, curves: Curves) -> Floats:
     shares = np.broadcast_to(one.share, len(one))[:, None] - np.broadcast_to(other.share, len(other))
     same = (one.curve[:, None] == other.curve) * _near(shares / SHARE_LENGTH)
     lines = 1 + (one.log_size[:, None] - curves.middle) * (other.log_size - curves.middle)
-    scale = np.outer(curves.typical(one), curves.typical(other))
-    return np.asarray(scale * (BEND**2 * near * (COMMON + (1 - COMMON) * same) + LINE**2 * same * lines))
+    middle = float(np.median(curves.excess))
+    bend = BEND**2 * np.outer(curves.typical(one, middle), curves.typical(other, middle))
+    line = LINE**2 * np.outer(curves.typical(one), curves.typical(other))
+    return np.asarray(bend * near * (COMMON + (1 - COMMON) * same) + line * same * lines)
 
 
 def _near(distance: Floats) -> Floats:
@@ -308,7 +328,7 @@ def _near(distance: Floats) -> Floats:
     return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))
 
 
-def _steepness(alpha: float, log_size: Floats) -> Floats:
+def _steepness(alpha: Floats, log_size: Floats) -> Floats:
     """How steep a curve is, over how steep it is at the middle of all sizes; nowhere less than a quarter of it."""
     return np.asarray(np.maximum(10 ** (-alpha * log_size), 0.25))
 

@@ -87,9 +87,9 @@ def _of_likelihood(
     looked_at = [(place, each) for place in enough for each in (shares if CURVES[place] == "fvae" else [place / 2])]
     curves, at = np.array(looked_at).T
     where = Points(np.repeat(sizes, len(at)), np.tile(curves, SIZES).astype(np.int64), np.tile(at, SIZES))
-    samples = sample_frontiers(trials, bits, spreads, where, seed_spread=seed_spread, seed=seed).reshape(
-        -1, SIZES, len(at)
-    )
+    # Without safety: how the share bends a curve counts as excess already.
+    samples = sample_frontiers(trials, bits, spreads, where, seed_spread=seed_spread, safety=1.0, seed=seed)
+    samples = samples.reshape(-1, SIZES, len(at))
     least = np.array([trials.log_size[complete & (curve == each)].min() for each in curves])
     there = sizes[:, None] >= least - 1e-9  # [K, M]
     return {

@@ -230,6 +230,10 @@ def initial_designs(family: str, space: SearchSpace, count: int) -> list[dict[st
             if len(space.split_mixing) > 1:
                 design["split_mixing"] = space.split_mixing[0]
         if family == "flow":
+            # Without E and G only depth carries information across the image: narrow deep flows beat wide shallow ones.
+            least, most = space.flow_depth
+            design["flow_depth"] = round(least + (most - least) * math.sqrt(share))
+            design["coupling_width"] = _between_whole(space.coupling_width, share**1.5)
             design["dequantization"] = _take(space.dequantization, turn)
             if design["dequantization"] == "uniform":
                 design["sigma_bins"] = _between(space.sigma_bins, 0)

@@ -5,7 +5,7 @@
 Every search sees two thirds of the table's rows, drawn anew. Three questions are asked of it:
 
 - Do its 95% bands of bits/dim at equal size hold the truth: what the same model says of the whole table, all of whose
-  rows are trained to the end?
+  rows are trained to the end? It is given the best third of them at each size: the others say nothing of the best.
 - One family split at random into two: how often are these called different at any size? Its search has two thirds of
   the trials, and each is given to one of the two at random.
 - The same, where one of the two is given 1.5 times the parameters: how often is that found?
@@ -14,6 +14,7 @@ Every search sees two thirds of the table's rows, drawn anew. Three questions ar
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import math
 import multiprocessing
 import random
@@ -28,7 +29,7 @@ from benchmarks.search.ours import Ours, TableImages, epoch_result
 from benchmarks.search.replay import replay
 from fvae.epoch_metrics import EpochMetrics
 from pipelines import command_line
-from tune.claim import frontiers, parameters
+from tune.claim import curve_of, frontiers, parameters
 from tune.comparison import Band, Comparison, Paths
 from tune.forecasts import Forecasts
 from tune.ledger import Ledger, TrialRecord
@@ -37,6 +38,8 @@ from tune.stopping import Rule
 
 SEEN = 2 / 3
 """Share of the rows of each family that one search may train."""
+BEST, NEAR = 1 / 3, 0.25
+"""Share of the rows that the truth is made from, and the decades of parameters within which they are compared."""
 PLANTED = 1.5
 COLUMNS = {"bands that hold": 17, "mean width": 12, "mean |error|": 14, "decided": 9, "wrong": 7}
 FAMILY = "flow"
@@ -77,7 +80,7 @@ class Limited:
 def main(settings: Settings) -> int:
     """Replay and print. Returns the exit status."""
     curves = Curves.load(settings.curves)
-    truth = compared(paths_of(whole_table(curves), curves))
+    truth = compared(paths_of(best_of(whole_table(curves)), curves))
     context = multiprocessing.get_context("spawn")
     print(f"{len(curves.rows)} learning curves of {curves.epochs} epochs, {settings.seeds} searches of each kind.")
     with ProcessPoolExecutor(settings.processes, mp_context=context) as pool:
@@ -168,6 +171,20 @@ def whole_table(curves: Curves) -> list[TrialRecord]:
         for row in curves.rows
         if row.failure is None
     ]
+
+
+def best_of(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Of each curve's trials those that are among the best of nearly their size."""
+    best = []
+    for record in records:
+        near = [
+            other.val_bpd
+            for other in records
+            if curve_of(other) == curve_of(record) and abs(math.log10(other.params / record.params)) <= NEAR
+        ]
+        if record.val_bpd in heapq.nsmallest(math.ceil(BEST * len(near)), near):
+            best.append(record)
+    return best
 
 
 def paths_of(records: Sequence[TrialRecord], curves: Curves) -> dict[str, Paths]:

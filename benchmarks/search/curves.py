@@ -18,7 +18,7 @@ from fvae.config import FAMILIES
 from tune.pareto import Point, hypervolume, pareto_front
 from tune.space import SearchSpace, suggestion_of
 
-CURVES = Path(__file__).with_name("curves.parquet")
+CURVES = Path(__file__).with_name("digits.parquet")
 """Written by :mod:`benchmarks.search.table`."""
 SERIES = ("val_bpd", "train_bpd", "seconds", "sigma1", "sigma2", "val_bits")
 """Of each epoch, but for the last: the validation images' bits/dim with the weights that are kept."""

@@ -7,7 +7,8 @@ It goes on where it was stopped, and more configurations add to those that there
 space (Optuna's random sampler), but for twelve of each family, which are sound designs as a search begins with. They
 train as a search's trials do. Every epoch's validation bits/dim is kept, and the processor seconds that it took (one
 thread), as little else of a busy machine disturbs; of the weights that are kept, each validation image's. The Parquet
-file has a row a training; :mod:`benchmarks.search.curves` reads it. Rows that it has are not trained again.
+file has a row a training; :mod:`benchmarks.search.curves` reads it. Rows that it has are not trained again, unless the
+designs have changed since.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Settings:
     """Side by side, a thread each."""
     work: Path = Path("runs/.table")
     """One file for each trained configuration: what a stopped table goes on from."""
-    output: Path = Path(__file__).with_name("curves.parquet")
+    output: Path = Path(__file__).with_name("digits.parquet")
     """The table."""
 
 
@@ -95,6 +96,7 @@ def main(settings: Settings) -> int:
     wanted = list(with_replicates(settings, list(configurations(settings, dataset, counts))))
     settings.work.mkdir(parents=True, exist_ok=True)
     kept = kept_rows(settings, dataset.content_hash())
+    kept = {each.id: row for each in wanted if (row := kept.get(each.id)) and is_row_of(each, row)}
     missing = [each for each in wanted if each.id not in kept and not row_file(settings, each).exists()]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
@@ -154,6 +156,12 @@ def kept_rows(settings: Settings, dataset_hash: str) -> dict[str, dict[str, Any]
     if (told["hash"], told["epochs"], told["seed"]) != (dataset_hash, settings.epochs, settings.seed):
         raise ConfigError(f"{settings.output}: a table of other trainings; give another --output and --work")
     return {row["id"]: row for row in table.to_pylist()}
+
+
+def is_row_of(configuration: Configuration, row: Mapping[str, Any]) -> bool:
+    """Whether this is what was trained."""
+    model, train = ModelConfig.from_dict(json.loads(row["model"])), TrainConfig.from_dict(json.loads(row["train"]))
+    return (model, train) == (configuration.model, configuration.train)
 
 
 def images_of(dataset: Dataset, settings: Settings) -> dict[str, torch.Tensor]:
