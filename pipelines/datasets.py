@@ -22,6 +22,7 @@ from pipelines.ingest import TooManyBadFiles, ingest, read_manifest
 from pipelines.ingest_settings import IngestSettings
 from pipelines.progress import Steps
 from pipelines.run_settings import Streaming
+from pipelines.sources.base import Question
 from pipelines.sources.opening import EMBEDDED
 from pipelines.storage import Storage, open_storage
 
@@ -91,6 +92,8 @@ def _ingest(location: str, folder: str) -> Manifest:
     settings = IngestSettings(source=location, dest=folder, max_bad="0")
     try:
         return ingest(settings, lambda line: None, Steps(Console(quiet=True)))
+    except Question as error:
+        raise ConfigError(f"{error}: options of python -m pipelines.ingest {shlex.quote(location)} DEST") from error
     except TooManyBadFiles as error:
         raise ConfigError(
             f"{error.summary}; python -m pipelines.ingest {shlex.quote(location)} DEST can leave some out"

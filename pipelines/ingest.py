@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from fvae.config import ConfigError
-from fvae.manifest import FORMAT, MANIFEST, Manifest
+from fvae.manifest import FORMAT, MANIFEST, SPLITS, Manifest
 from pipelines import command_line
 from pipelines.dataset_writer import (
     BAD_FILES,
@@ -41,12 +41,18 @@ from pipelines.ingest_settings import IngestSettings, bad_limit, require_apart
 from pipelines.lease import Lease, LeaseTaken, exclusive
 from pipelines.progress import Steps, WarningLines
 from pipelines.sources import Source, open_source
+from pipelines.sources.base import shortened
+from pipelines.sources.image_files import left_out_line
+from pipelines.sources.layout import LEFT_OUT
 from pipelines.splitting import split
-from pipelines.spool import Spool, SpooledImages, image_digests, most_common_size
+from pipelines.spool import UNSPLIT, Spool, SpooledImages, image_digests, most_common_size
 from pipelines.storage import Storage, is_remote, open_storage
 
 SHOWN = 3
 """Bad files named on the screen; all of them are in the report."""
+
+_LEFT_OUT = -2
+"""Split code of an image that an explicit ``--splits`` does not name."""
 
 BadFiles = list[tuple[str, str]]
 
@@ -68,7 +74,7 @@ def ingest(settings: IngestSettings, say: Say, steps: Steps) -> Manifest:
 
     Raises ``ConfigError`` for a source or destination that will not do, ``StorageError`` for a store that fails.
     """
-    source = open_source(settings.source)
+    source = open_source(settings.source, settings.splits)
     storage = open_storage(settings.dest)
     require_apart(settings)
     if not is_remote(settings.dest):
@@ -100,11 +106,11 @@ def _ingest(
         decisions, bad = decode_into(spool, source, settings, steps)
         images, shape, more_decisions = same_shape(spool, settings, bad)
         report_too_many(storage, bad, len(images) + len(bad), settings.max_bad)
-        images, classes = with_classes(images, spool, source)
+        images, classes, placing = placed(images, spool, source, settings.splits)
         splitting = split(
             images.digests, images.splits, images.labels, val=settings.val, test=settings.test, seed=settings.seed
         )
-        decisions += [*more_decisions, *splitting.decisions]
+        decisions += [*more_decisions, *placing, *splitting.decisions]
         counts = {split_name: len(rows) for split_name, rows in splitting.rows.items()}
         with steps.step("Writing", sum(counts.values()), "images") as advance:
             shards = write_shards(storage, spool, images, splitting.rows, shape[0], advance)
@@ -175,13 +181,41 @@ def same_shape(
     return images, (channels, height, width), decisions
 
 
-def with_classes(images: SpooledImages, spool: Spool, source: Source) -> tuple[SpooledImages, tuple[str, ...]]:
-    """The images labelled by their position in the sorted class names, which no order of the source changes."""
-    of_label = [source.class_of(label) for label in spool.classes]
+def placed(
+    images: SpooledImages, spool: Spool, source: Source, splits: str
+) -> tuple[SpooledImages, tuple[str, ...], list[str]]:
+    """The images with their splits, labelled by position in the sorted class names: no order of the source changes it.
+
+    What an explicit ``--splits`` leaves out goes. Returns the images, the names of the classes, and what was decided.
+    """
+    labels = list(spool.classes)
+    # The last one of each list is for images without a label.
+    stands_for = np.array([_split_code(source.split_of(label)) for label in labels] + [UNSPLIT], np.int8)
+    codes = np.where(images.splits == UNSPLIT, stands_for[images.labels], images.splits)
+    kept = np.flatnonzero(codes != _LEFT_OUT)
+    decisions = left_out_line(len(images) - len(kept))
+    codes = np.full_like(codes, UNSPLIT) if splits == "none" else codes
+    images = dataclasses.replace(images, splits=codes).take(kept)
+    of_label = [source.class_of(label) for label in labels]
     names = sorted({name for name in of_label if name is not None}, key=natural)
-    # The last one is for images without a label.
-    positions = np.array([-1 if name is None else names.index(name) for name in of_label] + [-1], np.int32)
-    return dataclasses.replace(images, labels=positions[images.labels]), tuple(names)
+    position = {name: row for row, name in enumerate(names)}
+    positions = np.array([-1 if name is None else position[name] for name in of_label] + [-1], np.int32)
+    decisions += [] if splits == "none" else origins_line(source)
+    return dataclasses.replace(images, labels=positions[images.labels]), tuple(names), decisions
+
+
+def _split_code(split: str | None) -> int:
+    return UNSPLIT if split is None else _LEFT_OUT if split == LEFT_OUT else SPLITS.index(split)
+
+
+def origins_line(source: Source) -> list[str]:
+    """Which folder became which split: ``train = train_64x64, val = valid_64x64``; none where names say nothing."""
+    named = []
+    for name in SPLITS:
+        if origins := source.origins.get(name):
+            more = f" and {len(origins) - 4:,} more" if len(origins) > 4 else ""
+            named.append(f"{name} = {', '.join(map(shortened, origins[:4]))}{more}")
+    return [f"splits as the source names them: {'; '.join(named)}"] if named else []
 
 
 def natural(name: str) -> tuple[bool, int, str]:

@@ -10,6 +10,7 @@ import tyro
 
 from fvae.config import require, require_integer
 from pipelines.decoding import Conversion
+from pipelines.sources.layout import Splits
 from pipelines.storage import is_remote
 
 VAL_SHARE, TEST_SHARE = 0.1, 0.2
@@ -36,6 +37,9 @@ class IngestSettings:
     """Share of the images to validate on, where the source names no validation split."""
     test: float = TEST_SHARE
     """Share of the images to test on, where the source names no test split."""
+    splits: str = "auto"
+    """Splits of the source: 'auto' as its folders and files are named, 'none' cuts all anew, or folders such as
+    'train=train2017,val=val2017', which leaves out all others."""
     seed: int = 0
     """Seeds the cuts."""
     max_bad: str = "1%"
@@ -53,6 +57,7 @@ class IngestSettings:
             require(0 < share < 1, f"{option}={share}: a share between 0 and 1, such as 0.1")
         require(self.val + self.test < 1, f"--val={self.val} --test={self.test}: nothing would be left to train on")
         require(self.name is None or self.name.strip() != "", "--name: empty")
+        Splits(self.splits)
         bad_limit(self.max_bad, 100)
 
     def conversion(self) -> Conversion:
@@ -61,7 +66,8 @@ class IngestSettings:
 
     def in_manifest(self) -> dict[str, Any]:
         """The settings on which the pixels and splits depend."""
-        return {"size": self.size, "channels": self.channels, "val": self.val, "test": self.test, "seed": self.seed}
+        always = {"size": self.size, "channels": self.channels, "val": self.val, "test": self.test, "seed": self.seed}
+        return always | ({"splits": self.splits} if self.splits != "auto" else {})
 
 
 def bad_limit(text: str, files: int) -> int:

@@ -8,8 +8,9 @@ import math
 
 import numpy as np
 
-from fvae.config import ConfigError, require
+from fvae.config import require
 from fvae.manifest import SPLITS
+from pipelines.sources.base import Question
 from pipelines.spool import UNSPLIT
 
 TRAIN, VAL, TEST = range(3)
@@ -55,7 +56,10 @@ def split(
     named = [name for code, name in enumerate(SPLITS) if (given == code).any()]
     decisions = []
     if named and "train" not in named:
-        raise ConfigError(f"the source has a {' and a '.join(named)} split but no train split; every model needs one")
+        raise Question(
+            f"the source has a {' and a '.join(named)} split but no train split; every model needs one: give the place "
+            "that holds all of them, or take all images as one set that is cut anew (--splits none)"
+        )
     codes[codes == UNSPLIT] = TRAIN
     whole = int((codes == TRAIN).sum())
     dropped = 0

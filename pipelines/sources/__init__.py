@@ -7,13 +7,18 @@ from pipelines.sources.base import BadFile, ImageFile, Item, Pixels, Source
 __all__ = ["BadFile", "ImageFile", "Item", "Pixels", "Source", "open_source"]
 
 
-def open_source(location: str) -> Source:
+def open_source(location: str, splits: str = "auto") -> Source:
     """The source at ``location``: a path, ``s3://bucket/prefix``, ``digits`` or ``photos``.
 
     A folder or a prefix, or one file (tar, zip, IDX, ``.npy``, ``.npz``, Parquet). What it is, is decided by
     looking at it. Raises ``ConfigError`` with one line for anything else, ``StorageError`` where a
     store does not answer.
+
+    Args:
+        location: where the images are.
+        splits: ``auto`` takes the splits that names mean, ``none`` takes no name for a split, and
+            ``train=FOLDER,val=FOLDER,test=FOLDER`` takes these alone.
     """
     from pipelines.sources.opening import open_any  # the readers, and what they need, only where one is used
 
-    return open_any(location)
+    return open_any(location, splits)

@@ -13,8 +13,9 @@ import numpy as np
 
 from fvae.config import ConfigError, require
 from pipelines.pixel_modes import to_8_bits
-from pipelines.sources.base import LARGEST_IMAGE, SPLIT_NAMES, Item, Pixels, Source
+from pipelines.sources.base import LARGEST_IMAGE, Item, Pixels, Source
 from pipelines.sources.chunks import chunks
+from pipelines.sources.split_names import SPLIT_NAMES
 from pipelines.sources.streams import OneFile, whole_or_refused
 from pipelines.storage import StorageError
 

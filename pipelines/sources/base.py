@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Names of folders and of parts of file names, in small letters, and the split that each one means."""
-_CLUTTER = re.compile(
-    r"(?:^|/)(?:\.(?!\.?(?:/|$))[^/]+|__MACOSX)(?:/|$)"  # hidden, but neither . nor ..
-    r"|(?:^|/)(?:thumbs\.db|desktop\.ini)$",
-    re.IGNORECASE,
-)
+from fvae.config import ConfigError
+
 CHUNK_BYTES = 4 << 20
 """Pixels that a source of arrays hands over at a time."""
 LARGEST_FILE = 256 << 20
@@ -45,7 +30,7 @@ class ImageFile:
     split: str | None
     """``train``, ``val`` or ``test``; ``None`` where the source does not say."""
     label: str | None
-    """To be given to :meth:`Source.class_of` after the last item."""
+    """To be given to :meth:`Source.class_of` and :meth:`Source.split_of` after the last item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +68,14 @@ class Source(ABC):
     """Levels of a pixel."""
     notes: list[str]
     """Decisions that the source itself made, one plain line each. Final after the last item."""
+    origins: Mapping[str, Sequence[str]]
+    """The folders, files or parts of names that each split comes from. Final after the last item."""
 
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
         self.kind = kind
         self.notes = []
+        self.origins = {}
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -112,6 +100,17 @@ class Source(ABC):
         a photo (other folders lie beside ``photos``) or a cat.
         """
         return label
+
+    def split_of(self, label: str) -> str | None:
+        """The split that an item's ``label`` stands for where the item names none; to be asked after the last item.
+
+        ``pipelines.sources.layout.LEFT_OUT`` where the image is to be left out.
+        """
+        return None
+
+
+class Question(ConfigError):
+    """It cannot be told what is meant. The line names the option of ``python -m pipelines.ingest`` that says it."""
 
 
 def digest(*parts: object) -> str:
@@ -138,19 +137,15 @@ def printable(name: str) -> str:
     return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def shortened(name: str, most: int = 80) -> str:
+    """A name for a line on the screen: printable, its middle left out where it is longer than ``most``."""
+    shown = printable(name)
+    return shown if len(shown) <= most else f"{shown[: most // 2]}…{shown[-most // 2 + 1 :]}"
+
+
 def suffix_of(name: str) -> str:
     """The suffix in small letters (``.jpg``), or nothing."""
     return PurePosixPath(name).suffix.lower()
-
-
-def is_image(name: str) -> bool:
-    """Whether the suffix is that of an image file that can be decoded."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def is_clutter(name: str) -> bool:
-    """Whether an operating system put the file there: no user means it."""
-    return _CLUTTER.search(name) is not None
 
 
 def suffix_counts(counts: dict[str, int]) -> str:

@@ -198,6 +198,8 @@ def cifar_tar(name: str, file: OneFile, form: Format) -> Cifar:
             reader = TarReader(content)
             with whole_or_refused(file.where, lambda: f" after {reader.members:,} entries"):
                 for member in reader:
+                    if member.link is not None:
+                        continue
                     yield member.name.rpartition("/")[2], f"{file.where}: {member.name}", reader.open
 
     return Cifar(name, file.where, form, walk, file.fingerprint)

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fvae.config import ConfigError, require
-from pipelines.sources.base import (
-    LARGEST_FILE,
-    BadFile,
-    ImageFile,
-    Item,
-    Source,
-    is_clutter,
-    is_image,
-    printable,
-    suffix_counts,
-    suffix_of,
-    too_large,
-)
+from pipelines.sources.archives import Found, Oddities, tar_members
+from pipelines.sources.base import BadFile, ImageFile, Item, Source, printable, suffix_counts, suffix_of
+from pipelines.sources.file_names import Clutter, is_image, is_image_content, may_be_image
 from pipelines.sources.files import Entry, Files
-from pipelines.sources.layout import Layout
-from pipelines.sources.streams import OneFile, whole_or_refused
-from pipelines.sources.tars import TarReader
+from pipelines.sources.layout import LEFT_OUT, Layout, Splits, place_of
+from pipelines.sources.split_names import may_list_splits
+from pipelines.sources.streams import OneFile
+
+_CLASS = "\1"
+"""Marks the class that a WebDataset names (``000012.cls`` beside ``000012.jpg``) in a label."""
 
 
 def ignored_line(others: Counter[str]) -> list[str]:
@@ -32,19 +25,28 @@ def ignored_line(others: Counter[str]) -> list[str]:
     return [f"{files} ignored: {suffix_counts(others)}"] if total else []
 
 
+def left_out_line(count: int) -> list[str]:
+    """The note on images that an explicit ``--splits`` does not name; none where there are none."""
+    return [f"{count:,} image{'' if count == 1 else 's'} in no folder that --splits names: left out"] if count else []
+
+
 class ImageTree(Source):
     """The image files among some listed files; these are read in the order of the list."""
 
-    def __init__(self, name: str, files: Files) -> None:
+    def __init__(self, name: str, files: Files, splits: Splits) -> None:
         super().__init__(name, files.kind)
         self._files = files
-        self._images = [entry for entry in files.entries if is_image(entry.key)]
-        folders = {entry.key.rpartition("/")[0] for entry in self._images}
-        self._layout = Layout(files.where, folders)
-        for entry in self._images:  # a stray is said before anything is read
-            self._place(entry)
-        others = Counter(suffix_of(entry.key) for entry in files.entries if not is_image(entry.key))
-        self.notes = [*files.notes, *ignored_line(others)]
+        places: dict[str, str] = {}
+        for entry in files.images:
+            places.setdefault(place_of(entry.key), entry.key)
+        lists = [entry.key for entry in files.entries if may_list_splits(entry.key)]
+        self._layout = Layout(files.where, places, splits, lists)  # a stray is said before anything is read
+        self._images = [entry for entry in files.images if self._place(entry)[0] != LEFT_OUT]
+        others = Counter(suffix_of(entry.key) for entry in files.entries)
+        others.subtract(suffix_of(entry.key) for entry in files.images)
+        left_out = left_out_line(len(files.images) - len(self._images))
+        self.notes = [*files.notes, *ignored_line(+others), *left_out]
+        self.origins = self._layout.origins
 
     def fingerprint(self) -> str:
         return self._files.fingerprint()
@@ -62,81 +64,155 @@ class ImageTree(Source):
                 yield ImageFile(path, content, *self._place(entry))
 
     def _place(self, entry: Entry) -> tuple[str | None, str | None]:
-        return self._layout.place(entry.key.rpartition("/")[0], entry.key)
+        return self._layout.place(place_of(entry.key))
 
 
-class ImageTar(Source):
-    """The image files of a tar archive, in its own order.
+class ImageStream(Source):
+    """The image files of archives, in their own order. Splits and classes are known at the end.
 
-    A member that stands in it twice is refused: the first may be long handed over when the second, which every
-    unpacker would keep instead, comes.
+    A member that stands in an archive twice is refused: the first may be long handed over when the second, which every
+    unpacker would keep instead, comes. Symbolic links are skipped; a hard link is the file that it names.
+
+    Args:
+        name: of the source.
+        kind: in words.
+        where: the source as the user gave it.
+        splits: what the user says about splits.
+        walk: the members, from the start; fills in what is odd.
+        fingerprint: of the archives.
+        hidden: whether hidden files are ignored.
     """
 
-    def __init__(self, name: str, file: OneFile) -> None:
-        super().__init__(name, "tar archive")
-        self._file = file
-        self._layout = Layout(file.where)
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        where: str,
+        splits: Splits,
+        walk: Callable[[Oddities], Iterator[Found]],
+        fingerprint: Callable[[], str],
+        *,
+        hidden: bool = True,
+    ) -> None:
+        super().__init__(name, kind)
+        self._where = where
+        self._splits = splits
+        self._walk = walk
+        self._fingerprint = fingerprint
+        self._hidden = hidden
+        self._layout = Layout(where, {}, Splits())
 
     def fingerprint(self) -> str:
-        return self._file.fingerprint()
+        return self._fingerprint()
 
     def class_of(self, label: str) -> str | None:
-        return self._layout.class_of(label)
+        place, marked, named = label.partition(_CLASS)
+        return printable(named) if marked else self._layout.place(place)[1]
+
+    def split_of(self, label: str) -> str | None:
+        return self._layout.place(label.partition(_CLASS)[0])[0]
 
     def items(self) -> Iterator[Item]:
-        layout = self._layout = Layout(self._file.where)
+        places: dict[str, str] = {}
         others: Counter[str] = Counter()
-        links = 0
+        clutter, oddities = Clutter(hidden=self._hidden), Oddities()
+        hard: dict[tuple[int, str], list[Found]] = {}
+        lists: list[str] = []
+        symbolic = 0
         seen: set[int] = set()  # hashes of names: of millions, too, they fit the memory
-        with self._file.unpacked() as content:
-            reader = TarReader(content)
-            with whole_or_refused(self._file.where, lambda: f" after {reader.members:,} entries"):
-                for member in reader:
-                    name = member.name
-                    if is_clutter(name):
-                        continue
-                    if member.is_link:
-                        links += 1
-                    elif not is_image(name):
-                        others[suffix_of(name)] += 1
-                        continue
-                    key = hash(name.removeprefix("./"))
-                    require(
-                        key not in seen,
-                        f"{self._file.where}: {printable(name)} stands in it twice; pack it again",
-                    )
-                    seen.add(key)
-                    if member.size > LARGEST_FILE:
-                        yield BadFile(printable(name), too_large(member.size))
-                    else:
-                        folder = name.rpartition("/")[0]
-                        yield ImageFile(printable(name), reader.read(), *layout.place(folder, name))
-        layout.finish()
-        self.notes = ignored_line(others)
-        if links:
-            self.notes.append(f"{links:,} links in the archive ignored")
-        if reader.trailing:
-            self.notes.append("bytes after the archive's end mark ignored")
+        waiting: tuple[str, ImageFile] | None = None  # for its class, which may lie behind it
+        named = ("", "")  # the key of a class that lay before its image, and the class
+        for found in self._walk(oddities):
+            path = found.place
+            if clutter.takes(path):
+                continue
+            if found.link is not None:
+                if found.is_hard:
+                    hard.setdefault((found.archive, _plain(found.link)), []).append(found)
+                else:
+                    symbolic += 1
+                continue
+            sniffed = may_be_image(path)
+            content = found.read() if sniffed or is_image(path) or path.endswith(".cls") else None
+            key = f"{found.archive}/{path.partition('.')[0] if '/' not in path else _key(path)}"
+            if waiting and waiting[0] != key:
+                yield waiting[1]
+                waiting = None
+            if path.endswith(".cls") and isinstance(content, bytes) and len(content) <= 200:
+                named = (key, content.decode("utf-8", "replace").strip())
+                if waiting:
+                    yield _labelled(waiting[1], named[1])
+                    waiting = None
+                continue
+            if content is None or (sniffed and not (isinstance(content, bytes) and is_image_content(content))):
+                others[suffix_of(path)] += 1
+                lists += [found.path] if may_list_splits(path) else []
+                continue
+            once = hash((found.archive, path.removeprefix("./")))
+            require(once not in seen, f"{self._where}: {printable(found.path)} stands in it twice; pack it again")
+            seen.add(once)
+            item = self._item(found, content, places)
+            if isinstance(item, BadFile):
+                yield item
+            elif named[0] == key:
+                yield _labelled(item, named[1])
+            else:
+                waiting = key, item
+        if waiting:
+            yield waiting[1]
+        yield from self._hard_links(hard, places)
+        self._layout = Layout(self._where, places, self._splits, lists)
+        self.origins = self._layout.origins
+        self.notes = [*ignored_line(others), *clutter.notes(), *oddities.notes()]
+        if symbolic:
+            self.notes.append(f"{symbolic:,} symbolic link{'' if symbolic == 1 else 's'} in the archive skipped")
+
+    def _item(self, found: Found, content: bytes | str, places: dict[str, str]) -> ImageFile | BadFile:
+        if isinstance(content, str):
+            return BadFile(printable(found.path), content)
+        place = place_of(found.place)
+        places.setdefault(place, found.path)
+        return ImageFile(printable(found.path), content, None, place)
+
+    def _hard_links(self, hard: dict[tuple[int, str], list[Found]], places: dict[str, str]) -> Iterator[Item]:
+        """The images that hard links name, read again: when a link comes, its file is long handed over."""
+        if not hard:
+            return
+        for found in self._walk(Oddities()):
+            links = hard.pop((found.archive, _plain(found.place)), []) if found.link is None else []
+            content = found.read() if links else b""
+            for link in links:
+                image = is_image(link.place) or (isinstance(content, bytes) and is_image_content(content))
+                if image:
+                    yield self._item(link, content, places)
+            if not hard:
+                return
+        for links in hard.values():
+            for link in filter(lambda link: is_image(link.place), links):
+                yield BadFile(printable(link.path), f"a hard link to {printable(link.link or '')}, which is not there")
 
 
-def peek_tar(file: OneFile) -> tuple[str, Counter[str]]:
-    """What a tar archive holds: the first member that says so, else ``""``, and the suffixes before it.
+def image_tar(name: str, file: OneFile, splits: Splits, *, nested: bool, hidden: bool) -> ImageStream:
+    """The images of a tar archive, and of the tars inside where it is ``nested``."""
 
-    Raises ``ConfigError`` where it is damaged before that.
-    """
-    from pipelines.sources.cifar import format_in_tar
+    def walk(oddities: Oddities) -> Iterator[Found]:
+        return tar_members(file, oddities, nested=nested)
 
-    suffixes: Counter[str] = Counter()
-    with file.unpacked() as content:
-        reader = TarReader(content)
-        with whole_or_refused(file.where, lambda: f" after {reader.members:,} entries"):
-            for member in reader:
-                if member.is_link or is_clutter(member.name):
-                    continue
-                if is_image(member.name) or format_in_tar(member.name):
-                    return member.name, suffixes
-                suffixes[suffix_of(member.name)] += 1
-    return "", suffixes
+    return ImageStream(name, "tar archive", file.where, splits, walk, file.fingerprint, hidden=hidden)
+
+
+def _plain(path: str) -> str:
+    return path.removeprefix("./").lstrip("/")
+
+
+def _key(path: str) -> str:
+    """What a WebDataset's files of one sample have in common: the path up to the first dot of the name."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{name.partition('.')[0]}"
+
+
+def _labelled(image: ImageFile, label: str) -> ImageFile:
+    return ImageFile(image.path, image.content, image.split, f"{image.label}{_CLASS}{label}")
 
 
 def no_images(where: str, suffixes: Counter[str]) -> ConfigError:
@@ -144,5 +220,6 @@ def no_images(where: str, suffixes: Counter[str]) -> ConfigError:
     if not suffixes:
         return ConfigError(f"{where}: empty; needs image files (.png, .jpg, .webp, .bmp, .tif) or files of arrays")
     return ConfigError(
-        f"{where}: no images in it; it holds {suffix_counts(suffixes)}, and .png, .jpg, .webp, .bmp and .tif are read"
+        f"{where}: no images in it; it holds {suffix_counts(suffixes)}, and .png, .jpg, .webp, .bmp, .gif, .avif and "
+        ".tif are read"
     )

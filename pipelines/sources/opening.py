@@ -10,9 +10,16 @@ from collections import Counter
 from pathlib import Path
 
 from fvae.config import ConfigError, require
-from pipelines.sources.base import Source, is_image, printable, suffix_of
-from pipelines.sources.files import Files, LocalFiles, StoredFiles, ZipFiles
+from pipelines.sources.archives import TAR_SUFFIX
+from pipelines.sources.base import Source, printable, suffix_of
+from pipelines.sources.file_names import HEAD, is_clutter, is_image, is_image_content, may_be_image
+from pipelines.sources.files import Files, StoredFiles
+from pipelines.sources.folders import LocalFiles
+from pipelines.sources.image_files import ImageStream, ImageTree, image_tar, no_images
+from pipelines.sources.layout import Splits
 from pipelines.sources.streams import OneFile, local_file, stored_file, whole_or_refused
+from pipelines.sources.tars import TarReader
+from pipelines.sources.zips import ZipFiles
 from pipelines.storage import is_remote, open_storage
 
 EMBEDDED = ("digits", "photos")
@@ -36,8 +43,19 @@ _REFUSED = (
 _READ = "a folder, .tar, .tar.gz, .zip, IDX, .npy, .npz or Parquet file of images, or 'digits' or 'photos'"
 
 
-def open_any(location: str) -> Source:
+def open_any(location: str, splits: str = "auto") -> Source:
     """See :func:`pipelines.sources.open_source`."""
+    asked = Splits(splits)
+    source = _open(location, asked)
+    require(
+        not asked.patterns or bool(source.origins) or isinstance(source, ImageStream),
+        f"--splits={splits!r}: {location} holds {source.kind}, which name their splits in their own way; "
+        "give auto, or none to cut all of them anew",
+    )
+    return source
+
+
+def _open(location: str, splits: Splits) -> Source:
     require(isinstance(location, str) and location.strip() != "", f"source {location!r}: give {_READ}")
     if location == "digits":
         from pipelines.sources.embedded import Digits
@@ -47,19 +65,19 @@ def open_any(location: str) -> Source:
         from pipelines.sources.embedded import Photos
 
         return Photos()
-    return _open_remote(location) if is_remote(location) else _open_local(location)
+    return _open_remote(location, splits) if is_remote(location) else _open_local(location, splits)
 
 
-def _open_local(location: str) -> Source:
+def _open_local(location: str, splits: Splits) -> Source:
     path = Path(location)
     with contextlib.suppress(RuntimeError):  # no such user: then it is a name like any other
         path = path.expanduser()
     try:
         if path.is_dir():
-            return _from_files(path.resolve().name or "root", LocalFiles(path, location))
+            return _from_files(path.resolve().name or "root", LocalFiles(path, location), splits)
         if path.exists():
             require(path.is_file(), f"{location}: neither a file nor a folder")
-            return _from_file(path.name, local_file(path, location))
+            return _from_file(path.name, local_file(path, location), splits)
         near = _near(path.name, [found.name for found in path.parent.iterdir()]) if path.parent.is_dir() else ""
     except OSError as error:  # too long, not ours to read, a loop of links
         cause = error.strerror or str(error)
@@ -71,11 +89,11 @@ def _open_local(location: str) -> Source:
     raise ConfigError(f"{location}: no such file or folder; {near or f'give {_READ}'}")
 
 
-def _open_remote(location: str) -> Source:
+def _open_remote(location: str, splits: Splits) -> Source:
     storage = open_storage(location)
     parent_uri, _, name = storage.uri.rpartition("/")
     if parent_uri == "s3:/":  # a whole bucket
-        return _from_files(name, StoredFiles(storage, location))
+        return _from_files(name, StoredFiles(storage, location), splits)
     parent = open_storage(parent_uri)
     try:
         file = stored_file(parent, name, location)
@@ -85,8 +103,8 @@ def _open_remote(location: str) -> Source:
             beside = {info.key.partition("/")[0] for info in itertools.islice(parent.list(), 1000)}
             near = _near(name, sorted(beside)) or "give a prefix or an object of images"
             raise ConfigError(f"{location}: nothing there; {near}") from None
-        return _from_files(name, files)
-    return _from_file(name, file)
+        return _from_files(name, files, splits)
+    return _from_file(name, file, splits)
 
 
 def _near(name: str, others: list[str]) -> str:
@@ -97,7 +115,7 @@ def _near(name: str, others: list[str]) -> str:
 # --- one file --------------------------------------------------------------------------------------
 
 
-def _from_file(file_name: str, file: OneFile) -> Source:
+def _from_file(file_name: str, file: OneFile, splits: Splits) -> Source:
     name = _short(file_name)
     require(file.size > 0, f"{file.where}: an empty file")
     with file.open() as content:
@@ -105,7 +123,7 @@ def _from_file(file_name: str, file: OneFile) -> Source:
     if head.startswith(b"PAR1"):
         from pipelines.sources.parquet import EncodedRows
 
-        return EncodedRows(name, [(file_name, file)], file.where)
+        return EncodedRows(name, [(file_name, file)], file.where, splits)
     if head.startswith(b"\x93NUMPY"):
         from pipelines.sources.arrays import npy_file
 
@@ -116,20 +134,20 @@ def _from_file(file_name: str, file: OneFile) -> Source:
             from pipelines.sources.arrays import npz_file
 
             return npz_file(name, file)
-        return _from_files(name, files)
+        return _from_files(name, files, splits)
     for magic, what in _REFUSED:
         require(not head.startswith(magic), f"{file.where}: {what}")
-    return _from_stream(name, file)
+    return _from_stream(name, file, splits)
 
 
-def _from_stream(name: str, file: OneFile) -> Source:
+def _from_stream(name: str, file: OneFile, splits: Splits) -> Source:
     from pipelines.sources.idx import idx_file, is_idx
     from pipelines.sources.tars import is_header
 
     with whole_or_refused(file.where), file.unpacked() as content:
         head = content.read(512)
     if is_header(head):
-        return _from_tar(name, file)
+        return _from_tar(name, file, splits)
     if is_idx(head):
         return idx_file(name, file)
     require(not head.startswith(b"\x93NUMPY"), f"{file.where}: a packed .npy file; unpack it")
@@ -145,15 +163,45 @@ def _starts_a_tar(file: OneFile) -> bool:
         return is_header(content.read(512))
 
 
-def _from_tar(name: str, file: OneFile) -> Source:
+def _from_tar(name: str, file: OneFile, splits: Splits) -> Source:
     from pipelines.sources.cifar import cifar_tar, format_in_tar
-    from pipelines.sources.image_files import ImageTar, no_images, peek_tar
 
-    member, suffixes = peek_tar(file)
-    if not member:
-        raise no_images(file.where, suffixes)
-    form = None if is_image(member) else format_in_tar(member)
-    return cifar_tar(name, file, form) if form else ImageTar(name, file)
+    for hidden in (True, False):  # where nothing else is there, hidden files are the images
+        first, suffixes = _peek_tar(file, hidden)
+        if first and (form := format_in_tar(first)) and not is_image(first):
+            return cifar_tar(name, file, form)
+        if first:
+            return image_tar(name, file, splits, nested=TAR_SUFFIX.search(first) is not None, hidden=hidden)
+        if suffixes:
+            break
+    raise no_images(file.where, suffixes)
+
+
+def _peek_tar(file: OneFile, hidden: bool) -> tuple[str, Counter[str]]:
+    """What a tar archive holds: the first image or batch of CIFAR, else the first tar, else ``""``; and the suffixes
+    before it.
+
+    Raises ``ConfigError`` where it is damaged before that.
+    """
+    from pipelines.sources.cifar import format_in_tar
+
+    suffixes: Counter[str] = Counter()
+    inside = ""
+    with file.unpacked() as content:
+        reader = TarReader(content)
+        with whole_or_refused(file.where, lambda: f" after {reader.members:,} entries"):
+            for member in reader:
+                name = member.name
+                if is_clutter(name, hidden=hidden) or (member.link is not None and not member.is_hard):
+                    continue
+                if is_image(name) or format_in_tar(name):
+                    return name, suffixes
+                if member.link is None and may_be_image(name) and is_image_content(reader.open().read(HEAD)):
+                    return name, suffixes
+                if not inside and TAR_SUFFIX.search(name):
+                    inside = name
+                suffixes[suffix_of(name)] += 1
+    return inside, suffixes
 
 
 def _short(file_name: str) -> str:
@@ -167,16 +215,15 @@ def _short(file_name: str) -> str:
 # --- many files ------------------------------------------------------------------------------------
 
 
-def _from_files(name: str, files: Files) -> Source:
+def _from_files(name: str, files: Files, splits: Splits) -> Source:
     from pipelines.sources.cifar import cifar_files, format_of
     from pipelines.sources.idx import idx_folder, is_idx_name
-    from pipelines.sources.image_files import ImageTree, no_images
     from pipelines.sources.parquet import EncodedRows, Shards, is_data_set
 
     name = printable(name)
     if is_data_set(files):
         return Shards(name, files)
-    images = [entry.key for entry in files.entries if is_image(entry.key)] + [file.path for file in files.bad]
+    images = [entry.key for entry in files.images] + [file.path for file in files.bad]
     tables = [entry.key for entry in files.entries if suffix_of(entry.key) == ".parquet"]
     special = _folders_of_arrays([entry.key for entry in files.entries if not is_image(entry.key)])
     kinds = {f"image files ({images[0]})": images, f"Parquet files ({tables[0]})": tables} if images and tables else {}
@@ -195,9 +242,9 @@ def _from_files(name: str, files: Files) -> Source:
         assert form is not None
         return cifar_files(name, files, form, folder)
     if images:
-        return ImageTree(name, files)
+        return ImageTree(name, files, splits)
     if tables:
-        return EncodedRows(name, [(key, files.file(key)) for key in sorted(tables)], files.where)
+        return EncodedRows(name, [(key, files.file(key)) for key in sorted(tables)], files.where, splits)
     packed = [entry.key for entry in files.entries if re.search(r"\.(tar(\.\w+)?|t[gbx]z2?|zip|npz|npy)$", entry.key)]
     require(not packed, f"{files.where}: no images in it, but {packed[0] if packed else ''}; give that file itself")
     raise no_images(files.where, Counter(suffix_of(entry.key) for entry in files.entries))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from fvae.config import ConfigError, require
 from fvae.manifest import MANIFEST, Manifest
 from pipelines.sources.base import (
     LARGEST_FILE,
-    SPLIT_NAMES,
     BadFile,
     ImageFile,
     Item,
@@ -22,6 +20,7 @@ from pipelines.sources.base import (
     too_large,
 )
 from pipelines.sources.files import Files
+from pipelines.sources.layout import LEFT_OUT, Layout, Splits
 from pipelines.sources.streams import OneFile
 from pipelines.storage import StorageError
 
@@ -82,18 +81,17 @@ def is_data_set(files: Files) -> bool:
 class EncodedRows(Source):
     """Parquet files with a column of encoded images, as others write them."""
 
-    def __init__(self, name: str, files: list[tuple[str, OneFile]], where: str) -> None:
+    def __init__(self, name: str, files: list[tuple[str, OneFile]], where: str, splits: Splits) -> None:
         super().__init__(name, "Parquet files")
-        self._files = files
         self._where = where
-        self._splits = {key: _split_of(key) for key, _ in files}
-        without = [key for key, split in self._splits.items() if split is None]
-        require(
-            not without or len(without) == len(files),
-            f"{where}: {without[0] if without else ''} names no split, and others do; put train or test in its name",
-        )
+        # A file is a folder of rows: its own name says the split as well as those of the folders around it.
+        places = {key: key.rpartition(".")[0] or key for key, _ in files}
+        layout = Layout(where, {place: key for key, place in places.items()}, splits)
+        self._splits = {key: layout.place(place)[0] for key, place in places.items()}
+        self._files = [(key, file) for key, file in files if self._splits[key] != LEFT_OUT]
+        self.origins = layout.origins
         self._rows = 0
-        for _, file in files:
+        for _, file in self._files:
             with _parquet(file) as opened:
                 if b"fvae.format" in (opened.metadata.metadata or {}):
                     what = "a shard of a data set"
@@ -127,13 +125,6 @@ class EncodedRows(Source):
                             yield BadFile(path, too_large(len(content)))
                         else:
                             yield ImageFile(path, content, self._splits[key], _label(value, names))
-
-
-def _split_of(key: str) -> str | None:
-    """``data/train-00000-of-00002.parquet`` and ``train/part-0.parquet`` name the training split."""
-    *folders, name = key.lower().split("/")
-    words = [re.split(r"[-_.]", name)[0], *reversed(folders)]
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
 
 
 @contextmanager

@@ -86,8 +86,11 @@ class _AsFarAsWhole(io.RawIOBase):
 @contextmanager
 def decompressed(file: BinaryIO) -> Iterator[BinaryIO]:
     """``file``, from its start, as it is or through the decompressor that its first bytes call for."""
-    head = file.read(6)
-    file.seek(0)
+    if file.seekable():
+        head = file.read(6)
+        file.seek(0)
+    else:
+        head = file.peek(6)  # type: ignore[attr-defined]  # a member of an archive, which is buffered
     for magic, opener in _MAGIC.items():
         if head.startswith(magic):
             with opener(file) as unpacked, io.BufferedReader(_AsFarAsWhole(unpacked), BUFFER) as buffered:
@@ -101,8 +104,8 @@ def whole_or_refused(where: str, progress: Callable[[], str] = lambda: "") -> It
     """Turns what damaged or truncated content raises into ``ConfigError`` that says how far ``progress`` got."""
     try:
         yield
-    except (StorageError, ConfigError):
-        raise  # the store is at fault, or the line is there already
+    except StorageError:
+        raise  # the store is at fault
     except DAMAGED as error:
         cause = str(error) or type(error).__name__
         raise ConfigError(f"{where}: damaged or cut short{progress()} ({cause}); get it whole and try again") from error

@@ -1,7 +1,8 @@
 """Tar archives as a stream of members.
 
-``tarfile`` takes four times as long for small members, and it takes a damaged header, or none, for the archive's
-end. Here an archive ends with its end mark, or it is damaged.
+``tarfile`` takes four times as long for small members, and it takes a damaged header for the archive's end. Here an
+archive ends with its end mark, or between two members; anything else is damage. Archives that were joined (``cat``) are
+read on.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ class Member:
     name: str
     size: int
     """Bytes of content; 0 for a link."""
-    is_link: bool = False
+    link: str | None = None
+    """Where a link leads to."""
+    is_hard: bool = False
+    """Whether a link is a hard one: another name of a member before it."""
 
 
 @dataclass(slots=True)
@@ -37,6 +41,7 @@ class _Extended:
     """What the headers before a member say of it."""
 
     name: str | None = None
+    link: str | None = None
     values: dict[str, str] = field(default_factory=dict)
 
 
@@ -50,7 +55,9 @@ class TarReader:
         self.members = 0
         """Headers read so far."""
         self.trailing = False
-        """Whether something other than zeros follows the end mark; known after the last member."""
+        """Whether something other than zeros or an archive follows the end mark; known after the last member."""
+        self.unmarked = False
+        """Whether the archive ends without an end mark; known after the last member."""
         self._file = file
         self._left = 0  # content of the member not yet read
         self._padding = 0
@@ -62,7 +69,12 @@ class TarReader:
             self._skip()
             header = self._file.read(BLOCK)
             if header == _END:
-                self._drain()
+                header = self._next_archive()
+                if not header:
+                    return
+                extended, self._global = _Extended(), {}
+            if not header and self.members and extended == _Extended():
+                self.unmarked = True  # a writer that was not closed: every member is whole
                 return
             if len(header) < BLOCK:
                 raise EOFError("no end mark")
@@ -76,6 +88,7 @@ class TarReader:
                 continue
             size = int(extended.values.get("size", size))
             name = extended.name or extended.values.get("path") or self._global.get("path") or _name(header)
+            link = extended.link or extended.values.get("linkpath") or _text(header[157:257])
             regular = kind in _REGULAR and not name.endswith("/")
             sparse = kind == b"S" or any(key.startswith("GNU.sparse") for key in extended.values)
             extended = _Extended()
@@ -88,7 +101,7 @@ class TarReader:
             if regular:
                 yield Member(name, size)
             elif kind in (b"1", b"2"):
-                yield Member(name, 0, is_link=True)
+                yield Member(name, 0, link, is_hard=kind == b"1")
 
     def read(self) -> bytes:
         """The present member's content."""
@@ -122,6 +135,16 @@ class TarReader:
                 raise EOFError("a member is incomplete")
             rest -= len(content)
 
+    def _next_archive(self) -> bytes:
+        """The first header of an archive that follows the end mark; else nothing, with the file read to its end."""
+        while (block := self._file.read(BLOCK)) == _END:
+            pass
+        if is_header(block):
+            return block
+        self.trailing = block.count(0) != len(block)
+        self._drain()
+        return b""
+
     def _drain(self) -> None:
         """Read on to the end of the file, where the decompressor verifies its checksum."""
         while content := self._file.read(_PIECE):
@@ -134,6 +157,8 @@ class TarReader:
         content = self.read()
         if kind == b"L":
             extended.name = _text(content)
+        elif kind == b"K":
+            extended.link = _text(content)
         elif kind in b"xX":
             extended.values.update(_records(content))
         elif kind == b"g":

@@ -97,7 +97,7 @@ def files_of(source: Source) -> dict[str, tuple[bytes, str | None, str | None]]:
     """Path → content, split and class of every image file of a source, in its order. Fails for anything else."""
     items = list(source.items())
     assert all(isinstance(item, ImageFile) for item in items), items
-    return {item.path: (item.content, item.split, named(source, item.label)) for item in items}  # type: ignore[union-attr]
+    return {item.path: (item.content, split_of(source, item), named(source, item.label)) for item in items}  # type: ignore
 
 
 def splits_and_classes(source: Source) -> dict[str, tuple[str | None, str | None]]:
@@ -129,6 +129,11 @@ def pixels_of(source: Source) -> dict[str | None, tuple[np.ndarray, list[str | N
         )
         for split, parts in images.items()
     }
+
+
+def split_of(source: Source, item: ImageFile) -> str | None:
+    """The split of an image file."""
+    return item.split if item.split or item.label is None else source.split_of(item.label)
 
 
 def named(source: Source, label: str | None) -> str | None:

@@ -98,3 +98,12 @@ def test_a_place_that_is_none_is_said_in_one_line(location: str, said: str) -> N
 def test_streaming_needs_a_data_set(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"make one with python -m pipelines\.ingest"):
         load_dataset("digits", "always")
+
+
+def test_a_question_names_the_command_that_has_the_option(tmp_path: Path) -> None:
+    source = tree(tmp_path / "train", pixels(40)).parent
+    (source / "extra").mkdir()
+    (source / "extra" / "0.png").write_bytes(next((source / "train").rglob("*.png")).read_bytes())
+    with pytest.raises(ConfigError, match=r"--splits none\): options of python -m pipelines.ingest .* DEST") as error:
+        load_dataset(str(source))
+    assert len(str(error.value).splitlines()) == 1

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fvae import ConfigError
-from pipelines.sources import BadFile, open_source
+from pipelines.sources import BadFile, ImageFile, open_source
 from pipelines.sources.tars import TarReader
 from tests.pipelines.source_builders import (
     PACKERS,
@@ -23,6 +23,7 @@ from tests.pipelines.source_builders import (
     folder,
     png,
     pngs,
+    split_of,
     tar,
     zipped,
 )
@@ -37,12 +38,20 @@ def test_a_tar_cut_anywhere_is_refused_and_never_taken_for_whole(tmp_path: Path)
     end = len(content.rstrip(b"\0"))
     end += -end % 512  # the last member, padded; all after it is the end mark
     path = tmp_path / "cut.tar"
-    for length in [*range(512, end, 331), end - 1, end, end + 511]:
+    for length in [*range(512, end, 331), end - 1, end + 511]:
         path.write_bytes(content[:length])
         with pytest.raises(ConfigError, match=r"damaged or cut short after \d+ entries .*get it whole"):
             list(open_source(str(path)).items())
     path.write_bytes(content[: end + 512])  # half an end mark will do
-    assert len(files_of(open_source(str(path)))) == 20
+    source = open_source(str(path))
+    assert len(files_of(source)) == 20
+    assert source.notes == []
+    path.write_bytes(content[:end])  # of a writer that was not closed, or cut just there: read, and noted
+    source = open_source(str(path))
+    assert len(files_of(source)) == 20
+    assert source.notes == [
+        "cut.tar ends without tar's end mark, behind a whole member: all that was written, or a copy cut short there"
+    ]
 
 
 @pytest.mark.parametrize("packing", ["tar.gz", "tar.bz2", "tar.xz"])
@@ -190,7 +199,8 @@ def test_archives_of_gnu_tar_with_links_and_long_names(tmp_path: Path) -> None:
         found = files_of(source)
         assert found["set/cat/1.png"] == (png(0), None, "cat" if form in ("gnu", "posix") else None)
         assert (f"set/{long}/{long}.png" in found) == (form in ("gnu", "posix"))
-        assert source.notes == ["2 links in the archive ignored"]
+        assert found["set/cat/3.png"] == found["set/cat/1.png"]
+        assert source.notes == ["1 symbolic link in the archive skipped"]
 
 
 def test_a_sparse_member_is_refused(tmp_path: Path) -> None:
@@ -204,9 +214,67 @@ def test_a_sparse_member_is_refused(tmp_path: Path) -> None:
             list(open_source(str(path)).items())
 
 
-def test_what_follows_the_end_mark_is_said(tmp_path: Path) -> None:
+def test_joined_archives_are_read_on(tmp_path: Path) -> None:
     one, two = (Path(tar(tmp_path / f"{n}.tar", pngs(f"{n}.png"), "w")) for n in (1, 2))
     one.write_bytes(one.read_bytes() + two.read_bytes())
     source = open_source(str(one))
-    assert list(files_of(source)) == ["1.png"]
+    assert list(files_of(source)) == ["1.png", "2.png"]
+    assert source.notes == []
+    one.write_bytes(one.read_bytes()[:-700])
+    assert len(files_of(open_source(str(one)))) == 2
+    one.write_bytes(one.read_bytes() + b"something else" * 100)
+    source = open_source(str(one))
+    assert list(files_of(source)) == ["1.png", "2.png"]
     assert source.notes == ["bytes after the archive's end mark ignored"]
+
+
+# --- links ------------------------------------------------------------------------------------------------
+
+
+def test_a_tree_with_links_is_one_set_as_a_folder_and_as_a_tar(tmp_path: Path) -> None:
+    root = Path(folder(tmp_path / "set", pngs("v1/0.png", "v1/1.png", "v2/2.png") | {"docs/README.md": b""}))
+    (root / "latest").symlink_to("v1")
+    (root / "README").symlink_to("docs/README.md")
+    (root / "v1" / "cover.png").symlink_to("0.png")
+    (root / "v2" / "3.png").hardlink_to(root / "v1" / "1.png")
+    (root / "aaa.png").hardlink_to(root / "v2" / "2.png")
+    expected = {"v1/0.png": 0, "v1/1.png": 1, "v2/2.png": 2, "v2/3.png": 1, "aaa.png": 2}
+    as_folder = open_source(str(root))
+    assert {path: content for path, (content, _, _) in files_of(as_folder).items()} == {
+        path: png(seed) for path, seed in expected.items()
+    }
+    assert "1 link to a file in the same folder skipped" in as_folder.notes
+    for form in ("gnu", "posix", "ustar"):
+        for order in ("name", "none"):
+            path = tmp_path / f"{form}-{order}.tar.gz"
+            options = [f"--format={form}", f"--sort={order}", "-czf", str(path), "."]
+            subprocess.run(["tar", "-C", str(root), *options], check=True)
+            source = open_source(str(path))
+            found = files_of(source)
+            assert {name.removeprefix("./"): value for name, value in found.items()} == files_of(as_folder)
+            assert source.notes[-1] == "3 symbolic links in the archive skipped"
+
+
+def test_a_link_never_stands_in_for_an_image_or_a_split(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, content in pngs("train/1.png", "test/2.png").items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for name, kind, target in (
+            ("README", tarfile.SYMTYPE, "docs/README.md"),
+            ("cover.png", tarfile.SYMTYPE, "train/1.png"),
+            ("test/3.png", tarfile.LNKTYPE, "./train/1.png"),
+            ("train/4.png", tarfile.LNKTYPE, "elsewhere/4.png"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    source = open_source(str(path))
+    items = list(source.items())
+    assert [item.path for item in items] == ["train/1.png", "test/2.png", "test/3.png", "train/4.png"]
+    assert items[3] == BadFile("train/4.png", "a hard link to elsewhere/4.png, which is not there")
+    assert isinstance(items[2], ImageFile)
+    assert (items[2].content, split_of(source, items[2])) == (png(0), "test")
+    assert source.notes == ["2 symbolic links in the archive skipped"]

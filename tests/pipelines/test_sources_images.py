@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae import ConfigError
-from pipelines.sources import base, files, image_files, open_source
-from pipelines.sources.base import is_clutter
+from pipelines.sources import archives, base, files, folders, open_source, zips
+from pipelines.sources.file_names import is_clutter
 from tests.pipelines.source_builders import (
     CLUTTER,
     PACKERS,
@@ -47,7 +47,14 @@ def test_every_file_arrives_whole_with_its_split_and_class(tmp_path: Path, packi
     assert {path.removeprefix(shown): (split, label) for path, (_, split, label) in found.items()} == EXPECTED
     assert source.name == "set"
     assert source.kind == {"folder": "image folder", "zip": "zip archive"}.get(packing, "tar archive")
-    assert source.notes == ["3 files that are not images ignored: .txt ×2, .md ×1"]
+    assert source.notes == [
+        *(["3 files that are not images ignored: .txt ×2, .md ×1"] if packing.startswith("tar") else []),
+        "4 system or hidden files and folders ignored: .DS_Store, .hidden.png, Thumbs.db, __MACOSX",
+        *([] if packing.startswith("tar") else ["3 files that are not images ignored: .txt ×2, .md ×1"]),
+    ]
+    assert {split: list(found) for split, found in source.origins.items()} == {
+        split: [f"{top.removeprefix('./')}{split}"] for split in ("train", "val", "test")
+    }
     assert source.count() == (None if packing.startswith("tar") else 6)
     assert list(source.items()) == list(source.items())
 
@@ -69,7 +76,7 @@ def test_every_file_arrives_whole_with_its_split_and_class(tmp_path: Path, packi
         (pngs("train/1.png", "valid/2.png"), [("train", None), ("val", None)]),
         (pngs("train/1.png", "validation/2.png"), [("train", None), ("val", None)]),
         (pngs("top/train/a/1.png"), [("train", "a")]),
-        (pngs("cat/1.png", "dog/2.png", "dog/test/3.png"), [(None, "cat"), (None, "dog"), (None, "dog")]),
+        (pngs("cat/1.png", "dog/2.png", "dog/test_tube/3.png"), [(None, "cat"), (None, "dog"), (None, "dog")]),
     ],
 )
 def test_folders_name_splits_and_classes(
@@ -88,6 +95,7 @@ def test_folders_name_splits_and_classes(
         (pngs("cat/2.png", "train/1.png"), "cat/2.png lies beside the split folders"),
         (pngs("top/train/1.png", "top/test/2.png", "extra.png"), "extra.png lies beside the split folders"),
         (pngs("extra.png", "top/train/1.png", "top/test/2.png"), "extra.png lies beside the split folders"),
+        (pngs("cat/1.png", "dog/2.png", "dog/test/3.png"), "lies beside the split folders"),
         (pngs("train/1.png", "val/2.png", "validation/3.png"), "both name the val split"),
     ],
 )
@@ -96,13 +104,13 @@ def test_strays_are_refused_by_name(tmp_path: Path, packing: str, tree: dict[str
         list(open_source(PACKERS[packing](tmp_path, tree)).items())
     assert "\n" not in str(caught.value)
     if "beside" in said:
-        assert str(caught.value).endswith("where a folder called train, val or test is a class, rename it")
+        assert str(caught.value).endswith("or take such folders for classes (--splits none)")
 
 
 @pytest.mark.parametrize("packing", PACKERS)
 def test_nothing_to_read_is_said(tmp_path: Path, packing: str) -> None:
-    with pytest.raises(ConfigError, match=r"no images in it; it holds .gif ×2, .txt ×1, and .png"):
-        open_source(PACKERS[packing](tmp_path, {"a.gif": b"GIF89a", "b.GIF": b"GIF89a", "c.txt": b""}))
+    with pytest.raises(ConfigError, match=r"no images in it; it holds .mat ×2, .txt ×1, and .png"):
+        open_source(PACKERS[packing](tmp_path, {"a.mat": b"GIF89a", "b.MAT": b"GIF89a", "c.txt": b""}))
 
 
 @pytest.mark.parametrize("packing", PACKERS)
@@ -148,7 +156,7 @@ def test_a_file_that_went_away_or_is_no_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packing", ["folder", "tar", "zip"])
 def test_a_file_too_large_for_an_image_is_named(tmp_path: Path, packing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (base, files, image_files):
+    for module in (base, files, folders, zips, archives):
         monkeypatch.setattr(module, "LARGEST_FILE", 1000)
     source = open_source(PACKERS[packing](tmp_path, {"a.png": bytes(1001), "b.png": png()}))
     assert [item.path for item in source.items()] == ["a.png", "b.png"]
@@ -173,5 +181,7 @@ def test_names_of_any_bytes_can_be_printed(tmp_path: Path) -> None:
     st.lists(st.sampled_from(["a", ".", "..", ".b", "...", "__MACOSX", "Thumbs.db", "x.png"]), min_size=1, max_size=4)
 )
 def test_clutter_is_what_is_hidden(parts: list[str]) -> None:
-    hidden = any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in parts)
-    assert is_clutter("/".join(parts)) == (hidden or parts[-1] == "Thumbs.db")
+    clutter = any(
+        part.startswith(".") and part not in (".", "..") or part in ("__MACOSX", "Thumbs.db") for part in parts
+    )
+    assert is_clutter("/".join(parts)) == clutter

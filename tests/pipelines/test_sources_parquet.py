@@ -199,7 +199,7 @@ def test_damaged_and_mixed_files(tmp_path: Path) -> None:
         list(open_source(str(path)).items())
     table(tmp_path / "set" / "train.parquet", STRUCT)
     table(tmp_path / "set" / "more.parquet", STRUCT)
-    with pytest.raises(ConfigError, match="more.parquet names no split"):
+    with pytest.raises(ConfigError, match="more.parquet lies beside the split folders"):
         open_source(str(tmp_path / "set"))
     (tmp_path / "set" / "1.png").write_bytes(png())
     with pytest.raises(ConfigError, match="holds image files .* and Parquet files"):

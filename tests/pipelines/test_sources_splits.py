@@ -1,0 +1,216 @@
+"""Published splits: recognised however their folders and files are named, or asked for; never a silent new cut."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from fvae import ConfigError
+from pipelines.sources import open_source
+from pipelines.sources.layout import LEFT_OUT
+from pipelines.sources.split_names import may_list_splits, read_name, read_names
+from tests.pipelines.source_builders import PACKERS, files_of, folder, png, pngs, splits_and_classes
+
+pytestmark = pytest.mark.core
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "part"),
+    [
+        ("train", "train", ""),
+        ("TRAINING", "train", ""),
+        ("Validation", "val", ""),
+        ("train_64x64", "train", ""),
+        ("valid_64x64", "val", ""),
+        ("train2017", "train", ""),
+        ("trainA", "train", "A"),
+        ("testB", "test", "B"),
+        ("train_a", "train", "a"),
+        ("partial-train", "train", ""),
+        ("train-00000-of-00002", "train", "0000000002"),
+        ("TrainingSet", "train", ""),
+        ("Test Images", "test", ""),
+        ("testset", "test", ""),
+        ("images.train", "train", ""),
+        ("01_train", "train", "01"),
+        ("trainval", "train", ""),
+        ("t10k", "test", ""),
+    ],
+)
+def test_names_that_mean_a_split(name: str, split: str, part: str) -> None:
+    found = read_name(name)
+    assert found is not None
+    assert (found.split, found.part) == (split, part)
+
+
+@pytest.mark.parametrize(
+    "name", ["test_tube", "train_station", "validity", "trains", "contest", "latest", "cat", "train_test", "", "2017"]
+)
+def test_names_that_mean_something_else(name: str) -> None:
+    assert read_name(name) is None
+
+
+def test_names_side_by_side_explain_each_other() -> None:
+    def splits(*names: str) -> dict[str, str]:
+        return {name: found.split for name, found in read_names(names).items()}
+
+    assert splits("DIV2K_train_HR", "DIV2K_valid_HR") == {"DIV2K_train_HR": "train", "DIV2K_valid_HR": "val"}
+    assert splits("seg_train", "seg_test", "seg_pred") == {"seg_train": "train", "seg_test": "test"}
+    assert splits("train", "dev", "eval") == {"train": "train", "dev": "val", "eval": "test"}
+    assert splits("dev", "eval") == {}
+    assert splits("blood_test", "x_ray") == {}
+    assert splits("blood_test", "steam_train") == {}
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize(
+    ("tree", "expected"),
+    [
+        (
+            pngs(*(f"home/ann/data/birds/{s}/{c}/1.png" for s in ("train", "val", "test") for c in ("robin", "wren"))),
+            [(s, c) for s in ("test", "train", "val") for c in ("robin", "wren")],
+        ),
+        (pngs("train_64x64/1.png", "valid_64x64/2.png"), [("train", None), ("val", None)]),
+        (
+            pngs("coco/images/train2017/1.png", "coco/images/val2017/2.png", "coco/images/test2017/3.png"),
+            [("test", None), ("train", None), ("val", None)],
+        ),
+        (
+            pngs("h2z/testA/1.png", "h2z/testB/2.png", "h2z/trainA/3.png", "h2z/trainB/4.png"),
+            [("test", "A"), ("test", "B"), ("train", "A"), ("train", "B")],
+        ),
+        (pngs("a/birds_test/1.png", "a/birds_train/2.png"), [("test", None), ("train", None)]),
+        (pngs("dev/1.png", "train/2.png"), [("val", None), ("train", None)]),
+        (
+            pngs("bottle/test/good/1.png", "bottle/train/good/2.png", "cable/test/3.png", "cable/train/4.png"),
+            [("test", "bottle"), ("train", "bottle"), ("test", "cable"), ("train", "cable")],
+        ),
+        (
+            pngs("t/test/images/1.png", "t/train/n01/images/2.png", "t/train/n02/images/3.png", "t/val/images/4.png"),
+            [("test", None), ("train", "n01"), ("train", "n02"), ("val", None)],
+        ),
+        (
+            pngs("seg_test/seg_test/sea/1.png", "seg_train/seg_train/ice/2.png", "seg_train/seg_train/sea/3.png"),
+            [("test", "sea"), ("train", "ice"), ("train", "sea")],
+        ),
+        (pngs("train/images/cat/1.png", "val/images/cat/2.png"), [("train", "cat"), ("val", "cat")]),
+        (pngs("all/test_1.png", "all/train_1.png", "all/train_2.png"), [("test", None), *[("train", None)] * 2]),
+        (pngs("0-test.png", "1-train.png"), [("test", None), ("train", None)]),
+        (pngs("home/test/set/train/1.png", "home/test/set/val/2.png"), [("train", None), ("val", None)]),
+        (pngs("test/train/1.png", "train/train/2.png", "train/apple/3.png"), None),
+        (pngs("test/apple/0.png", "test/train/1.png", "train/apple/2.png", "train/train/3.png"), None),
+        (pngs("vehicles/test_1.png", "vehicles/car.png"), [(None, None)] * 2),
+        (pngs("steam_train/1.png", "test_tube/2.png"), [(None, "steam_train"), (None, "test_tube")]),
+    ],
+)
+def test_splits_at_any_depth_with_the_usual_affixes(
+    tmp_path: Path, packing: str, tree: dict[str, bytes], expected: list[tuple[str | None, str | None]] | None
+) -> None:
+    source = open_source(PACKERS[packing](tmp_path, tree))
+    found = splits_and_classes(source)
+    if expected is None:  # the classes are called like splits, and the folders above them are splits
+        expected = [(path.split("/")[0], path.split("/")[1]) for path in sorted(tree)]
+    assert [found[path] for path in sorted(found)] == expected
+    assert set(source.origins) == {split for split, _ in expected if split}
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize(
+    ("tree", "said", "answer", "expected"),
+    [
+        (
+            pngs("train2014/1.png", "train2017/2.png", "val2017/3.png"),
+            "the folders train2014 and train2017 both name the train split",
+            "train=train2017,val=val2017",
+            {"train2014/1.png": LEFT_OUT, "train2017/2.png": "train", "val2017/3.png": "val"},
+        ),
+        (
+            pngs("a/train_32x32/1.png", "a/train_64x64/2.png", "a/valid_64x64/3.png"),
+            "both name the train split",
+            "train=*_64x64",
+            {"a/train_32x32/1.png": LEFT_OUT, "a/train_64x64/2.png": "train", "a/valid_64x64/3.png": "train"},
+        ),
+        (
+            pngs("seg_pred/1.png", "seg_test/2.png", "seg_train/3.png"),
+            "seg_pred/1.png lies beside the split folders",
+            "train=seg_train,test=seg_test",
+            {"seg_pred/1.png": LEFT_OUT, "seg_test/2.png": "test", "seg_train/3.png": "train"},
+        ),
+        (
+            pngs("car/1.png", "train/2.png"),
+            "car/1.png lies beside the split folders (train)",
+            "none",
+            {"car/1.png": None, "train/2.png": None},
+        ),
+        (
+            pngs("test_1.png", "train_1.png", "logo.png"),
+            "the names of files begin with train, test, but not that of logo.png",
+            "none",
+            {"test_1.png": None, "train_1.png": None, "logo.png": None},
+        ),
+        (
+            pngs("images/1.png", "images/2.png") | {"meta/train.txt": b"1", "meta/test.txt": b"2"},
+            "meta/test.txt, meta/train.txt may list published splits",
+            "none",
+            {"images/1.png": None, "images/2.png": None},
+        ),
+    ],
+)
+def test_what_cannot_be_told_is_asked_and_the_option_answers(
+    tmp_path: Path, packing: str, tree: dict[str, bytes], said: str, answer: str, expected: dict[str, str | None]
+) -> None:
+    place = PACKERS[packing](tmp_path, tree)
+    with pytest.raises(ConfigError) as caught:
+        list(open_source(place).items())
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "--splits" in str(caught.value)
+    found = {path: split for path, (split, _) in splits_and_classes(open_source(place, answer)).items()}
+    if packing in ("folder", "zip"):  # there, what is left out is not even read
+        expected = {path: split for path, split in expected.items() if split != LEFT_OUT}
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        ("yes", "auto, none, or folders such as train=train2017"),
+        ("train=", "auto, none"),
+        ("holdout=x", "auto, none"),
+        ("val=val2017", "names no train split"),
+        ("train=trian", "no folder with images is called so"),
+    ],
+)
+def test_splits_that_cannot_be_are_said(tmp_path: Path, splits: str, said: str) -> None:
+    place = folder(tmp_path / "set", pngs("train/1.png", "val/2.png"))
+    with pytest.raises(ConfigError, match=said) as caught:
+        open_source(place, splits)
+    assert "\n" not in str(caught.value)
+
+
+def test_splits_by_folder_are_for_folders() -> None:
+    with pytest.raises(ConfigError, match="digits holds digits, which name their splits in their own way"):
+        open_source("digits", "train=a")
+
+
+def test_backslashes_of_old_windows_programs_are_separators(tmp_path: Path) -> None:
+    names = [f"photos\\{split}\\cat\\1.png" for split in ("train", "val", "test")]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in names:
+            member = zipfile.ZipInfo("x")
+            member.filename = name
+            archive.writestr(member, png(len(name)))
+    place = folder(tmp_path / "set", {name: png(len(name)) for name in names})  # as a careless unpacker leaves it
+    for source in (open_source(str(tmp_path / "a.zip")), open_source(place)):
+        assert {(split, label) for _, split, label in files_of(source).values()} == {
+            (split, "cat") for split in ("train", "val", "test")
+        }
+
+
+def test_lists_of_splits_are_known_by_their_names() -> None:
+    for name in ("train.txt", "a/test.csv", "train_test_split.txt", "list_eval_partition.txt", "val-images.json"):
+        assert may_list_splits(name), name
+    for name in ("labels.txt", "test.md", "train_classes_of_birds.txt", "readme", "train/classes.txt"):
+        assert not may_list_splits(name), name
