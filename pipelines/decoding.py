@@ -13,7 +13,6 @@ import warnings
 import zlib
 
 import numpy as np
-import simplejpeg
 from PIL import (  # each reader registers itself; a missing one would make Pillow load all forty
     BmpImagePlugin,  # noqa: F401
     Image,
@@ -25,7 +24,8 @@ from PIL import (  # each reader registers itself; a missing one would make Pill
 )
 
 from pipelines.area_average import area_average
-from pipelines.image_headers import FORMATS, BadImage, Png, image_format, plain_jpeg, read_png
+from pipelines.image_headers import FORMATS, BadImage, Png, image_format, read_png
+from pipelines.jpeg import check_jpeg_tiff, plain_jpeg, read_jpeg
 from pipelines.pixel_modes import flatten
 
 __all__ = ["MAX_PIXELS", "BadImage", "Conversion", "Decoded", "convert", "decode", "describe"]
@@ -171,16 +171,13 @@ def _plain_png(png: Png) -> Image.Image | None:
 
 
 def _plain_jpeg(content: bytes) -> np.ndarray | None:
-    """uint8 ``[H, W, 1 or 3]``, pixels as Pillow's in less than half the time; None as :func:`_plain_png`."""
+    """uint8 ``[H, W, 1 or 3]``; None where the file is not plain. Raises ``BadImage`` where it is damaged."""
     found = plain_jpeg(content)
     if found is None:
         return None
     mode, size = found
     _check_size(size)
-    try:
-        return simplejpeg.decode_jpeg(content, "GRAY" if mode == "L" else "RGB")
-    except (ValueError, MemoryError):
-        return None
+    return read_jpeg(content, "GRAY" if mode == "L" else "RGB")
 
 
 def _decode_any(content: bytes, file_format: str, png: Png | None, notes: list[str]) -> Image.Image:
@@ -194,13 +191,28 @@ def _decode_any(content: bytes, file_format: str, png: Png | None, notes: list[s
         turned_by_pillow = file_format == "TIFF"
         if turned_by_pillow:
             _orientation(image, notes)
-        image.load()
+        pixels = _jpeg_pixels(image, content) if file_format == "JPEG" else None
+        if pixels is None:
+            image.load()
+        if turned_by_pillow:
+            check_jpeg_tiff(image.tag_v2, content)  # type: ignore[attr-defined]
         turn = None if turned_by_pillow else _orientation(image, notes)  # now: a PNG may say it behind the pixels
-        flat = flatten(image, rawmode, content, file_format, png.depth if png else 8, notes)
+        if pixels is not None:
+            flat = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        else:
+            flat = flatten(image, rawmode, content, file_format, png.depth if png else 8, notes)
         profile = image.info.get("icc_profile") or b""
         if profile and not any("sRGB".encode(code) in profile for code in ("ascii", "utf-16-be")):
             notes.append("colour profile")
         return flat if turn is None else flat.transpose(turn)
+
+
+def _jpeg_pixels(image: Image.Image, content: bytes) -> np.ndarray | None:
+    """uint8 ``[H, W, 1 or 3]``; None where Pillow is to decode the file, which is whole. Raises ``BadImage``."""
+    if image.mode in ("L", "RGB"):
+        return read_jpeg(content, "GRAY" if image.mode == "L" else "RGB")
+    read_jpeg(content, "CMYK", least=True)
+    return None
 
 
 def _orientation(image: Image.Image, notes: list[str]) -> Image.Transpose | None:

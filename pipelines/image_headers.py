@@ -40,10 +40,6 @@ _OTHERS = (  # only to say what was given
 _PNG_MODES = {(8, 0): "L", (8, 2): "RGB"}
 # Chunks that change no pixel. Text may hold an orientation, so it is not among them.
 _PNG_PLAIN = frozenset((b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME", b"bKGD", b"sBIT"))
-_JPEG_PLAIN = frozenset((0xE0, 0xDB, 0xC4, 0xFE, 0xDD))  # JFIF, tables, comment, restart interval
-_JPEG_FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
-_JPEG_SCAN = 0xDA
-_JPEG_MODES = {1: "L", 3: "RGB"}
 
 
 class BadImage(ValueError):
@@ -105,26 +101,3 @@ def read_png(content: bytes) -> Png:
             streams.append(content[start + 8 : end])
         start = end + 4
     return Png(size, depth, mode, (streams[0] if len(streams) == 1 else b"".join(streams)) if mode else b"")
-
-
-def plain_jpeg(content: bytes) -> tuple[str, tuple[int, int]] | None:
-    """Pillow's mode and (width, height) of a JPEG file that is plain; None where Pillow must look closer.
-
-    Plain: 8 bits, grey or three channels, no Exif, profile or Adobe segment, nothing between the segments.
-    """
-    start, found = 2, None
-    while start + 10 < len(content):
-        if content[start] != 0xFF:
-            return None
-        marker, length = content[start + 1], content[start + 2] << 8 | content[start + 3]
-        if marker == _JPEG_SCAN:
-            return found
-        if marker in _JPEG_FRAMES:
-            mode = _JPEG_MODES.get(content[start + 9])
-            if found or not mode or content[start + 4] != 8:
-                return None
-            found = mode, (content[start + 7] << 8 | content[start + 8], content[start + 5] << 8 | content[start + 6])
-        elif marker not in _JPEG_PLAIN:
-            return None
-        start += 2 + length
-    return None
