@@ -22,6 +22,7 @@ import numpy as np
 from fvae.config import ConfigError
 from pipelines.decode_worker import NO_MEMORY, Part, channels_first, decode_task
 from pipelines.decoding import Conversion
+from pipelines.value_levels import Seen
 
 __all__ = ["DecodedBatch", "channels_first", "decode_many"]
 
@@ -61,6 +62,8 @@ class DecodedBatch:
     """How many images each note of ``pipelines.decoding.describe`` is true of."""
     bad: list[tuple[str, str]]
     """Path and cause of each file that is no usable image."""
+    seen: Seen
+    """The values of the images."""
 
 
 def decode_many(
@@ -114,7 +117,7 @@ class _Names:
         good = [row for position, row in enumerate(rows) if position not in part.bad] if part.bad else rows
         paths, splits, labels = (list(column) for column in zip(*good, strict=True)) if good else ([], [], [])
         bad = [(rows[position][0], cause) for position, cause in part.bad.items()]
-        return DecodedBatch(paths, splits, labels, part.images, part.digests, part.notes, bad)
+        return DecodedBatch(paths, splits, labels, part.images, part.digests, part.notes, bad, part.seen)
 
     def remaining(self) -> str:
         rows = self._rows[self._done :] or self._rows[-1:]  # the process may end between the last part and its end mark

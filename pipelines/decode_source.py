@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pipelines.decode_pool import DecodedBatch, channels_first, decode_many
 from pipelines.decoding import BadImage, Conversion, convert
 from pipelines.sources import BadFile, ImageFile, Item, Pixels, Source
+from pipelines.value_levels import Seen
 
 
 def decode_source(source: Source, conversion: Conversion, processes: int | None = None) -> Iterator[DecodedBatch]:
@@ -35,7 +36,7 @@ def _decoded(items: Iterable[Item], conversion: Conversion, processes: int | Non
 
     yield from decode_many(files(), conversion, processes)
     if bad:
-        yield DecodedBatch([], [], [], *channels_first([]), Counter(), bad)
+        yield DecodedBatch([], [], [], *channels_first([]), Counter(), bad, Seen())
 
 
 def _converted(item: Pixels, conversion: Conversion) -> DecodedBatch:
@@ -43,6 +44,7 @@ def _converted(item: Pixels, conversion: Conversion) -> DecodedBatch:
     paths = [f"{item.path}[{row}]" for row in range(count)]
     labels = list(item.labels) if item.labels else [None] * count
     notes: Counter[str] = Counter()
+    seen = Seen()
     bad, kept, pixels = [], [], []
     for row, image in enumerate(item.images):
         try:
@@ -51,13 +53,19 @@ def _converted(item: Pixels, conversion: Conversion) -> DecodedBatch:
             bad.append((paths[row], str(cause)))
             continue
         notes.update(converted.notes)
+        for stored in converted.stored:
+            seen.add(stored)
         kept.append(row)
         pixels.append(converted.pixels)
+    images, digests = channels_first(pixels)
+    seen.add_pixels(images)
     return DecodedBatch(
         [paths[row] for row in kept],
         [item.split] * len(kept),
         [labels[row] for row in kept],
-        *channels_first(pixels),
+        images,
+        digests,
         notes,
         bad,
+        seen,
     )

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from pipelines.decoding import BadImage, Conversion, decode
+from pipelines.value_levels import Seen
 
 PART_BYTES = 2 << 20
 """Decoded pixels that are handed back at a time."""
@@ -35,6 +36,8 @@ class Part:
     notes: Counter[str]
     bad: dict[int, str]
     """Cause by the file's position in this part."""
+    seen: Seen
+    """The values of the images."""
 
 
 def decode_task(contents: Sequence[bytes], conversion: Conversion) -> Iterator[Part]:
@@ -42,6 +45,7 @@ def decode_task(contents: Sequence[bytes], conversion: Conversion) -> Iterator[P
     pixels: list[np.ndarray] = []
     notes: Counter[str] = Counter()
     bad: dict[int, str] = {}
+    seen = Seen()
     files = size = 0
     for content in contents:
         try:
@@ -53,12 +57,20 @@ def decode_task(contents: Sequence[bytes], conversion: Conversion) -> Iterator[P
             size += decoded.pixels.nbytes
             if decoded.notes:
                 notes.update(decoded.notes)
+            for stored in decoded.stored:
+                seen.add(stored)
         files += 1
         if size >= PART_BYTES:
-            yield Part(files, *channels_first(pixels), notes, bad)
-            pixels, notes, bad, files, size = [], Counter(), {}, 0, 0
+            yield _part(files, pixels, notes, bad, seen)
+            pixels, notes, bad, seen, files, size = [], Counter(), {}, Seen(), 0, 0
     if files:
-        yield Part(files, *channels_first(pixels), notes, bad)
+        yield _part(files, pixels, notes, bad, seen)
+
+
+def _part(files: int, pixels: list[np.ndarray], notes: Counter[str], bad: dict[int, str], seen: Seen) -> Part:
+    images, digests = channels_first(pixels)
+    seen.add_pixels(images)
+    return Part(files, images, digests, notes, bad, seen)
 
 
 def serve(descriptor: int) -> None:

@@ -5,7 +5,6 @@ Only numpy, Pillow and simplejpeg are imported: every decoding process loads thi
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import logging
 import struct
@@ -14,32 +13,38 @@ import zlib
 
 import numpy as np
 from PIL import (  # each reader registers itself; a missing one would make Pillow load all forty
+    AvifImagePlugin,  # noqa: F401
     BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
     Image,
+    Jpeg2KImagePlugin,  # noqa: F401
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
 )
 
-from pipelines.area_average import area_average
+from pipelines.conversion import MAX_PIXELS, MAX_REDUCED, Conversion, Decoded, check_size, convert, fit
 from pipelines.image_headers import FORMATS, BadImage, Png, image_format, read_png
 from pipelines.jpeg import check_jpeg_tiff, plain_jpeg, read_jpeg
-from pipelines.pixel_modes import flatten
+from pipelines.pixel_modes import flatten, spread
+from pipelines.value_levels import Stored
 
 __all__ = ["MAX_PIXELS", "BadImage", "Conversion", "Decoded", "convert", "decode", "describe"]
 
-MAX_PIXELS = 50_000_000
-"""Larger images are refused before they are decoded: a file of a few KB can claim to be one of many GB."""
-MAX_SIZE = 4096
-
 _NOTES = {
     "alpha": "with transparency: laid over white (lossy)",
+    "alpha of zero": "with an alpha channel of zero everywhere: the colours kept, the alpha dropped",
     "opaque alpha": "with an alpha channel that hides nothing: dropped",
     "palette": "with a palette: expanded to its colours",
     "1-bit": "of 1 bit: expanded to 0 and 255",
     "16-bit": "of 16 bits per channel: rounded to 8 (lossy)",
+    "15 or 16 bits": "of 15 or 16 bits per pixel: each channel expanded to 8 bits",
+    "booleans": "of booleans: 0 and 255",
+    "spread": "of more than 8 bits per channel: the range of values asked for spread over 8 bits",
+    "extra channel": "with a channel that is neither colour nor transparency: dropped (lossy)",
     "16-bit cut": "of 16 bits per channel: the upper 8 kept (lossy)",
     "cmyk": "in CMYK: converted to RGB (lossy)",
     "ycbcr": "in YCbCr: converted to RGB (lossy)",
@@ -83,38 +88,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+Image.MAX_IMAGE_PIXELS = MAX_REDUCED // 2  # Pillow refuses from twice of it
 # What it reports of damaged files is in the causes already.
 logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Conversion:
-    """What is asked of every image. Raises ``fvae.config.ConfigError`` for what cannot be."""
-
-    size: int | None = None
-    """Side in pixels of the square that comes out; None: as the image is."""
-    channels: int | None = None
-    """1: grey, 3: RGB, None: as the image is."""
-
-    def __post_init__(self) -> None:
-        size_fits = self.size is None or (type(self.size) is int and 1 <= self.size <= MAX_SIZE)
-        if size_fits and self.channels in (None, 1, 3):
-            return
-        from fvae.config import ConfigError  # here, because it loads torch, which a decoding process does not need
-
-        if not size_fits:
-            raise ConfigError(f"size={self.size!r}: must be an integer from 1 to {MAX_SIZE}")
-        raise ConfigError(f"channels={self.channels!r}: must be 1 (grey) or 3 (RGB)")
-
-
-@dataclasses.dataclass(slots=True)
-class Decoded:
-    """An image's pixels."""
-
-    pixels: np.ndarray
-    """uint8 ``[H, W]`` (grey) or ``[H, W, 3]`` (RGB), contiguous, possibly read-only."""
-    notes: tuple[str, ...] = ()
-    """Codes of what was done to it, for :func:`describe`."""
 
 
 def describe(note: str, count: int) -> str:
@@ -123,41 +99,31 @@ def describe(note: str, count: int) -> str:
 
 
 def decode(content: bytes, conversion: Conversion) -> Decoded:
-    """The pixels of a PNG, JPEG, WebP, BMP or TIFF file. Raises ``BadImage`` for anything else or damaged."""
+    """The pixels of an image file of one of ``FORMATS``. Raises ``BadImage`` for anything else or damaged."""
     file_format = image_format(content)
     png = read_png(content) if file_format == "PNG" else None
     if png:
-        _check_size(png.size)
+        check_size(png.size, conversion)
         plain = _plain_png(png)
         if plain is not None:
-            return _fit(plain, conversion, [])
+            return fit(spread(plain, conversion.levels), conversion, [])
     if file_format == "JPEG":
-        pixels = _plain_jpeg(content)
+        pixels = _plain_jpeg(content, conversion)
         if pixels is not None:
             return convert(pixels, conversion)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata and sizes: judged here
         try:
             notes: list[str] = []
-            return _fit(_decode_any(content, file_format, png, notes), conversion, notes)
+            stored: list[Stored] = []
+            image = _decode_any(content, file_format, png, conversion, notes, stored)
+            decoded = fit(image, conversion, notes)
+            decoded.stored = tuple(stored)
+            return decoded
         except BadImage:
             raise
         except _DAMAGE as error:
             raise BadImage(_cause(error, FORMATS[file_format])) from None
-
-
-def convert(pixels: np.ndarray, conversion: Conversion) -> Decoded:
-    """Size and channels of an array uint8 ``[H, W]``, ``[H, W, 1]`` or ``[H, W, 3]``. Raises ``BadImage``."""
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,)):
-        raise BadImage(f"{pixels.dtype} array of shape {pixels.shape}, not uint8 [H, W] or [H, W, 1 or 3]")
-    if pixels.shape[2:] == (1,):
-        pixels = pixels[..., 0]
-    height, width = pixels.shape[:2]
-    _check_size((width, height))
-    channels = 1 if pixels.ndim == 2 else 3
-    if conversion.channels in (None, channels) and (conversion.size is None or height == width == conversion.size):
-        return Decoded(np.ascontiguousarray(pixels))
-    return _fit(Image.fromarray(np.ascontiguousarray(pixels)), conversion, [])
 
 
 def _plain_png(png: Png) -> Image.Image | None:
@@ -170,20 +136,22 @@ def _plain_png(png: Png) -> Image.Image | None:
         return None
 
 
-def _plain_jpeg(content: bytes) -> np.ndarray | None:
+def _plain_jpeg(content: bytes, conversion: Conversion) -> np.ndarray | None:
     """uint8 ``[H, W, 1 or 3]``; None where the file is not plain. Raises ``BadImage`` where it is damaged."""
     found = plain_jpeg(content)
     if found is None:
         return None
     mode, size = found
-    _check_size(size)
+    check_size(size, conversion)
     return read_jpeg(content, "GRAY" if mode == "L" else "RGB")
 
 
-def _decode_any(content: bytes, file_format: str, png: Png | None, notes: list[str]) -> Image.Image:
+def _decode_any(
+    content: bytes, file_format: str, png: Png | None, conversion: Conversion, notes: list[str], stored: list[Stored]
+) -> Image.Image:
     """Any file of a format that is read, as an image of mode L or RGB."""
     with Image.open(io.BytesIO(content), formats=(file_format,)) as image:
-        _check_size(image.size)
+        check_size(image.size, conversion)
         if getattr(image, "n_frames", 1) > 1:
             notes.append("frames")
         args = image.tile[0].args if image.tile else None
@@ -198,9 +166,10 @@ def _decode_any(content: bytes, file_format: str, png: Png | None, notes: list[s
             check_jpeg_tiff(image.tag_v2, content)  # type: ignore[attr-defined]
         turn = None if turned_by_pillow else _orientation(image, notes)  # now: a PNG may say it behind the pixels
         if pixels is not None:
-            flat = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+            flat = spread(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), conversion.levels)
         else:
-            flat = flatten(image, rawmode, content, file_format, png.depth if png else 8, notes)
+            depth = png.depth if png else 8
+            flat = flatten(image, rawmode, content, file_format, depth, notes, conversion.levels, stored)
         profile = image.info.get("icc_profile") or b""
         if profile and not any("sRGB".encode(code) in profile for code in ("ascii", "utf-16-be")):
             notes.append("colour profile")
@@ -227,55 +196,13 @@ def _orientation(image: Image.Image, notes: list[str]) -> Image.Transpose | None
     return turn
 
 
-def _check_size(size: tuple[int, int]) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise BadImage(f"{width}×{height}: no pixels")
-    if width * height > MAX_PIXELS:
-        raise BadImage(f"{width}×{height}: more than {MAX_PIXELS:,} pixels")
-
-
-def _fit(image: Image.Image, conversion: Conversion, notes: list[str]) -> Decoded:
-    """An image of mode L or RGB with the channels and the size asked for."""
-    if conversion.channels == 1 and image.mode == "RGB":
-        red, green, blue = (image.getchannel(channel) for channel in "RGB")
-        equal = red.tobytes() == green.tobytes() == blue.tobytes()
-        notes.append("equal channels" if equal else "colour to grey")
-        image = red if equal else image.convert("L")
-    if conversion.size is not None and image.size != (conversion.size, conversion.size):
-        image = _square(image, conversion.size, notes)
-    if conversion.channels == 3 and image.mode == "L":
-        notes.append("grey to colour")
-        image = image.convert("RGB")
-    width, height = image.size
-    shape = (height, width) if image.mode == "L" else (height, width, 3)
-    return Decoded(np.frombuffer(image.tobytes(), np.uint8).reshape(shape), tuple(notes))
-
-
-def _square(image: Image.Image, size: int, notes: list[str]) -> Image.Image:
-    """The central square, ``size`` pixels wide. The square lies on whole pixels: cropping alone changes none."""
-    width, height = image.size
-    side = min(width, height)
-    if width != height:
-        notes.append("cropped")
-    if side != size:
-        notes.append("resized" if side > size else "enlarged")
-    left, top = (width - side) // 2, (height - side) // 2
-    box = (left, top, left + side, top + side)
-    if side == size:
-        return image.crop(box)
-    if side < size:
-        return image.resize((size, size), Image.Resampling.BOX, box=box)
-    return Image.fromarray(area_average(np.asarray(image.crop(box)), size))
-
-
 def _cause(error: BaseException, name: str) -> str:
     """What Pillow's error means, in a few words."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than {MAX_PIXELS:,} pixels"
+        return f"more than {MAX_REDUCED:,} pixels"
     if isinstance(error, UnidentifiedImageError):
         return f"damaged or truncated header, or a kind of {name} that is not read"
     if text == "could not create decoder object":

@@ -9,7 +9,17 @@ from __future__ import annotations
 import zlib
 from typing import NamedTuple
 
-FORMATS = {"PNG": "PNG", "JPEG": "JPEG", "WEBP": "WebP", "BMP": "BMP", "TIFF": "TIFF"}
+FORMATS = {
+    "PNG": "PNG",
+    "JPEG": "JPEG",
+    "WEBP": "WebP",
+    "BMP": "BMP",
+    "TIFF": "TIFF",
+    "GIF": "GIF",
+    "AVIF": "AVIF",
+    "PPM": "PPM",
+    "JPEG2000": "JPEG 2000",
+}
 """Pillow's names of the formats that are read, and how they are written."""
 
 _MAGIC = (
@@ -20,12 +30,18 @@ _MAGIC = (
     (b"MM\0*", "TIFF"),
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"P5", "PPM"),
+    (b"P6", "PPM"),
+    (b"P2", "PPM"),
+    (b"P3", "PPM"),
+    (b"\0\0\0\x0cjP  ", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
 )
 _OTHERS = (  # only to say what was given
-    (b"GIF8", "GIF"),
     (b"8BPS", "Photoshop"),
     (b"\0\0\1\0", "ICO"),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
     (b"\0\0\0\x0cJXL ", "JPEG XL"),
     (b"\xff\x0a", "JPEG XL"),
     (b"%PDF", "PDF"),
@@ -37,6 +53,7 @@ _OTHERS = (  # only to say what was given
     (b"\x1f\x8b", "gzip"),
     (b"version https://git-lfs", "a Git LFS pointer"),
 )
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _PNG_MODES = {(8, 0): "L", (8, 2): "RGB"}
 # Chunks that change no pixel. Text may hold an orientation, so it is not among them.
 _PNG_PLAIN = frozenset((b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME", b"bKGD", b"sBIT"))
@@ -66,11 +83,13 @@ def image_format(content: bytes) -> str:
             return name
     if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
         return "WEBP"
+    if content[4:12] in (b"ftypavif", b"ftypavis") or (content[4:12] == b"ftypmif1" and b"avif" in content[12:64]):
+        return "AVIF"
     if not content:
         raise BadImage("empty file (0 bytes)")
     known = next((name for magic, name in _OTHERS if content.startswith(magic)), None)
     if content[4:8] == b"ftyp":
-        known = {b"avif": "AVIF", b"avis": "AVIF"}.get(content[8:12], "HEIF or a video")
+        known = "HEIF (HEIC)" if content[8:12] in _HEIF else "a video"
     if known:
         raise BadImage(f"{known}, not one of {', '.join(FORMATS.values())}")
     raise BadImage("not an image")

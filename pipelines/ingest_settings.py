@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from fvae.config import require, require_integer
-from pipelines.decoding import Conversion
+from pipelines.conversion import Conversion
 from pipelines.sources.layout import Splits
 from pipelines.storage import is_remote
+from pipelines.value_levels import Levels
 
 VAL_SHARE, TEST_SHARE = 0.1, 0.2
 
@@ -33,6 +35,11 @@ class IngestSettings:
     """Side in pixels: images are cropped to their central square and resized by area. Default: as they are."""
     channels: Literal[1, 3] | None = None
     """1 makes every image grey, 3 makes every image RGB. Default: RGB if any image is."""
+    value_range: str | None = None
+    """Values LOW:HIGH in the files that are black and white, such as '0:4095'. Default: those of the files' type."""
+    bins: int | None = None
+    """Levels of a pixel, 2 to 256. Without --value-range the values are the levels 0 to bins - 1 themselves.
+    Default: 256, or 2 where every value is 0 or 1."""
     val: float = VAL_SHARE
     """Share of the images to validate on, where the source names no validation split."""
     test: float = TEST_SHARE
@@ -50,6 +57,10 @@ class IngestSettings:
     def __post_init__(self) -> None:
         if self.size is not None:
             require_integer("--size", self.size, 1)
+        if self.bins is not None:
+            require_integer("--bins", self.bins, 2)
+            require(self.bins <= 256, f"--bins={self.bins}: pixels are uint8, so at most 256")
+        parse_range(self.value_range)
         require_integer("--seed", self.seed, 0)
         if self.processes is not None:
             require_integer("--processes", self.processes, 1)
@@ -62,12 +73,33 @@ class IngestSettings:
 
     def conversion(self) -> Conversion:
         """What happens to each image."""
-        return Conversion(size=self.size, channels=self.channels)
+        return Conversion(size=self.size, channels=self.channels, levels=self.levels())
+
+    def levels(self) -> Levels:
+        """Which values are black and white, and on how many levels."""
+        low, high = parse_range(self.value_range) or (None, None)
+        return Levels(low=low, high=high, bins=self.bins)
 
     def in_manifest(self) -> dict[str, Any]:
         """The settings on which the pixels and splits depend."""
         always = {"size": self.size, "channels": self.channels, "val": self.val, "test": self.test, "seed": self.seed}
-        return always | ({"splits": self.splits} if self.splits != "auto" else {})
+        given = {"splits": self.splits if self.splits != "auto" else None, "value_range": self.value_range}
+        return always | {name: value for name, value in (given | {"bins": self.bins}).items() if value is not None}
+
+
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """``0:4095`` as two numbers. Raises ``ConfigError``."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        low = high = math.nan
+    require(
+        math.isfinite(low) and math.isfinite(high) and low < high,
+        f"--value-range={text!r}: two numbers LOW:HIGH, such as 0:4095; LOW is black, and HIGH, which is larger, white",
+    )
+    return low, high
 
 
 def bad_limit(text: str, files: int) -> int:

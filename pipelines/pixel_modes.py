@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,60 +12,89 @@ import numpy as np
 from PIL import Image
 
 from pipelines.image_headers import FORMATS, BadImage
+from pipelines.value_levels import Levels, Stored, to_8_bits
 
-_ROUNDED = ((np.arange(1 << 16, dtype=np.uint32) + 128) // 257).astype(np.uint8)
 _PHOTOMETRIC, _WHITE_IS_ZERO = 0x0106, 0
 _BITS_PER_SAMPLE = 0x0102
 # Pillow has no 16-bit colour mode: it keeps one byte of the two. Read with the other byte order it keeps the other.
 _OTHER_BYTE = {
     f"{mode};16{order}": f"{mode};16{other}"
-    for mode in ("RGB", "RGBA")
+    for mode in ("RGB", "RGBA", "RGBX")
     for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
 }
 
 
-def to_8_bits(values: np.ndarray) -> np.ndarray:
-    """uint16 values / 257, rounded, as uint8 of the same shape. 8-bit values that were widened come back exactly."""
-    return _ROUNDED[values]
-
-
 def flatten(
-    image: Image.Image, rawmode: str, content: bytes, file_format: str, depth: int, notes: list[str]
+    image: Image.Image,
+    rawmode: str,
+    content: bytes,
+    file_format: str,
+    depth: int,
+    notes: list[str],
+    levels: Levels,
+    stored: list[Stored],
 ) -> Image.Image:
-    """A loaded image in mode L or RGB, without alpha; what was done is added to ``notes``.
+    """A loaded image in mode L or RGB, without alpha.
 
-    ``rawmode``: how the pixels lie in the file, in Pillow's terms; ``content``: the file; ``depth``: bits per channel
-    as a PNG's header says. Raises ``BadImage`` where the pixels fit no 8 bits.
+    Args:
+        image: any mode.
+        rawmode: how the pixels lie in the file, in Pillow's terms.
+        content: the file.
+        file_format: Pillow's name of it.
+        depth: bits per channel as a PNG's header says.
+        notes: what was done is added.
+        levels: which values are black and white.
+        stored: the range of values is added where they are no 8-bit ones.
+
+    Raises ``BadImage`` where the pixels fit no 8 bits.
     """
+
+    def deep(values: np.ndarray) -> np.ndarray:
+        stored.append(Stored(16, int(values.min()), int(values.max())))
+        notes.append("spread" if levels.given else "16-bit")
+        return levels.spread(values) if levels.given else to_8_bits(values)
+
     key = image.info.get("transparency") if file_format == "PNG" else None  # one colour that stands for nothing
     if rawmode == "I;12":
         raise BadImage("12 bits per channel; save it with 8 or 16")
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})  # a TIFF file's
     if 16 in tags.get(_BITS_PER_SAMPLE, ()) and "16" not in rawmode:
         raise BadImage("16 bits per channel in separate planes; save it with interleaved channels")
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PPM"):
         inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         values = np.asarray(image).astype(np.uint16)
-        notes.append("16-bit")
-        return _without_key(to_8_bits(~values if inverted else values), values, key, notes)
+        return _without_key(deep(~values if inverted else values), values, key, notes)
+    if rawmode == "LA;16B" and file_format == "PNG":
+        values = _16_bit_grey_alpha(content)
+        return _over_white(Image.fromarray(deep(values[..., 0])), Image.fromarray(to_8_bits(values[..., 1])), notes)
     if rawmode in _OTHER_BYTE:
-        notes.append("16-bit")
         values = _16_bit_colour(image, rawmode, content, file_format)
-        colours = to_8_bits(values)
-        if colours.shape[2] == 3:
+        colours = deep(np.ascontiguousarray(values[..., :3]))
+        if rawmode.startswith("RGBX"):
+            notes.append("extra channel")
+        if not rawmode.startswith("RGBA"):
             return _without_key(colours, values, key, notes)
-        return _over_white(Image.fromarray(colours[..., :3]), Image.fromarray(colours[..., 3]), notes)
-    if ";16" in rawmode:
+        return _over_white(Image.fromarray(colours), Image.fromarray(to_8_bits(values[..., 3])), notes)
+    if image.mode in ("I", "F") and levels.given:
+        values = np.asarray(image)
+        stored.append(Stored(0, float(values.min()), float(values.max())))
+        notes.append("spread")
+        return Image.fromarray(levels.spread(values))
+    if rawmode in ("BGR;15", "BGR;16"):
+        notes.append("15 or 16 bits")
+    elif ";16" in rawmode:
         notes.append("16-bit cut")
     if image.mode == "1":
         notes.append("1-bit")
-        image = image.convert("L")
+        image, levels = image.convert("L"), Levels()  # its two values are black and white
     if image.mode in ("L", "RGB"):
+        if file_format == "TIFF" and rawmode.startswith("RGBX"):
+            notes.append("extra channel")
         if key is not None and file_format == "PNG":
             scale = 255 // (2**depth - 1) if 1 < depth < 8 else 1  # Pillow widens the pixels, but not the key
             key = key * scale if isinstance(key, int) else key
-            return _without_key(np.asarray(image), np.asarray(image), key, notes)
-        return image
+            return _without_key(np.asarray(spread(image, levels)), np.asarray(image), key, notes)
+        return spread(image, levels)
     if image.mode in ("P", "PA"):
         notes.append("palette")
         if image.mode == "P" and "transparency" not in image.info:
@@ -72,16 +102,35 @@ def flatten(
             grey = bool((palette == palette[:, :1]).all())
             return image.convert("L" if grey else "RGB")
         image = image.convert("RGBA")
+        return _over_white(image.convert("RGB"), image.getchannel("A"), notes)
     if image.mode in ("LA", "RGBA", "La", "RGBa"):
         image = image.convert(image.mode.upper())
-        alpha = image.getchannel("A")
-        grey = image.mode == "LA" or rawmode == "LA;16B"  # the latter is held as RGBA
-        return _over_white(image.getchannel(0) if grey else image.convert("RGB"), alpha, notes)
+        colour = image.getchannel(0) if image.mode == "LA" else image.convert("RGB")
+        return _over_white(spread(colour, levels), image.getchannel("A"), notes)
     if image.mode in ("CMYK", "YCbCr", "RGBX"):
-        if image.mode != "RGBX":
-            notes.append(image.mode.lower())
-        return image.convert("RGB")
+        notes.append("extra channel" if image.mode == "RGBX" else image.mode.lower())
+        return spread(image.convert("RGB"), levels)
+    if image.mode in ("I", "F"):
+        raise BadImage(f"{FORMATS[file_format]} of mode {image.mode}; save it as grey or RGB with 8 or 16 bits per "
+                       "channel, or give --value-range")  # fmt: skip
     raise BadImage(f"{FORMATS[file_format]} of mode {image.mode}; save it as grey or RGB with 8 or 16 bits per channel")
+
+
+def spread(image: Image.Image, levels: Levels) -> Image.Image:
+    """An image of mode L or RGB whose values are spread as asked for. Raises ``BadImage``."""
+    return Image.fromarray(levels.spread(np.asarray(image))) if levels.given else image
+
+
+def _16_bit_grey_alpha(content: bytes) -> np.ndarray:
+    """uint16 ``[H, W, 2]`` of a PNG of which Pillow would keep only the upper bytes.
+
+    Its two channels of two bytes are read as four channels of one: the same bytes in the same rows.
+    """
+    header = content[12:24] + bytes([8, 6]) + content[26:29]
+    patched = content[:12] + header + zlib.crc32(header).to_bytes(4, "big") + content[33:]
+    with Image.open(io.BytesIO(patched), formats=("PNG",)) as image:
+        image.load()
+        return np.asarray(image).view(">u2").astype(np.uint16)
 
 
 def _16_bit_colour(image: Image.Image, rawmode: str, content: bytes, file_format: str) -> np.ndarray:
@@ -108,8 +157,12 @@ def _without_key(colours: np.ndarray, values: np.ndarray, key: object, notes: li
 
 
 def _over_white(colours: Image.Image, alpha: Image.Image, notes: list[str]) -> Image.Image:
-    if alpha.getextrema()[0] == 255:
+    least, most = alpha.getextrema()
+    if least == 255:
         notes.append("opaque alpha")
+        return colours
+    if most == 0:  # of a program that leaves the fourth byte empty: nobody keeps a picture that cannot be seen
+        notes.append("alpha of zero")
         return colours
     notes.append("alpha")
     white = Image.new(colours.mode, colours.size, "white")

@@ -1,260 +1,165 @@
-"""NumPy's ``.npy`` and ``.npz`` files, read a few megabytes at a time and without pickles."""
+"""Images in NumPy's files: one ``.npy`` or ``.npz``, or a folder of them."""
 
 from __future__ import annotations
 
-import math
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, cast
 
 import numpy as np
 
-from fvae.config import ConfigError, require
-from pipelines.pixel_modes import to_8_bits
-from pipelines.sources.base import LARGEST_IMAGE, Item, Pixels, Source
-from pipelines.sources.chunks import chunks
-from pipelines.sources.split_names import SPLIT_NAMES
-from pipelines.sources.streams import OneFile, whole_or_refused
-from pipelines.storage import StorageError
+from pipelines.sources.array_meaning import (
+    Form,
+    assign,
+    check_count,
+    check_type,
+    flat_side,
+    form_of,
+    meaning,
+    read_labels,
+)
+from pipelines.sources.base import Item, Pixels, Source, digest
+from pipelines.sources.files import Files
+from pipelines.sources.layout import LEFT_OUT, Layout, Splits, place_of
+from pipelines.sources.npy_format import Array, npz_arrays, read_header
+from pipelines.sources.streams import OneFile
 
-IMAGE_KEYS = ("images", "image", "x", "data", "arr_0")
-LABEL_KEYS = ("labels", "label", "y", "targets", "target")
-Opened = Callable[[], AbstractContextManager[BinaryIO]]
+MANY = 20
+"""Arrays of one shape ``[A, B]`` are images of that size where there are more of them, even if B is a square."""
 
 
 @dataclass(frozen=True, slots=True)
-class Array:
-    """One stored array: where it is and what its header says."""
+class Part:
+    """One array of images."""
 
-    where: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    fortran: bool
-    header_bytes: int
-    opened: Opened
+    array: Array
+    form: Form
+    split: str | None
+    labels: Array | None = None
+    label: str | None = None
+    """The class of all its images, where no array holds their labels."""
+    single: bool = False
+    """Whether the array is one image."""
 
 
 class Arrays(Source):
-    """The images of one ``.npy`` or ``.npz`` file."""
+    """The images of some arrays."""
 
-    def __init__(self, name: str, file: OneFile, arrays: dict[str, Array]) -> None:
+    def __init__(self, name: str, files: Sequence[OneFile], parts: Sequence[Part], notes: Sequence[str]) -> None:
         super().__init__(name, "NumPy arrays")
-        self._file = file
-        self._parts, ignored = _assign(file.where, arrays)
-        self._fixed_notes = []
-        if ignored:
-            self._fixed_notes.append(f"arrays that are neither images nor labels ignored: {', '.join(ignored)}")
-        for _, images, _ in self._parts:
-            _check_type(images)
-        self._layouts = [_layout(images) for _, images, _ in self._parts]
-        for _, images, labels in self._parts:
-            if labels is not None:
-                _check_labels(labels, images.shape[0])
-        for layout in sorted({layout for layout in self._layouts if layout}):
-            self._fixed_notes.append(f"arrays of four dimensions read as {layout}")
-        self.notes = list(self._fixed_notes)
+        self._files = files
+        self._parts = parts
+        types = sorted({found for part in parts if (found := check_type(part.array))})
+        self.needs_range = " and ".join(types)
+        self._fixed_notes = [*notes, *sorted({part.form.note for part in parts if part.form.note})]
+        self.notes = self._fixed_notes
 
     def fingerprint(self) -> str:
-        return self._file.fingerprint()
+        if len(self._files) == 1:
+            return self._files[0].fingerprint()
+        return digest(*(part for file in self._files for part in (file.where, file.fingerprint())))
 
     def count(self) -> int:
-        return sum(images.shape[0] for _, images, _ in self._parts)
+        return sum(1 if part.single else part.array.shape[0] for part in self._parts)
 
     def items(self) -> Iterator[Item]:
-        reduced = expanded = 0
-        for (split, array, label_array), layout in zip(self._parts, self._layouts, strict=True):
-            labels = _read_labels(label_array) if label_array else None
+        notes = []
+        for part in self._parts:
+            name = part.array.where.rpartition("/")[2]
+            if part.single:
+                image = np.concatenate(list(part.array.rows()))
+                yield Pixels(name, image[None], part.split, (part.label,))
+                continue
+            labels: Sequence[str | None] | None = None
+            if part.labels:
+                labels, note = read_labels(part.labels)
+                notes += [note] if note else []
+            elif part.label is not None:
+                labels = [part.label] * part.array.shape[0]
             start = 0
-            for values in _read(array):
-                reduced += len(values) if array.dtype == np.uint16 or array.dtype == np.dtype(">u2") else 0
-                expanded += len(values) if array.dtype.kind == "b" else 0
-                images = _to_bytes(values, array.where)
-                if layout == "[N, C, H, W]":
-                    images = images.transpose(0, 2, 3, 1)
-                if images.ndim == 4 and images.shape[3] == 1:
-                    images = images[..., 0]
-                of_these = None if labels is None else tuple(labels[start : start + len(images)])
-                start += len(images)
-                yield Pixels(array.where.rpartition("/")[2], images, split, of_these)
-        self.notes = list(self._fixed_notes)
-        if reduced:
-            self.notes.append(f"{reduced:,} images of 16 bits: rounded to 8 bits (lossy)")
-        if expanded:
-            self.notes.append(f"{expanded:,} images of booleans: 0 and 255")
+            for rows in part.array.rows():
+                of_these = None if labels is None else tuple(labels[start : start + len(rows)])
+                start += len(rows)
+                yield Pixels(name, part.form.images(rows), part.split, of_these)
+        self.notes = [*self._fixed_notes, *notes]
 
 
 def npy_file(name: str, file: OneFile) -> Arrays:
     """A ``.npy`` file: one array of images. Raises ``ConfigError`` where that is not what it holds."""
-    return Arrays(name, file, {"images": _read_header(file.where, file.open)})
+    array = read_header(file.where, file.open)
+    check_type(array)
+    return Arrays(name, [file], [Part(array, form_of(array), None)], [])
 
 
 def npz_file(name: str, file: OneFile) -> Arrays:
     """A ``.npz`` file. Raises ``ConfigError`` where its arrays are no images."""
-
-    def opened(member: str) -> Opened:
-        @contextmanager
-        def open_member() -> Iterator[BinaryIO]:
-            with (
-                _unzipped(file.where),
-                file.open() as packed,
-                zipfile.ZipFile(packed) as archive,
-                archive.open(member) as content,
-            ):
-                yield cast(BinaryIO, content)
-
-        return open_member
-
-    with _unzipped(file.where), file.open() as packed, zipfile.ZipFile(packed) as archive:
-        members = [name for name in archive.namelist() if name.endswith(".npy")]
-    return Arrays(
-        name, file, {key[: -len(".npy")]: _read_header(f"{file.where}/{key}", opened(key)) for key in members}
-    )
+    return Arrays(name, [file], *_named_parts(file.where, npz_arrays(file)))
 
 
-@contextmanager
-def _unzipped(where: str) -> Iterator[None]:
-    with whole_or_refused(where):
-        try:
-            yield
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-            raise ConfigError(f"{where}: damaged ({error}); get it whole and try again") from error
+def array_folder(name: str, files: Files, keys: Sequence[str], splits: Splits) -> Arrays:
+    """The ``.npy`` or ``.npz`` files of a folder.
+
+    A ``.npz`` holds a split, or a part of one, as its name says. ``.npy`` files with names like ``x_train`` and
+    ``y_train`` belong together like the arrays of one ``.npz``; others hold a class each, or one image each, whose
+    class is its folder's name. Raises ``ConfigError`` where it cannot be told what they hold.
+    """
+    opened = {key: files.file(key) for key in sorted(keys)}
+    if all(key.lower().endswith(".npz") for key in keys):
+        return _npz_folder(name, files.where, opened, splits)
+    arrays = {key: read_header(file.where, file.open) for key, file in opened.items() if key.lower().endswith(".npy")}
+    names = {key.rpartition("/")[2].rpartition(".")[0]: array for key, array in arrays.items()}
+    if len(names) == len(arrays) and (len(arrays) == 1 or any(meaning(stem)[0] == "labels" for stem in names)):
+        return Arrays(name, list(opened.values()), *_named_parts(files.where, names))
+    single = _are_single(list(arrays.values()))
+    places = {key: place_of(key) if single else key.rpartition(".")[0] for key in arrays}
+    layout = Layout(files.where, {place: key for key, place in places.items()}, splits)
+    parts = []
+    for key, array in arrays.items():
+        split, label = layout.place(places[key])
+        check_type(array)
+        if split != LEFT_OUT:
+            parts.append(Part(array, Form() if single else form_of(array), split, label=label, single=single))
+    source = Arrays(name, list(opened.values()), parts, ["each .npy file is one image"] if single else [])
+    source.origins = layout.origins
+    return source
 
 
-def _read_header(where: str, opened: Opened) -> Array:
-    with whole_or_refused(where), opened() as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            require(version in readers, f"{where}: .npy of version {version}; save it again with np.save")
-            shape, fortran, dtype = readers[version](file)
-        except StorageError:
-            raise
-        except ConfigError:
-            raise
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            raise ConfigError(f"{where}: no whole .npy file ({str(error).splitlines()[0][:100]})") from error
-        require(all(size >= 0 for size in shape), f"{where}: damaged: its header promises the shape {shape}")
-        return Array(where, tuple(shape), dtype, fortran, file.tell(), opened)
+def _npz_folder(name: str, where: str, opened: Mapping[str, OneFile], splits: Splits) -> Arrays:
+    layout = Layout(where, {key.rpartition(".")[0]: key for key in opened}, splits)
+    parts, notes = [], []
+    for key, file in opened.items():
+        split, _ = layout.place(key.rpartition(".")[0])
+        found, said = _named_parts(file.where, npz_arrays(file), split)
+        if split != LEFT_OUT:
+            parts += found
+            notes += [note for note in said if note not in notes]
+    source = Arrays(name, list(opened.values()), parts, notes)
+    source.origins = layout.origins
+    return source
 
 
-def _read(array: Array) -> Iterator[np.ndarray]:
-    """The array, some rows at a time."""
-    count, *shape = array.shape
-    row = math.prod(shape) * array.dtype.itemsize
-    with whole_or_refused(array.where), array.opened() as file:
-        file.read(array.header_bytes)
-        for rows, content in chunks(file, count, row, array.where, "rows"):
-            yield np.frombuffer(content, array.dtype).reshape(rows, *shape)
-
-
-# --- what the arrays mean --------------------------------------------------------------------------
-
-
-def _assign(where: str, arrays: dict[str, Array]) -> tuple[list[tuple[str | None, Array, Array | None]], list[str]]:
-    """Which arrays are the images and labels of which split, and the names of the others."""
-    images: dict[str | None, str] = {}
-    labels: dict[str | None, str] = {}
-    for name in arrays:
-        parts = [part for part in name.lower().replace("-", "_").split("_") if part]
-        split = next((SPLIT_NAMES[part] for part in parts if part in SPLIT_NAMES), None)
-        rest = "_".join(part for part in parts if part not in SPLIT_NAMES)
-        kind = labels if rest in LABEL_KEYS else images if rest in IMAGE_KEYS or (split and not rest) else None
-        if kind is None or (name.lower() == "arr_0" and len(arrays) > 1):
-            continue
-        require(split not in kind, f"{where}: {kind.get(split)} and {name} both mean the same; leave one of them")
-        kind[split] = name
-    if not images and len(arrays) == 1:
-        images[None] = next(iter(arrays))
-    held = ", ".join(arrays) or "nothing"
-    require(
-        bool(images),
-        f"{where}: holds {held}; needs images, x, or x_train, x_val and x_test (labels in y, y_train …)",
-    )
-    require(
-        None not in images or len(images) == 1,
-        f"{where}: {images.get(None)} belongs to no split, beside {', '.join(n for s, n in images.items() if s)}",
-    )
-    stray = [name for split, name in labels.items() if split not in images]
-    require(not stray, f"{where}: {', '.join(stray)}: labels without images")
-    parts_ = [
-        (split, arrays[name], arrays[labels[split]] if split in labels else None) for split, name in images.items()
-    ]
-    used = {*images.values(), *labels.values()}
-    return parts_, [name for name in arrays if name not in used]
-
-
-def _layout(array: Array) -> str:
-    """How four dimensions are meant, ``""`` for three. Raises ``ConfigError`` where that cannot be told."""
-    shape = "×".join(map(str, array.shape)) or "()"
-    require(
-        len(array.shape) in (3, 4),
-        f"{array.where}: has shape {shape}; reshape it to [N, H, W], [N, H, W, 1 or 3] or [N, 1 or 3, H, W]",
-    )
-    require(0 not in array.shape, f"{array.where}: empty ({shape})")
-    require(
-        math.prod(array.shape[1:]) <= LARGEST_IMAGE,
-        f"{array.where}: damaged: its header promises images of {shape}",
-    )
-    first, last = array.shape[1], array.shape[-1]
-    if len(array.shape) == 3:
-        require(
-            last not in (1, 3),
-            f"{array.where}: shape {shape} is one picture or many that are {last} wide; give it four dimensions",
+def _named_parts(where: str, arrays: Mapping[str, Array], split: str | None = None) -> tuple[list[Part], list[str]]:
+    """The arrays that names make images and labels, and the note on the others. Raises ``ConfigError``."""
+    named, others = assign(where, arrays)
+    for part in named:
+        check_type(arrays[part.images])
+        if part.labels:
+            check_count(arrays[part.labels], arrays[part.images].shape[0])
+    parts = [
+        Part(
+            arrays[part.images],
+            form_of(arrays[part.images], planar=part.images.lower().endswith("data") or "batch" in part.images.lower()),
+            part.split or split,
+            arrays[part.labels] if part.labels else None,
         )
-        return ""
-    require(
-        first in (1, 3) or last in (1, 3),
-        f"{array.where}: shape {shape} has neither first nor last 1 or 3 channels; an alpha channel is to be dropped",
-    )
-    require(
-        first not in (1, 3) or last not in (1, 3),
-        f"{array.where}: shape {shape} may have its channels first or last; crop or resize it so that it tells",
-    )
-    return "[N, H, W, C]" if last in (1, 3) else "[N, C, H, W]"
+        for part in named
+    ]
+    return parts, [f"arrays that are neither images nor labels ignored: {', '.join(others)}"] if others else []
 
 
-def _check_type(array: Array) -> None:
-    kind = array.dtype.kind
-    require(
-        not array.dtype.hasobject,
-        f"{array.where}: an array of objects; only numbers are read: save np.stack(images) as uint8",
-    )
-    require(
-        kind in "bui" and array.dtype.names is None and array.dtype.subdtype is None,
-        f"{array.where}: holds {array.dtype}; levels are whole numbers: if x lies in 0 … 1, save "
-        "(255 * x).round().astype(np.uint8)",
-    )
-    require(not array.fortran, f"{array.where}: saved in Fortran order; save np.ascontiguousarray(images)")
-
-
-def _to_bytes(values: np.ndarray, where: str) -> np.ndarray:
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype.kind == "b":
-        return values.astype(np.uint8) * np.uint8(255)
-    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        return to_8_bits(values)
-    low, high = int(values.min()), int(values.max())
-    require(
-        low >= 0 and high <= 255,
-        f"{where}: {values.dtype} with values from {low} to {high}; levels are 0 … 255: rescale and save as uint8",
-    )
-    return values.astype(np.uint8)
-
-
-def _check_labels(array: Array, count: int) -> None:
-    flat = len(array.shape) == 1 or (len(array.shape) == 2 and array.shape[1] == 1)
-    require(
-        flat and array.shape[0] == count,
-        f"{array.where}: labels of shape {array.shape} for {count:,} images; needs one for each, [{count}]",
-    )
-    require(
-        array.dtype.kind in "uiU" and array.dtype.itemsize <= 4096,
-        f"{array.where}: labels of type {array.dtype}; needs whole numbers or texts",
-    )
-
-
-def _read_labels(array: Array) -> list[str]:
-    return [str(label) for values in _read(array) for label in values.reshape(-1).tolist()]
+def _are_single(arrays: Sequence[Array]) -> bool:
+    """Whether each of some arrays is one image, and not many."""
+    if all(len(array.shape) == 3 and array.shape[2] in (1, 3) for array in arrays):
+        return True
+    if not all(len(array.shape) == 2 for array in arrays):
+        return False
+    return len({array.shape for array in arrays}) == 1 and (not flat_side(arrays[0].shape[1]) or len(arrays) > MANY)

@@ -40,7 +40,7 @@ class Pixels:
     path: str
     """The file that they come from, inside the source; shown to users."""
     images: np.ndarray
-    """uint8 ``[N, H, W]``, or ``[N, H, W, 3]`` for colour; levels 0 … ``Source.bins`` − 1."""
+    """``[N, H, W]`` or ``[N, H, W, 1 or 3]``, of the source's own type: see ``pipelines.conversion.convert``."""
     split: str | None
     labels: tuple[str | None, ...] | None
     """One for each image, to be given to :meth:`Source.class_of` after the last item."""
@@ -66,6 +66,10 @@ class Source(ABC):
     """In words: ``image folder``, ``tar archive``, ``IDX files`` …"""
     bins: int = 256
     """Levels of a pixel."""
+    knows_levels: bool = False
+    """Whether ``bins`` is what the source says, and no guess from the type of its values."""
+    needs_range: str = ""
+    """The type of its values, where nobody can know which of them are black and white; else nothing."""
     notes: list[str]
     """Decisions that the source itself made, one plain line each. Final after the last item."""
     origins: Mapping[str, Sequence[str]]

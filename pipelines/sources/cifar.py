@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -119,8 +119,10 @@ class Cifar(Source):
         form: Format,
         walk: Callable[[], Iterator[tuple[str, str, Callable[[], AbstractContextManager[BinaryIO]]]]],
         fingerprint: Callable[[], str],
+        notes: Sequence[str] = (),
     ) -> None:
         super().__init__(name, form.kind)
+        self._fixed_notes = list(notes)
         self._where = where
         self._form = form
         self._walk = walk
@@ -153,7 +155,8 @@ class Cifar(Source):
         require(not wanted, f"{self._where}: holds no {min(wanted, default='')}; {form.kind} come with it")
         classes = len(self._names) or form.classes
         require(highest < classes, f"{self._where}: has label {highest}, but there are {classes} classes")
-        self.notes = [] if self._names else [f"no {form.names}: classes are named by their numbers"]
+        unnamed = [] if self._names else [f"no {form.names}: classes are named by their numbers"]
+        self.notes = [*self._fixed_notes, *unnamed]
 
     def _read_batch(self, file: BinaryIO, name: str, where: str, split: str) -> Iterator[Pixels]:
         if self._form.label_bytes:
@@ -172,12 +175,13 @@ class Cifar(Source):
             names = [line.strip() for line in file.read(1 << 16).decode("utf-8", "replace").splitlines()]
             return [name for name in names if name]
         held = load_plain(file, where)
-        found = held.get(self._form.names_key) if isinstance(held, dict) else None
+        key = self._form.names_key  # bytes as Python 2 wrote them, text where Python 3 has saved them again
+        found = held.get(key, held.get(key.decode())) if isinstance(held, dict) else None
         require(isinstance(found, list) and bool(found), f"{where}: holds no {self._form.names_key.decode()}")
         return [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in found or ()]
 
 
-def cifar_files(name: str, files: Files, form: Format, folder: str) -> Cifar:
+def cifar_files(name: str, files: Files, form: Format, folder: str, notes: Sequence[str] = ()) -> Cifar:
     """The batches in ``folder`` (``""``, or with a last ``/``) of some files."""
     present = {entry.key for entry in files.entries}
 
@@ -187,7 +191,7 @@ def cifar_files(name: str, files: Files, form: Format, folder: str) -> Cifar:
                 file = files.file(folder + base)
                 yield base, file.where, file.unpacked
 
-    return Cifar(name, files.where, form, walk, files.fingerprint)
+    return Cifar(name, files.where, form, walk, files.fingerprint, notes)
 
 
 def cifar_tar(name: str, file: OneFile, form: Format) -> Cifar:
@@ -221,10 +225,12 @@ def _python_batch(held: Any, label_key: bytes, where: str) -> tuple[np.ndarray, 
     data = held.get(b"data", held.get("data")) if isinstance(held, dict) else None
     images: np.ndarray = getattr(data, "array", np.empty(0)) if isinstance(data, PlainArray) else np.empty(0)
     require(
-        images.ndim == 2 and images.shape[1] == PIXELS,
+        images.ndim == 2 and images.shape[1] == PIXELS and images.dtype == np.uint8,
         f"{where}: holds no data of unsigned bytes [N, {PIXELS}]; not a CIFAR batch",
     )
     labels = held.get(label_key, held.get(label_key.decode()))
+    if isinstance(labels, PlainArray):
+        labels = labels.array.reshape(-1).tolist()
     require(
         isinstance(labels, list)
         and len(labels) == len(images)

@@ -26,6 +26,7 @@ TEST_TILES = frozenset({(0, 2), (1, 7)})
 class Embedded(Source):
     """A data set by name."""
 
+    knows_levels = True
     images: int
     """How many there are."""
 

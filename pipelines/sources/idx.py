@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -17,6 +17,7 @@ from pipelines.sources.files import Files
 from pipelines.sources.streams import OneFile, whole_or_refused
 
 _TYPES = {8: "unsigned bytes", 9: "signed bytes", 11: "shorts", 12: "ints", 13: "floats", 14: "doubles"}
+_LABEL_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _IMAGES = re.compile(r"^((?:.*[-_])?)(train|t10k|test|val)[-_]images[-._]idx[34][-._]ubyte(\.gz)?$", re.IGNORECASE)
 _SPLITS = {"train": "train", "val": "val", "t10k": "test", "test": "test"}
 
@@ -42,6 +43,7 @@ class Idx(Source):
                 len(shape) == 3 or shape[3] in (1, 3),
                 f"{part.images.where}: has {_by(*shape)} values; images are N×H×W, N×H×W×1 or N×H×W×3",
             )
+        self._fixed_notes = notes
         self.notes = notes
 
     def fingerprint(self) -> str:
@@ -52,8 +54,11 @@ class Idx(Source):
         return sum(shape[0] for shape in self._headers)
 
     def items(self) -> Iterator[Item]:
+        left_out: list[str] = []
         for part, (count, *shape) in zip(self._parts, self._headers, strict=True):
             labels = _read_labels(part.labels, count) if part.labels else None
+            if part.labels and labels is None:
+                left_out.append(f"{PurePosixPath(part.labels.where).name} left out: labels that are not whole numbers")
             where = part.images.where
             start = 0
             # Whatever a decompressor finds wrong at the end concerns images handed over before it.
@@ -64,6 +69,7 @@ class Idx(Source):
                     of_these = None if labels is None else tuple(map(str, labels[start : start + rows].tolist()))
                     start += rows
                     yield Pixels(PurePosixPath(where).name, _without_one(images), part.split, of_these)
+        self.notes = [*self._fixed_notes, *left_out]
 
 
 def is_idx_name(name: str) -> bool:
@@ -81,7 +87,7 @@ def idx_file(name: str, file: OneFile) -> Idx:
     return Idx(name, [Part(file, None, None)], [])
 
 
-def idx_folder(name: str, files: Files, folder: str) -> Idx:
+def idx_folder(name: str, files: Files, folder: str, notes: Sequence[str] = ()) -> Idx:
     """The files of images in ``folder`` (``""``, or with a last ``/``), each with its labels where they are there.
 
     Raises ``ConfigError`` where the training or the test file is missing, or one is there twice.
@@ -89,7 +95,7 @@ def idx_folder(name: str, files: Files, folder: str) -> Idx:
     names = {entry.key.removeprefix(folder) for entry in files.entries if entry.key.rpartition("/")[0] == folder[:-1]}
     parts: dict[str, Part] = {}
     taken: dict[str, str] = {}
-    notes = []
+    notes = list(notes)
     for base in sorted(names):  # x before x.gz
         found = _IMAGES.match(base)
         if found is None:
@@ -105,6 +111,10 @@ def idx_folder(name: str, files: Files, folder: str) -> Idx:
         taken[split] = base
         stem = base.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
         labels = next((files.file(folder + label) for label in (stem, f"{stem}.gz") if label in names), None)
+        start = re.split(r"[-._]idx\d", stem)[0]
+        other = next((name for name in sorted(names) if name.startswith(start) and name not in (stem, base)), None)
+        if labels is None and other is not None:
+            notes.append(f"{other} left out: not one label of a byte for each image")
         parts[split] = Part(files.file(folder + base), labels, split)
     for split, usual in (("train", "train-images-idx3-ubyte"), ("test", "t10k-images-idx3-ubyte")):
         there = min(taken.values())
@@ -117,12 +127,14 @@ def idx_folder(name: str, files: Files, folder: str) -> Idx:
 
 
 def _read_header(file: OneFile, dimensions: tuple[int, ...] = (3, 4)) -> tuple[int, ...]:
-    """The lengths of an IDX file's dimensions. Raises ``ConfigError`` where it is not one of unsigned bytes."""
+    """The lengths of an IDX file's dimensions. Raises ``ConfigError`` where it cannot be read."""
     with whole_or_refused(file.where), file.unpacked() as content:
         head = content.read(4)
         what = "images" if 3 in dimensions else "labels"
         require(is_idx(head), f"{file.where}: not an IDX file of {what} (starts with {head.hex() or 'nothing'})")
-        require(head[2] == 8, f"{file.where}: holds {_TYPES[head[2]]}; only unsigned bytes are read")
+        require(
+            head[2] == 8 or what == "labels", f"{file.where}: holds {_TYPES[head[2]]}; only unsigned bytes are read"
+        )
         require(
             head[3] in dimensions,
             f"{file.where}: not an IDX file of {what} (magic {head.hex()}: {head[3]} dimensions, not "
@@ -139,14 +151,21 @@ def _read_header(file: OneFile, dimensions: tuple[int, ...] = (3, 4)) -> tuple[i
     return shape
 
 
-def _read_labels(file: OneFile, count: int) -> np.ndarray:
+def _read_labels(file: OneFile, count: int) -> np.ndarray | None:
+    """The labels as whole numbers; None where they are others. Raises ``ConfigError`` where they are not ``count``."""
+    with whole_or_refused(file.where), file.unpacked() as content:
+        head = content.read(4)
+    kind = _LABEL_TYPES.get(head[2] if is_idx(head) else 8, "u1")
     (labels,) = _read_header(file, (1,))
     require(labels == count, f"{file.where}: {labels:,} labels for {count:,} images")
     with whole_or_refused(file.where), file.unpacked() as content:
         content.read(8)
-        return np.concatenate(
-            [np.frombuffer(part, np.uint8) for _, part in chunks(content, count, 1, file.where, "labels")]
-        )
+        size = np.dtype(kind).itemsize
+        parts = [np.frombuffer(part, kind) for _, part in chunks(content, count, size, file.where, "labels")]
+    found = np.concatenate(parts)
+    if found.dtype.kind == "f" and not (np.isfinite(found) & (found == np.floor(found))).all():
+        return None
+    return found.astype(np.int64)
 
 
 def _by(*sizes: int) -> str:

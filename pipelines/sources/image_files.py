@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from fvae.config import ConfigError, require
 from pipelines.sources.archives import Found, Oddities, tar_members
@@ -33,7 +33,7 @@ def left_out_line(count: int) -> list[str]:
 class ImageTree(Source):
     """The image files among some listed files; these are read in the order of the list."""
 
-    def __init__(self, name: str, files: Files, splits: Splits) -> None:
+    def __init__(self, name: str, files: Files, splits: Splits, notes: Sequence[str] = ()) -> None:
         super().__init__(name, files.kind)
         self._files = files
         places: dict[str, str] = {}
@@ -45,7 +45,7 @@ class ImageTree(Source):
         others = Counter(suffix_of(entry.key) for entry in files.entries)
         others.subtract(suffix_of(entry.key) for entry in files.images)
         left_out = left_out_line(len(files.images) - len(self._images))
-        self.notes = [*files.notes, *ignored_line(+others), *left_out]
+        self.notes = [*files.notes, *notes, *ignored_line(+others), *left_out]
         self.origins = self._layout.origins
 
     def fingerprint(self) -> str:
@@ -81,6 +81,7 @@ class ImageStream(Source):
         walk: the members, from the start; fills in what is odd.
         fingerprint: of the archives.
         hidden: whether hidden files are ignored.
+        notes: what was decided before.
     """
 
     def __init__(
@@ -93,8 +94,10 @@ class ImageStream(Source):
         fingerprint: Callable[[], str],
         *,
         hidden: bool = True,
+        notes: Sequence[str] = (),
     ) -> None:
         super().__init__(name, kind)
+        self._fixed_notes = notes
         self._where = where
         self._splits = splits
         self._walk = walk
@@ -163,7 +166,7 @@ class ImageStream(Source):
         yield from self._hard_links(hard, places)
         self._layout = Layout(self._where, places, self._splits, lists)
         self.origins = self._layout.origins
-        self.notes = [*ignored_line(others), *clutter.notes(), *oddities.notes()]
+        self.notes = [*self._fixed_notes, *ignored_line(others), *clutter.notes(), *oddities.notes()]
         if symbolic:
             self.notes.append(f"{symbolic:,} symbolic link{'' if symbolic == 1 else 's'} in the archive skipped")
 

@@ -14,8 +14,9 @@ from pipelines.sources.archives import TAR_SUFFIX
 from pipelines.sources.base import Source, printable, suffix_of
 from pipelines.sources.file_names import HEAD, is_clutter, is_image, is_image_content, may_be_image
 from pipelines.sources.files import Files, StoredFiles
+from pipelines.sources.folder_kinds import from_files
 from pipelines.sources.folders import LocalFiles
-from pipelines.sources.image_files import ImageStream, ImageTree, image_tar, no_images
+from pipelines.sources.image_files import ImageStream, image_tar, no_images
 from pipelines.sources.layout import Splits
 from pipelines.sources.streams import OneFile, local_file, stored_file, whole_or_refused
 from pipelines.sources.tars import TarReader
@@ -74,7 +75,7 @@ def _open_local(location: str, splits: Splits) -> Source:
         path = path.expanduser()
     try:
         if path.is_dir():
-            return _from_files(path.resolve().name or "root", LocalFiles(path, location), splits)
+            return _from_many(path.resolve().name or "root", LocalFiles(path, location), splits)
         if path.exists():
             require(path.is_file(), f"{location}: neither a file nor a folder")
             return _from_file(path.name, local_file(path, location), splits)
@@ -93,7 +94,7 @@ def _open_remote(location: str, splits: Splits) -> Source:
     storage = open_storage(location)
     parent_uri, _, name = storage.uri.rpartition("/")
     if parent_uri == "s3:/":  # a whole bucket
-        return _from_files(name, StoredFiles(storage, location), splits)
+        return _from_many(name, StoredFiles(storage, location), splits)
     parent = open_storage(parent_uri)
     try:
         file = stored_file(parent, name, location)
@@ -103,8 +104,12 @@ def _open_remote(location: str, splits: Splits) -> Source:
             beside = {info.key.partition("/")[0] for info in itertools.islice(parent.list(), 1000)}
             near = _near(name, sorted(beside)) or "give a prefix or an object of images"
             raise ConfigError(f"{location}: nothing there; {near}") from None
-        return _from_files(name, files, splits)
+        return _from_many(name, files, splits)
     return _from_file(name, file, splits)
+
+
+def _from_many(name: str, files: Files, splits: Splits) -> Source:
+    return from_files(name, files, splits, lambda key, file: _from_file(key.rpartition("/")[2], file, splits))
 
 
 def _near(name: str, others: list[str]) -> str:
@@ -120,8 +125,8 @@ def _from_file(file_name: str, file: OneFile, splits: Splits) -> Source:
     require(file.size > 0, f"{file.where}: an empty file")
     with file.open() as content:
         head = content.read(16)
-    if head.startswith(b"PAR1"):
-        from pipelines.sources.parquet import EncodedRows
+    if head.startswith((b"PAR1", b"ARROW1")) or file_name.endswith(".arrow"):
+        from pipelines.sources.tables import EncodedRows
 
         return EncodedRows(name, [(file_name, file)], file.where, splits)
     if head.startswith(b"\x93NUMPY"):
@@ -134,7 +139,7 @@ def _from_file(file_name: str, file: OneFile, splits: Splits) -> Source:
             from pipelines.sources.arrays import npz_file
 
             return npz_file(name, file)
-        return _from_files(name, files, splits)
+        return _from_many(name, files, splits)
     for magic, what in _REFUSED:
         require(not head.startswith(magic), f"{file.where}: {what}")
     return _from_stream(name, file, splits)
@@ -210,53 +215,3 @@ def _short(file_name: str) -> str:
     while (shorter := _SUFFIXES.sub("", name)) not in ("", name):
         name = shorter
     return printable(name)
-
-
-# --- many files ------------------------------------------------------------------------------------
-
-
-def _from_files(name: str, files: Files, splits: Splits) -> Source:
-    from pipelines.sources.cifar import cifar_files, format_of
-    from pipelines.sources.idx import idx_folder, is_idx_name
-    from pipelines.sources.parquet import EncodedRows, Shards, is_data_set
-
-    name = printable(name)
-    if is_data_set(files):
-        return Shards(name, files)
-    images = [entry.key for entry in files.images] + [file.path for file in files.bad]
-    tables = [entry.key for entry in files.entries if suffix_of(entry.key) == ".parquet"]
-    special = _folders_of_arrays([entry.key for entry in files.entries if not is_image(entry.key)])
-    kinds = {f"image files ({images[0]})": images, f"Parquet files ({tables[0]})": tables} if images and tables else {}
-    if special and (images or tables):
-        kinds |= {f"image files ({images[0]})": images} if images else {f"Parquet files ({tables[0]})": tables}
-        kinds |= {f"IDX or CIFAR files (in {special[0] or 'it'})": special}
-    require(not kinds, f"{files.where}: holds {' and '.join(kinds)}; give the folder of one kind")
-    both = " and in ".join(folder or "it" for folder in special[:2])
-    require(len(special) < 2, f"{files.where}: IDX or CIFAR files in {both}; give one of them")
-    if special:
-        folder = special[0]
-        bases = [e.key.removeprefix(folder) for e in files.entries if e.key.rpartition("/")[0] == folder.rstrip("/")]
-        if any(is_idx_name(base) for base in bases):
-            return idx_folder(name, files, folder)
-        form = format_of(bases)
-        assert form is not None
-        return cifar_files(name, files, form, folder)
-    if images:
-        return ImageTree(name, files, splits)
-    if tables:
-        return EncodedRows(name, [(key, files.file(key)) for key in sorted(tables)], files.where, splits)
-    packed = [entry.key for entry in files.entries if re.search(r"\.(tar(\.\w+)?|t[gbx]z2?|zip|npz|npy)$", entry.key)]
-    require(not packed, f"{files.where}: no images in it, but {packed[0] if packed else ''}; give that file itself")
-    raise no_images(files.where, Counter(suffix_of(entry.key) for entry in files.entries))
-
-
-def _folders_of_arrays(keys: list[str]) -> list[str]:
-    """The folders (``""``, or with a last ``/``) that hold IDX files or CIFAR batches, sorted."""
-    from pipelines.sources.cifar import format_of
-    from pipelines.sources.idx import is_idx_name
-
-    folders: dict[str, list[str]] = {}
-    for key in keys:
-        folder, slash, base = key.rpartition("/")
-        folders.setdefault(folder + slash, []).append(base)
-    return sorted(f for f, bases in folders.items() if format_of(bases) or any(is_idx_name(base) for base in bases))

@@ -1,4 +1,4 @@
-"""Plain data out of a pickle: numbers, texts, lists, dicts and arrays of bytes. Nothing that it names is run."""
+"""Plain data out of a pickle: numbers, texts, lists, dicts and arrays of them. Nothing that it names is run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_plain(file: BinaryIO, where: str) -> Any:
     """The object of a pickle; texts of Python 2 stay ``bytes``, arrays are read-only.
 
     Raises ``ConfigError``, one line, for a damaged pickle and for one that names anything but the
-    reconstruction of a uint8 array.
+    reconstruction of an array of whole numbers.
     """
     try:
         return _PlainUnpickler(file, encoding="bytes").load()
@@ -49,26 +49,38 @@ def load_plain(file: BinaryIO, where: str) -> Any:
 
 
 class PlainArray:
-    """An array of a pickle: :attr:`array` is uint8, read-only, on the pickle's own bytes."""
+    """An array of a pickle: :attr:`array` holds whole numbers, read-only, on the pickle's own bytes."""
 
     __slots__ = ("array",)
 
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, content = state
-        if not isinstance(kind, _ByteType) or not isinstance(content, bytes):
-            raise RefusedPickle("holds an array of objects: only unsigned bytes are read")
+        self._fill(shape, kind, "F" if fortran else "C", content)
+
+    def _fill(self, shape: Any, kind: Any, order: Any, content: Any) -> None:
+        if not isinstance(kind, _Type) or not isinstance(content, (bytes, bytearray)):
+            raise RefusedPickle("holds an array of objects: only whole numbers are read")
         if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
             raise RefusedPickle("holds an array without a shape: only plain data is read")
-        if math.prod(shape) != len(content):
+        if math.prod(shape) * kind.dtype.itemsize != len(content) or order not in ("C", "F"):
             raise RefusedPickle(f"holds an array of {len(content)} bytes and shape {shape}")
-        self.array = np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
+        self.array = np.frombuffer(bytes(content), kind.dtype).reshape(shape, order=order)
 
 
-class _ByteType:
-    __slots__ = ()
+class _Type:
+    """The type of an array: whole numbers of 1 to 8 bytes."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, name: str) -> None:
+        self.dtype = np.dtype(name)
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and alignment: nothing to bytes."""
+        """Byte order; alignment means nothing here."""
+        order = state[1].decode("latin-1") if isinstance(state[1], bytes) else state[1]
+        if order not in ("<", ">", "|", "="):
+            raise RefusedPickle("holds an array of an unknown byte order: only plain data is read")
+        self.dtype = np.dtype(f"{order}{self.dtype.str[1:]}")
 
 
 class _StandIn:
@@ -94,11 +106,24 @@ def _array_type(*_: Any) -> None:
     raise RefusedPickle("makes an array without content: only plain data is read")
 
 
-def _byte_type(name: Any = None, *_: Any) -> _ByteType:
+def _type(name: Any = None, *_: Any) -> _Type:
     text = name.decode("latin-1") if isinstance(name, bytes) else str(name)
-    if text not in ("u1", "|u1", "B", "uint8"):
-        raise RefusedPickle(f"holds an array of type {text[:20]!r}: only unsigned bytes are read")
-    return _ByteType()
+    if text not in _TYPES:
+        raise RefusedPickle(f"holds an array of type {text[:20]!r}: only whole numbers are read")
+    return _Type(text)
+
+
+def _from_buffer(content: Any = None, kind: Any = None, shape: Any = None, order: Any = None, *_: Any) -> PlainArray:
+    """How protocol 5 holds an array."""
+    made = PlainArray()
+    made._fill(shape, kind, order, content)
+    return made
+
+
+def _scalar(kind: Any = None, content: Any = None, *_: Any) -> int:
+    made = PlainArray()
+    made._fill((), kind, "C", content)
+    return int(made.array)
 
 
 def _encode(text: Any, encoding: Any = "latin1", *_: Any) -> bytes:
@@ -115,12 +140,17 @@ def _no_bytes(*arguments: Any) -> bytes:
     return b""
 
 
+_TYPES = ("u1", "|u1", "B", "uint8", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)))
 # numpy's own functions would take shapes, types and sizes from the file unseen.
 _ALLOWED: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray._reconstruct": _array,
     "numpy._core.multiarray._reconstruct": _array,
+    "numpy.core.numeric._frombuffer": _from_buffer,
+    "numpy._core.numeric._frombuffer": _from_buffer,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
     "numpy.ndarray": _array_type,
-    "numpy.dtype": _byte_type,
+    "numpy.dtype": _type,
     "_codecs.encode": _encode,
     "__builtin__.bytes": _no_bytes,
     "builtins.bytes": _no_bytes,

@@ -177,7 +177,7 @@ CASES = [
     Case("a path with a slip", lambda t: (pictures(t / "photographs"), to(t / "photograps", t))[1], "photographs"),
     Case("an empty folder", lambda t: ((t / "empty").mkdir(), to(t / "empty", t))[1], "empty"),
     Case("a folder of text files", lambda t: to(written(t / "d" / "a.txt", b"hello").parent, t), "no image"),
-    Case("a folder of GIFs", lambda t: to(picture(t / "d" / "a.gif").parent, t), ".gif"),
+    Case("a folder of films", lambda t: to(written(t / "d" / "a.mp4", b"").parent, t), ".mp4"),
     Case("a text file", lambda t: to(written(t / "notes.txt", b"hello"), t), "notes.txt"),
     Case("a RAR archive", lambda t: to(written(t / "a.rar", b"Rar!\x1a\x07\x01\x00" + bytes(99)), t), "RAR"),
     Case("a 7z archive", lambda t: to(written(t / "a.7z", b"7z\xbc\xaf\x27\x1c" + bytes(99)), t), "7z"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipelines.conversion import Conversion, convert
 from pipelines.sources import BadFile, ImageFile, Pixels, Source
 from pipelines.storage import open_storage
 
@@ -116,9 +117,9 @@ def pixels_of(source: Source) -> dict[str | None, tuple[np.ndarray, list[str | N
     labels: dict[str | None, list[str | None]] = {}
     for item in source.items():
         assert isinstance(item, Pixels), item
-        assert item.images.dtype == np.uint8
-        assert item.images.ndim == 3 or item.images.shape[3] == 3
-        images.setdefault(item.split, []).append(item.images)
+        assert item.images.ndim == 3 or item.images.shape[3] in (1, 3)
+        converted = [convert(image, Conversion()).pixels for image in item.images]
+        images.setdefault(item.split, []).append(np.stack(converted))
         if item.labels is not None:
             assert len(item.labels) == len(item.images)
             labels.setdefault(item.split, []).extend(item.labels)

@@ -118,8 +118,12 @@ def test_16_bits_are_rounded_not_cut() -> None:
         assert decoded.notes == ("16-bit",)
     grey_alpha = np.stack([grey, np.full_like(grey, 65535)], axis=2)
     decoded = decode(png((7, 5), 16, 4, grey_alpha.astype(">u2").tobytes()), AS_IT_IS)
-    assert np.array_equal(decoded.pixels, grey >> 8)
-    assert decoded.notes == ("16-bit cut", "opaque alpha")
+    assert np.array_equal(decoded.pixels, rounded(grey))
+    assert decoded.notes == ("16-bit", "opaque alpha")
+    grey_alpha[..., 1] = 0x8000
+    decoded = decode(png((7, 5), 16, 4, grey_alpha.astype(">u2").tobytes()), AS_IT_IS)
+    assert np.abs(decoded.pixels - over_white(rounded(grey), np.full(grey.shape, 128))).max() <= 0.51
+    assert decoded.notes == ("16-bit", "alpha")
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])

@@ -81,6 +81,37 @@ def test_one_file_of_images(tmp_path: Path, packed: bool, shape: tuple[int, ...]
     assert open_source(str(path)).fingerprint() != before
 
 
+def another() -> dict[str, bytes]:
+    """Another set of the same names and sizes."""
+    files = mnist(top="again/", packed=False)
+    return files | {"again/t10k-images-idx3-ubyte": idx_bytes(255 - TEST)}
+
+
+def test_a_copy_in_folders_of_its_own_is_read_once(tmp_path: Path) -> None:
+    files = mnist(".idx", packed=False)
+    inside = {f"{name.replace('.idx', '-idx')}/{name.replace('.idx', '-idx')}": c for name, c in files.items()}
+    source = open_source(folder(tmp_path / "m", files | inside))
+    check(source)
+    assert source.notes == [
+        "files that lie there twice read once: those in t10k-images-idx3-ubyte/, train-images-idx3-ubyte/ ignored"
+    ]
+
+
+def test_labels_of_other_types_are_cast_or_left_out(tmp_path: Path) -> None:
+    for kind, values in ((9, ">i1"), (11, ">i2"), (12, ">i4"), (13, ">f4"), (14, ">f8")):
+        files = mnist() | {"train-labels-idx1-ubyte.gz": gzip.compress(idx_bytes(TRAIN_LABELS.astype(values), kind))}
+        check(open_source(folder(tmp_path / str(kind), files)))
+    files = mnist() | {"train-labels-idx1-ubyte.gz": gzip.compress(idx_bytes(TRAIN_LABELS + np.float32(0.5), 13))}
+    source = open_source(folder(tmp_path / "half", files))
+    assert pixels_of(source)["train"][1] is None
+    assert source.notes == ["train-labels-idx1-ubyte.gz left out: labels that are not whole numbers"]
+    files = {name: content for name, content in mnist().items() if "labels" not in name}
+    files["train-labels-idx2-int.gz"] = gzip.compress(idx_bytes(np.zeros((30, 8), ">i4"), 12))
+    source = open_source(folder(tmp_path / "many", files))
+    check(source, labels=False)
+    assert source.notes == ["train-labels-idx2-int.gz left out: not one label of a byte for each image"]
+
+
 def without(name: str) -> Callable[[dict[str, bytes]], None]:
     return lambda files: files.pop(name + ".gz") and None
 
@@ -111,7 +142,7 @@ def replaced(name: str, content: bytes) -> Callable[[dict[str, bytes]], None]:
         (replaced("t10k-labels-idx1-ubyte", idx_bytes(TEST)), "not an IDX file of labels"),
         (replaced("test-images-idx3-ubyte", idx_bytes(TEST)), "both test images"),
         (lambda files: files.update({"a.png": png()}), "image files .* and IDX or CIFAR files"),
-        (lambda files: files.update(mnist(top="again/")), "in it and in again/"),
+        (lambda files: files.update(another()), "in it and in again/"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(

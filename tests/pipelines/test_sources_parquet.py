@@ -169,13 +169,78 @@ def test_rows_without_an_image_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("labels", "expected", "note"),
+    [
+        ([True, False, None], ["True", "False", None], ""),
+        ([1.0, None, 3.0], ["1", None, "3"], ""),
+        ([float("nan"), 0.0, -1.0], [None, "0", None], ""),
+        ([0.5, 1.0, 2.0], [None] * 3, "column label left out: double, not one whole number or text for each image"),
+        ([[1], [2], [3]], [None] * 3, "column label left out: list<"),
+    ],
+)
+def test_labels_that_do_not_fit_cost_no_image(
+    tmp_path: Path, labels: list[Any], expected: list[str | None], note: str
+) -> None:
+    contents = list(pngs("1.png", "2.png", "3.png").values())
+    pq.write_table(pa.table({"image": contents, "label": labels}), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    found = files_of(source)
+    assert [content for content, _, _ in found.values()] == contents
+    assert [label for _, _, label in found.values()] == expected
+    assert [line[: len(note)] for line in source.notes] == ([note] if note else [])
+
+
+def test_images_of_other_columns_and_of_lists(tmp_path: Path) -> None:
+    contents = list(pngs("1.png", "2.png", "3.png").values())
+    structs = [{"bytes": content, "path": None} for content in contents]
+    for column in ({"jpg": structs}, {"scan": contents}, {"images": [structs[:2], structs[2:]]}):
+        pq.write_table(
+            pa.table({"__key__": ["k"] * len(next(iter(column.values()))), **column}), tmp_path / "a.parquet"
+        )
+        source = open_source(str(tmp_path / "a.parquet"))
+        assert [content for content, _, _ in files_of(source).values()] == contents
+        assert source.count() == (None if "images" in column else 3)
+    with pytest.raises(ConfigError, match=r"it has text \(binary\)"):
+        pq.write_table(pa.table({"text": [b"hello"]}), tmp_path / "a.parquet")
+        open_source(str(tmp_path / "a.parquet"))
+
+
+def test_tables_that_programs_keep_for_themselves_are_ignored(tmp_path: Path) -> None:
+    table(tmp_path / "set" / "part-0.parquet", STRUCT)
+    (tmp_path / "set" / "_delta_log").mkdir()
+    pq.write_table(pa.table({"add": ["x"]}), tmp_path / "set" / "_delta_log" / "1.checkpoint.parquet")
+    source = open_source(str(tmp_path / "set"))
+    assert [content for content, _, _ in files_of(source).values()] == CONTENT
+    assert source.notes == ["1 table below folders called _… ignored"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_arrow_files_of_a_saved_data_set(tmp_path: Path, stream: bool) -> None:
+    contents = list(pngs("1.png", "2.png", "3.png").values())
+    held = pa.table({"image": [{"bytes": content, "path": None} for content in contents], "label": [0, 1, 0]})
+    for split in ("train", "test"):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        path = str(tmp_path / "set" / split / "data-00000-of-00001.arrow")
+        new = pa.ipc.new_stream if stream else pa.ipc.new_file
+        with pa.OSFile(path, "wb") as file, new(file, held.schema) as writer:
+            writer.write_table(held, max_chunksize=2)
+    (tmp_path / "set" / "train" / "cache-123.arrow").write_bytes(b"x")
+    (tmp_path / "set" / "dataset_dict.json").write_text("{}")
+    source = open_source(str(tmp_path / "set"))
+    found = files_of(source)
+    assert [(content, split, label) for content, split, label in found.values()] == [
+        (content, split, label) for split in ("test", "train") for content, label in zip(contents, "010", strict=True)
+    ]
+    assert source.kind == "Arrow files"
+
+
+@pytest.mark.parametrize(
     ("columns", "said"),
     [
         ({"price": [1, 2]}, r"it has price \(int64\)"),
         ({"image": [[1, 2], [3, 4]]}, r"it has image \(list<"),
         ({"image": ["a.png", "b.png"]}, r"it has image \(string\)"),
         ({"image": [{"path": "a.png"}] * 2}, r"it has image \(struct<path"),
-        ({"image": [b"x"], "label": [[1.5]]}, "column label is list"),
     ],
 )
 def test_other_columns_are_refused_by_name(tmp_path: Path, columns: dict[str, Any], said: str) -> None:
