@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
+from fvae.config import ConfigError
 from pipelines.sources.base import LARGEST_FILE, printable, too_large
 from pipelines.sources.files import Content
-from pipelines.sources.streams import OneFile, decompressed, whole_or_refused
+from pipelines.sources.streams import DAMAGED, OneFile, decompressed, refusal
 from pipelines.sources.tars import Member, TarReader
 from pipelines.sources.zips import ZipFiles
+from pipelines.storage import StorageError
 
 TAR_SUFFIX = re.compile(r"\.(tar(\.(gz|bz2|xz))?|t[gbx]z2?)$", re.IGNORECASE)
 ARCHIVE_SUFFIX = re.compile(r"\.zip$|" + TAR_SUFFIX.pattern, re.IGNORECASE)
-Guard = Callable[[], AbstractContextManager[None]]
-"""Turns damage into one line."""
+Refusal = Callable[[Exception], ConfigError]
+"""Makes one line of damage."""
 _NUMBER = re.compile(r"\d+$")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
     """A member of an archive. Its content is to be read before the next one is asked for."""
 
@@ -73,14 +74,18 @@ def tar_members(
     with file.unpacked() as content:
         reader = TarReader(content)
 
-        def whole() -> AbstractContextManager[None]:  # for the walk as for each content, which is read outside of it
-            return whole_or_refused(file.where, lambda: f" after {reader.members:,} entries")
+        def refused(error: Exception) -> ConfigError:
+            return refusal(error, file.where, f" after {reader.members:,} entries")
 
-        with whole():
-            yield from _walk(reader, nested, prefix, shown, number, whole)
+        try:
+            yield from _walk(reader, nested, prefix, shown, number, refused)
             oddities.trailing += reader.trailing
             if reader.unmarked:
                 oddities.unmarked.append(file.where.rpartition("/")[2])
+        except StorageError:
+            raise  # the store is at fault
+        except DAMAGED as error:
+            raise refused(error) from error
 
 
 def _walk(
@@ -89,24 +94,28 @@ def _walk(
     prefix: str,
     shown: str,
     number: int,
-    whole: Callable[[], AbstractContextManager[None]],
+    refused: Refusal,
 ) -> Iterator[Found]:
     for member in reader:
         if nested and member.link is None and (inner := TAR_SUFFIX.sub("", member.name)) != member.name:
             with decompressed(reader.open()) as content:
                 below = f"{prefix}{inner}/", f"{shown}{member.name}: "
-                yield from _walk(TarReader(content), True, *below, number, whole)
+                yield from _walk(TarReader(content), True, *below, number, refused)
         else:
             link = f"{prefix}{member.link}" if member.is_hard else member.link
-            read = partial(_content, reader, member, whole)
+            read = partial(_content, reader, member, refused)
             yield Found(shown + member.name, prefix + member.name, number, read, link, member.is_hard)
 
 
-def _content(reader: TarReader, member: Member, whole: Guard) -> Content:
+def _content(reader: TarReader, member: Member, refused: Refusal) -> Content:
     if member.size > LARGEST_FILE:
         return too_large(member.size)
-    with whole():
+    try:
         return reader.read()
+    except StorageError:
+        raise
+    except DAMAGED as error:  # which the walk would not see: it is read from outside of it
+        raise refused(error) from error
 
 
 def members_of_all(archives: Sequence[tuple[str, OneFile]], oddities: Oddities) -> Iterator[Found]:

@@ -6,7 +6,6 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -149,7 +148,8 @@ def shortened(name: str, most: int = 80) -> str:
 
 def suffix_of(name: str) -> str:
     """The suffix in small letters (``.jpg``), or nothing."""
-    return PurePosixPath(name).suffix.lower()
+    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return f".{suffix.lower()}" if dot and stem and suffix else ""
 
 
 def suffix_counts(counts: dict[str, int]) -> str:

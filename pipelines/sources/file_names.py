@@ -18,6 +18,7 @@ OTHER_IMAGES = (
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".svg", ".xcf", ".fits", ".nii"),
 )
 """Suffixes of image files that are not: a file that is called so counts as a bad one."""
+_ALL_IMAGES = IMAGE_SUFFIXES + OTHER_IMAGES
 _OTHER_FILES = """
     .txt .csv .tsv .json .jsonl .ndjson .xml .yaml .yml .toml .md .rst .html .htm .pdf .doc .docx .xls .xlsx .odt .ods
     .py .ipynb .r .m .c .h .cpp .js .ts .css .sh .bat .log .ini .cfg .conf .lock .url .mat .npy .npz .parquet .arrow
@@ -50,7 +51,7 @@ HEAD = 16
 
 def is_image(name: str) -> bool:
     """Whether the suffix is that of an image file, decoded or not."""
-    return name.lower().endswith(IMAGE_SUFFIXES) or name.lower().endswith(OTHER_IMAGES)
+    return name.lower().endswith(_ALL_IMAGES)
 
 
 def may_be_image(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from fvae.config import ConfigError, require
+from fvae.config import ConfigError
 from pipelines.sources.archives import Found, Oddities, tar_members
 from pipelines.sources.base import BadFile, ImageFile, Item, Source, printable, suffix_counts, suffix_of
 from pipelines.sources.file_names import Clutter, is_image, is_image_content, may_be_image
@@ -123,7 +123,7 @@ class ImageStream(Source):
         lists: list[str] = []
         symbolic = 0
         seen: set[int] = set()  # hashes of names: of millions, too, they fit the memory
-        waiting: tuple[str, ImageFile] | None = None  # for its class, which may lie behind it
+        waiting: tuple[Found, ImageFile] | None = None  # for its class, which may lie behind it
         named = ("", "")  # the key of a class that lay before its image, and the class
         for found in self._walk(oddities):
             path = found.place
@@ -135,32 +135,35 @@ class ImageStream(Source):
                 else:
                     symbolic += 1
                 continue
-            sniffed = may_be_image(path)
-            content = found.read() if sniffed or is_image(path) or path.endswith(".cls") else None
-            key = f"{found.archive}/{path.partition('.')[0] if '/' not in path else _key(path)}"
-            if waiting and waiting[0] != key:
-                yield waiting[1]
-                waiting = None
-            if path.endswith(".cls") and isinstance(content, bytes) and len(content) <= 200:
-                named = (key, content.decode("utf-8", "replace").strip())
-                if waiting:
+            if is_image(path):
+                content = found.read()
+            elif path.endswith(".cls"):
+                text = found.read()
+                named = (_key(found), text.decode("utf-8", "replace").strip() if isinstance(text, bytes) else "")
+                if waiting and _key(waiting[0]) == named[0]:
                     yield _labelled(waiting[1], named[1])
                     waiting = None
                 continue
-            if content is None or (sniffed and not (isinstance(content, bytes) and is_image_content(content))):
-                others[suffix_of(path)] += 1
-                lists += [found.path] if may_list_splits(path) else []
-                continue
+            else:
+                content = found.read() if may_be_image(path) else ""
+                if not isinstance(content, bytes) or not is_image_content(content):
+                    others[suffix_of(path)] += 1
+                    lists += [found.path] if may_list_splits(path) else []
+                    continue
             once = hash((found.archive, path.removeprefix("./")))
-            require(once not in seen, f"{self._where}: {printable(found.path)} stands in it twice; pack it again")
+            if once in seen:
+                raise ConfigError(f"{self._where}: {printable(found.path)} stands in it twice; pack it again")
             seen.add(once)
+            if waiting:
+                yield waiting[1]
+                waiting = None
             item = self._item(found, content, places)
             if isinstance(item, BadFile):
                 yield item
-            elif named[0] == key:
+            elif named[0] and _key(found) == named[0]:
                 yield _labelled(item, named[1])
             else:
-                waiting = key, item
+                waiting = found, item
         if waiting:
             yield waiting[1]
         yield from self._hard_links(hard, places)
@@ -208,10 +211,10 @@ def _plain(path: str) -> str:
     return path.removeprefix("./").lstrip("/")
 
 
-def _key(path: str) -> str:
+def _key(found: Found) -> str:
     """What a WebDataset's files of one sample have in common: the path up to the first dot of the name."""
-    folder, _, name = path.rpartition("/")
-    return f"{folder}/{name.partition('.')[0]}"
+    folder, _, name = found.place.rpartition("/")
+    return f"{found.archive}/{folder}/{name.partition('.')[0]}"
 
 
 def _labelled(image: ImageFile, label: str) -> ImageFile:

@@ -106,7 +106,7 @@ def may_list_splits(path: str) -> bool:
 
 def of_file_name(stem: str) -> str | None:
     """The split word that a file's name starts or ends with: ``train`` of ``train_0001``."""
-    word = _FILE_START.match(stem) or _FILE_END.search(stem)
+    word = _FILE_START.match(stem) or (_FILE_END.search(stem) if stem[-1:].isalpha() else None)
     return SPLIT_NAMES[word[1].lower()] if word else None
 
 

@@ -107,8 +107,13 @@ def whole_or_refused(where: str, progress: Callable[[], str] = lambda: "") -> It
     except StorageError:
         raise  # the store is at fault
     except DAMAGED as error:
-        cause = str(error) or type(error).__name__
-        raise ConfigError(f"{where}: damaged or cut short{progress()} ({cause}); get it whole and try again") from error
+        raise refusal(error, where, progress()) from error
+
+
+def refusal(error: Exception, where: str, progress: str = "") -> ConfigError:
+    """The line that says what damaged or truncated content raised."""
+    cause = str(error) or type(error).__name__
+    return ConfigError(f"{where}: damaged or cut short{progress} ({cause}); get it whole and try again")
 
 
 def _open_local(path: Path, where: str) -> BinaryIO:
