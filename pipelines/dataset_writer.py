@@ -14,6 +14,7 @@ from fvae.config import ConfigError
 from fvae.digests import content_hash
 from fvae.manifest import MANIFEST, Manifest, Shard
 from fvae.shards import encode_shard
+from pipelines.sources.file_names import is_clutter
 from pipelines.spool import Spool, SpooledImages
 from pipelines.storage import Storage
 
@@ -28,9 +29,13 @@ OURS = re.compile(r"(train|val|test)-\d{5}-[0-9a-f]{8}\.parquet")
 
 
 def check_destination(storage: Storage) -> None:
-    """Raise ``ConfigError`` where something lies at the destination that no data set of ours put there."""
+    """Raise ``ConfigError`` where something lies at the destination that no data set of ours put there.
+
+    What systems leave in every folder may stay.
+    """
     for entry in storage.list():
-        if not (OURS.fullmatch(entry.key) or entry.key in (MANIFEST, BAD_FILES, REFUSED_FILES, LOCK)):
+        ours = OURS.fullmatch(entry.key) or entry.key in (MANIFEST, BAD_FILES, REFUSED_FILES, LOCK)
+        if not ours and not is_clutter(entry.key, hidden=False):
             raise ConfigError(f"{storage.uri}: holds {entry.key}, which is no part of a data set; give an empty place")
 
 
@@ -107,7 +112,8 @@ def remove_others(storage: Storage, manifest: Manifest) -> None:
     belongs = {MANIFEST, LOCK, *(shard.key for shard in manifest.shards)}
     if manifest.bad_files:
         belongs.add(BAD_FILES)
-    storage.delete(*(entry.key for entry in storage.list() if entry.key not in belongs))
+    left = (entry.key for entry in storage.list() if entry.key not in belongs)
+    storage.delete(*(key for key in left if not is_clutter(key, hidden=False)))
 
 
 def _parts(rows: Mapping[str, np.ndarray], image_bytes: int) -> Iterator[tuple[str, int, np.ndarray]]:

@@ -18,8 +18,9 @@ from fvae.data import Dataset, ImageDataset
 from fvae.manifest import MANIFEST, SPLITS, Manifest
 from fvae.shards import load_images
 from fvae.streaming import StreamedDataset
-from pipelines.ingest import TooManyBadFiles, ingest, read_manifest
+from pipelines.ingest import ingest, read_manifest
 from pipelines.ingest_settings import IngestSettings
+from pipelines.preparing import TooManyBadFiles
 from pipelines.progress import Steps
 from pipelines.run_settings import Streaming
 from pipelines.sources.base import Question

@@ -2,6 +2,7 @@
 
     python -m pipelines.ingest photos/ data/photos --size 32       # a folder, archive, IDX, CIFAR, NumPy, Parquet
     python -m pipelines.ingest cifar10.tar.gz s3://bucket/cifar10  # to S3, without unpacking
+    python -m pipelines.ingest photos/ data/photos --dry-run       # what would be made; nothing is written
     python tune/search.py --dataset s3://bucket/cifar10
 
 What is read, what happens to an image, and the format of the data set: docs/datasets.md.
@@ -10,9 +11,7 @@ What is read, what happens to an image, and the format of the data set: docs/dat
 from __future__ import annotations
 
 import csv
-import importlib
 import io
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,40 +24,25 @@ from pipelines.dataset_writer import (
     LOCK,
     REFUSED_FILES,
     check_destination,
-    dataset_hash,
     is_whole,
     put_in_place,
     remove_others,
     write_shards,
 )
-from pipelines.decode_source import decode_source
-from pipelines.decoding import describe
 from pipelines.ingest_settings import IngestSettings, bad_limit, require_apart
 from pipelines.ingest_summary import summary
 from pipelines.lease import Lease, LeaseTaken, exclusive
-from pipelines.placing import BadFiles, placed, same_shape
+from pipelines.placing import BadFiles
+from pipelines.preparing import TooManyBadFiles, prepare
 from pipelines.progress import Steps, WarningLines
 from pipelines.sources import Source, open_source
-from pipelines.splitting import split
 from pipelines.spool import Spool
 from pipelines.storage import Storage, is_remote, open_storage
-from pipelines.value_levels import Seen
-from pipelines.value_range import judge, require_range
-
-SHOWN = 3
-"""Bad files named on the screen; all of them are in the report."""
-
-
-class TooManyBadFiles(ConfigError):
-    """More files than ``--max-bad`` allows are no usable images."""
-
-    def __init__(self, bad: int, files: int, limit: str, shown: str = "", report: str = "") -> None:
-        self.summary = f"{bad:,} of {files:,} files cannot be used{f': {shown}' if shown else ''}"
-        where = f" (all in {report})" if report else ""
-        super().__init__(f"{self.summary}; more than --max-bad {limit}{where}")
-
+from pipelines.value_range import require_range
 
 Say = Callable[[str], None]
+READER = 2
+"""Version of what is made of a source: a data set of another one is made again, even if the source is unchanged."""
 
 
 def ingest(settings: IngestSettings, say: Say, steps: Steps) -> Manifest:
@@ -66,10 +50,7 @@ def ingest(settings: IngestSettings, say: Say, steps: Steps) -> Manifest:
 
     Raises ``ConfigError`` for a source or destination that will not do, ``StorageError`` for a store that fails.
     """
-    source = open_source(settings.source, settings.splits)
-    storage = open_storage(settings.dest)
-    require_apart(settings)
-    require_range(source, settings)
+    source, storage = _open(settings)
     if not is_remote(settings.dest):
         make_folder(storage)
     try:
@@ -79,6 +60,23 @@ def ingest(settings: IngestSettings, say: Say, steps: Steps) -> Manifest:
         raise ConfigError(f"another ingest is writing there: {taken}") from None
 
 
+def rehearse(settings: IngestSettings, say: Say, steps: Steps) -> None:
+    """Say what :func:`ingest` would make, and write nothing. Raises what it raises."""
+    source, storage = _open(settings)
+    check_destination(storage)
+    with Spool() as spool:
+        for line in summary(settings, prepare(spool, source, settings, steps, lambda bad: "")):
+            say(line)
+
+
+def _open(settings: IngestSettings) -> tuple[Source, Storage]:
+    source = open_source(settings.source, settings.splits)
+    storage = open_storage(settings.dest)
+    require_apart(settings)
+    require_range(source, settings)
+    return source, storage
+
+
 def _ingest(
     settings: IngestSettings, source: Source, storage: Storage, lease: Lease, say: Say, steps: Steps
 ) -> Manifest:
@@ -86,7 +84,12 @@ def _ingest(
     storage.clean_up()  # of a command that was killed: with the lease held, nobody else is writing here
     previous = read_manifest(storage)
     name = settings.name or source.name
-    description = {"kind": source.kind, "location": settings.source, "fingerprint": source.fingerprint()}
+    description = {
+        "kind": source.kind,
+        "location": settings.source,
+        "fingerprint": source.fingerprint(),
+        "reader": READER,
+    }
     wanted = {"source": description, "settings": settings.in_manifest(), "name": name}
     if previous and wanted == {key: getattr(previous, key) for key in wanted} and is_whole(storage, previous):
         if previous.bad_files > bad_limit(settings.max_bad, previous.bad_files + previous.images):
@@ -95,63 +98,34 @@ def _ingest(
         say(f"Unchanged: {storage.uri} was made of this source with these settings; nothing to do.")
         return previous
 
+    def report(bad: BadFiles) -> str:
+        storage.write(REFUSED_FILES, as_csv(bad))
+        return f"{storage.uri}/{REFUSED_FILES}"
+
     with Spool() as spool:
-        decisions, bad, seen = decode_into(spool, source, settings, steps)
-        images, shape, more_decisions = same_shape(spool, settings, bad)
-        report_too_many(storage, bad, len(images) + len(bad), settings.max_bad)
-        bins, values = judge(seen, source, settings)
-        images, classes, placing = placed(images, spool, source, settings.splits)
-        splitting = split(
-            images.digests, images.splits, images.labels, val=settings.val, test=settings.test, seed=settings.seed
-        )
-        decisions += [*values, *more_decisions, *placing, *splitting.decisions]
-        counts = {split_name: len(rows) for split_name, rows in splitting.rows.items()}
-        with steps.step("Writing", sum(counts.values()), "images") as advance:
-            shards = write_shards(storage, spool, images, splitting.rows, shape[0], advance)
+        made = prepare(spool, source, settings, steps, report)
+        with steps.step("Writing", sum(made.counts.values()), "images") as advance:
+            shards = write_shards(storage, spool, made.images, made.rows, made.shape[0], advance)
         manifest = Manifest(
             format=FORMAT,
-            name=name,
-            shape=shape,
-            bins=bins,
-            counts=counts,
-            classes=classes,
-            hash=dataset_hash(bins, shape, images, splitting.rows),
+            name=made.name,
+            shape=made.shape,
+            bins=made.bins,
+            counts=made.counts,
+            classes=made.classes,
+            hash=made.hash,
             shards=shards,
             source=description,
             settings=settings.in_manifest(),
-            decisions=tuple(decisions),
-            duplicates_dropped=splitting.dropped,
-            bad_files=len(bad),
+            decisions=made.decisions,
+            duplicates_dropped=made.dropped,
+            bad_files=made.bad_files,
         )
         lease.check()
-        put_in_place(storage, manifest, as_csv(bad))
+        put_in_place(storage, manifest, as_csv(made.bad))
     if previous and previous.hash == manifest.hash:
         say("The same images as before, to the pixel: the content hash is unchanged.")
     return manifest
-
-
-def decode_into(
-    spool: Spool, source: Source, settings: IngestSettings, steps: Steps
-) -> tuple[list[str], BadFiles, Seen]:
-    """Decode every image of the source into the spool.
-
-    Returns what was decided on the way, the bad files, and the values that were seen.
-    """
-    threading.Thread(
-        target=importlib.import_module, args=("pyarrow.parquet",), daemon=True
-    ).start()  # while others work
-    notes: dict[str, int] = {}
-    bad: BadFiles = []
-    seen = Seen()
-    with steps.step("Decoding", source.count(), "images") as advance:
-        for batch in decode_source(source, settings.conversion(), settings.processes):
-            spool.add(batch.images, batch.digests, batch.paths, batch.splits, batch.labels)
-            bad += batch.bad
-            seen.merge(batch.seen)
-            for note, count in batch.notes.items():
-                notes[note] = notes.get(note, 0) + count
-            advance(len(batch.images) + len(batch.bad))
-    return [*source.notes, *(describe(note, count) for note, count in sorted(notes.items()))], bad, seen
 
 
 def read_manifest(storage: Storage) -> Manifest | None:
@@ -171,15 +145,6 @@ def as_csv(bad: BadFiles) -> bytes:
     return text.getvalue().encode()
 
 
-def report_too_many(storage: Storage, bad: BadFiles, files: int, limit: str) -> None:
-    """Raise ``TooManyBadFiles`` where they are more than the limit, with a report of its own beside the data set."""
-    if len(bad) <= bad_limit(limit, files):
-        return
-    storage.write(REFUSED_FILES, as_csv(bad))
-    shown = "; ".join(f"{path}: {cause}" for path, cause in bad[:SHOWN]) + ("; …" if len(bad) > SHOWN else "")
-    raise TooManyBadFiles(len(bad), files, limit, shown, f"{storage.uri}/{REFUSED_FILES}")
-
-
 def make_folder(storage: Storage) -> None:
     """Make a local destination. Raises ``ConfigError`` where that cannot be."""
     folder = Path(storage.uri)
@@ -197,6 +162,9 @@ def main(settings: IngestSettings) -> int:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     with WarningLines(console):
+        if settings.dry_run:
+            rehearse(settings, say, Steps(console))
+            return 0
         manifest = ingest(settings, say, Steps(console))
     for line in summary(settings, manifest):
         say(line)
