@@ -70,7 +70,7 @@ def rehearse(settings: IngestSettings, say: Say, steps: Steps) -> None:
 
 
 def _open(settings: IngestSettings) -> tuple[Source, Storage]:
-    source = open_source(settings.source, settings.splits)
+    source = open_source(settings.source, settings.splits, anonymous=settings.anonymous)
     storage = open_storage(settings.dest)
     require_apart(settings)
     require_range(source, settings)

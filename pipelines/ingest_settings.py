@@ -51,6 +51,8 @@ class IngestSettings:
     """Seeds the cuts."""
     max_bad: str = "1%"
     """Files that cannot be used, as a share or a number: more of them are an error."""
+    anonymous: bool = False
+    """Read a source on s3:// without credentials, as the public buckets of others need it."""
     dry_run: bool = False
     """Say what would be made, and write nothing."""
     processes: int | None = None

@@ -13,10 +13,20 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from fvae.config import ConfigError
 from pipelines import s3_multipart
 from pipelines.local_storage import copy_stream, local_files
 from pipelines.s3_file import CHECKSUM, RangedFile, verify
-from pipelines.s3_requests import DamagedError, cancelled_by, client, in_threads, request, status_and_code, store_time
+from pipelines.s3_requests import (
+    DamagedError,
+    cancelled_by,
+    cause,
+    client,
+    in_threads,
+    request,
+    status_and_code,
+    store_time,
+)
 from pipelines.storage import READ_AHEAD, ChangedError, ObjectInfo, SpoiltError, Storage, check_key
 
 T = TypeVar("T")
@@ -25,6 +35,9 @@ CREATION = "creation"
 """Metadata entry by which a writer knows its own object again when the answer to its request was lost."""
 
 _known_buckets: set[tuple[str, str]] = set()
+_keeps_conditions: set[tuple[str, str]] = set()
+"""Stores and buckets that were seen to refuse a write whose condition did not hold."""
+_UNKNOWN_CONDITION = ("NotImplemented", "InvalidArgument", "InvalidRequest", "UnsupportedHeader")
 
 
 class S3Storage(Storage):
@@ -34,9 +47,10 @@ class S3Storage(Storage):
     ``~/.aws``, the machine's role), read at each use.
     """
 
-    def __init__(self, bucket: str, prefix: str) -> None:
+    def __init__(self, bucket: str, prefix: str, *, anonymous: bool = False) -> None:
         self.bucket = bucket
         self.prefix = prefix
+        self.anonymous = anonymous
         self.uri = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
 
     @property
@@ -45,7 +59,7 @@ class S3Storage(Storage):
 
     def read(self, key: str) -> bytes:
         def call() -> bytes:
-            answer = client().get_object(Bucket=self.bucket, Key=self._key(key))
+            answer = self._client().get_object(Bucket=self.bucket, Key=self._key(key))
             content = _body(answer)
             verify(answer, hashlib.sha256(content).hexdigest())
             return content
@@ -60,8 +74,8 @@ class S3Storage(Storage):
         def call() -> bytes:
             span = f"bytes={start}-{start + length - 1}"
             try:
-                answer = client().get_object(Bucket=self.bucket, Key=self._key(key), Range=span, **condition)
-            except client().exceptions.ClientError as error:
+                answer = self._client().get_object(Bucket=self.bucket, Key=self._key(key), Range=span, **condition)
+            except self._client().exceptions.ClientError as error:
                 if status_and_code(error)[0] == 416:  # starts at the object's end or after it
                     return b""
                 raise
@@ -84,7 +98,15 @@ class S3Storage(Storage):
         self._request("write", key, lambda: self._put(key, content, _checksums(content)))
 
     def create(self, key: str, content: bytes) -> bool:
-        return self._put_if(key, content, IfNoneMatch="*") is not None
+        if self._put_if(key, content, IfNoneMatch="*") is None:
+            return False
+        store = (self._client().meta.endpoint_url, self.bucket)
+        if store not in _keeps_conditions:  # once in a process: what is there now must not be made again
+            if self._put_if(key, content, IfNoneMatch="*") is not None:
+                self.delete(key)
+                raise self._without_conditions("ignores the conditions of writes")
+            _keeps_conditions.add(store)
+        return True
 
     def replace(self, key: str, content: bytes, version: str) -> str | None:
         try:
@@ -137,7 +159,7 @@ class S3Storage(Storage):
         return cancelled_by(event)
 
     def child(self, name: str) -> S3Storage:
-        return S3Storage(self.bucket, self._key(name))
+        return S3Storage(self.bucket, self._key(name), anonymous=self.anonymous)
 
     def clean_up(self, older_than_seconds: float = 0.0) -> int:
         return s3_multipart.abort_unfinished(self.bucket, self._folder(""), older_than_seconds)
@@ -154,11 +176,14 @@ class S3Storage(Storage):
         return f"{self.uri}/{key}" if key else self.uri
 
     def _request(self, operation: str, key: str, call: Callable[[], T]) -> T:
-        return request(operation, self._uri(key), call)
+        return request(operation, self._uri(key), call, anonymous=self.anonymous)
+
+    def _client(self) -> Any:
+        return client(anonymous=self.anonymous)
 
     def _put(self, key: str, content: bytes, metadata: dict[str, str], **condition: str) -> str:
         """The new version."""
-        put = client().put_object(
+        put = self._client().put_object(
             Bucket=self.bucket, Key=self._key(key), Body=content, Metadata=metadata, **condition
         )  # fmt: skip
         return str(put["ETag"])
@@ -172,11 +197,14 @@ class S3Storage(Storage):
             first = next(attempts) == 1
             try:
                 return self._put(key, content, metadata, **condition)
-            except client().exceptions.ClientError as error:
-                if status_and_code(error)[0] != 412 or first:
+            except self._client().exceptions.ClientError as error:
+                status, code = status_and_code(error)
+                if status == 501 or (status == 400 and code in _UNKNOWN_CONDITION):
+                    raise self._without_conditions(f"has no conditional writes ({cause(error)})") from error
+                if status != 412 or first:
                     raise
                 # What is there may be ours: put by an attempt whose answer was lost.
-                held = client().head_object(Bucket=self.bucket, Key=self._key(key))
+                held = self._client().head_object(Bucket=self.bucket, Key=self._key(key))
                 if held["Metadata"].get(CREATION) != metadata[CREATION]:
                     raise
                 return str(held["ETag"])
@@ -186,26 +214,32 @@ class S3Storage(Storage):
         except FileExistsError:
             return None
 
+    def _without_conditions(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"{self.uri}: the store at {self._client().meta.endpoint_url} {what}, which keep two commands from writing "
+            "to one place; use a store that has them, such as AWS S3, or a local folder"
+        )
+
     def head(self, key: str) -> dict[str, Any]:
         try:
             head: dict[str, Any] = self._request(
-                "read", key, lambda: client().head_object(Bucket=self.bucket, Key=self._key(key))
+                "read", key, lambda: self._client().head_object(Bucket=self.bucket, Key=self._key(key))
             )
         except FileNotFoundError:
             self._require_bucket()  # the answer to HEAD has no body that would tell which of both is missing
             raise
-        _known_buckets.add((client().meta.endpoint_url, self.bucket))
+        _known_buckets.add((self._client().meta.endpoint_url, self.bucket))
         return head
 
     def _require_bucket(self) -> None:
-        if (client().meta.endpoint_url, self.bucket) not in _known_buckets:
-            self._request("list", "", lambda: client().list_objects_v2(Bucket=self.bucket, MaxKeys=1))
-            _known_buckets.add((client().meta.endpoint_url, self.bucket))
+        if (self._client().meta.endpoint_url, self.bucket) not in _known_buckets:
+            self._request("list", "", lambda: self._client().list_objects_v2(Bucket=self.bucket, MaxKeys=1))
+            _known_buckets.add((self._client().meta.endpoint_url, self.bucket))
 
     def _list(self, prefix: str) -> Iterator[ObjectInfo]:
         asked = {"Bucket": self.bucket, "Prefix": self._folder(prefix)}
         while True:
-            page = self._request("list", prefix, lambda: client().list_objects_v2(**asked))
+            page = self._request("list", prefix, lambda: self._client().list_objects_v2(**asked))
             for found in page.get("Contents", ()):
                 key = found["Key"].removeprefix(self._folder(""))
                 if key:
@@ -217,7 +251,7 @@ class S3Storage(Storage):
     def _delete_one(self, key: str) -> None:
         whole = f"{self._key(key.rstrip('/'))}{'/' if key.endswith('/') else ''}"
         with contextlib.suppress(FileNotFoundError):
-            self._request("remove", key, lambda: client().delete_object(Bucket=self.bucket, Key=whole))
+            self._request("remove", key, lambda: self._client().delete_object(Bucket=self.bucket, Key=whole))
 
     def _upload_file(self, path: Path, key: str) -> None:
         with path.open("rb") as file:

@@ -17,13 +17,14 @@ from urllib.parse import urlsplit
 
 import boto3
 import tenacity
+from botocore import UNSIGNED
 from botocore import exceptions as boto_errors
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from fvae.config import ConfigError
-from pipelines.storage import SpoiltError, StorageError
+from pipelines.storage import ArchivedError, SpoiltError, StorageError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -97,35 +98,40 @@ _clients_lock = threading.Lock()
 _cancelled = threading.local()
 
 
-def client() -> Any:
-    """The boto3 client of this process for the environment as it is now. Raises ``ConfigError``."""
+def client(*, anonymous: bool = False) -> Any:
+    """The boto3 client of this process for the environment as it is now. Raises ``ConfigError``.
+
+    It signs nothing where it is ``anonymous`` or the environment has no credentials: public buckets can be read so.
+    """
     settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    identity = (os.getpid(), CONNECT_TIMEOUT, READ_TIMEOUT, settings)
+    identity = (os.getpid(), CONNECT_TIMEOUT, READ_TIMEOUT, anonymous, settings)
     with _clients_lock:  # clients are thread-safe, making them is not
         if identity not in _clients:
             if len(_clients) >= 8:  # nobody has so many environments but tests
                 _clients.clear()
-            _clients[identity] = _make_client()
+            _clients[identity] = _make_client(anonymous)
         return _clients[identity]
 
 
-def _make_client() -> Any:
+def _make_client(anonymous: bool) -> Any:
     try:
         session = boto3.Session()
-        made = _client_with(session, "auto")
+        signed = not anonymous and session.get_credentials() is not None
+        made = _client_with(session, "auto", signed)
         host = urlsplit(made.meta.endpoint_url).hostname or ""
         if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            made = _client_with(session, "path")  # other stores seldom have a DNS name for each bucket
+            made = _client_with(session, "path", signed)  # other stores seldom have a DNS name for each bucket
     except (boto_errors.BotoCoreError, ValueError) as error:
         raise ConfigError(f"S3 settings: {one_line(error)}") from error
     return made
 
 
-def _client_with(session: boto3.Session, addressing: str) -> Any:
+def _client_with(session: boto3.Session, addressing: str, signed: bool) -> Any:
     return session.client(
         "s3",
         region_name=session.region_name or "us-east-1",
         config=Config(
+            signature_version=None if signed else UNSIGNED,
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=READ_TIMEOUT,
             retries={"total_max_attempts": 1, "mode": "standard"},  # ours is the only loop
@@ -137,7 +143,7 @@ def _client_with(session: boto3.Session, addressing: str) -> Any:
     )
 
 
-def request(operation: str, uri: str, call: Callable[[], T]) -> T:
+def request(operation: str, uri: str, call: Callable[[], T], *, anonymous: bool = False) -> T:
     """``call()``, tried again while the store fails for a moment.
 
     Raises ``FileNotFoundError`` (no such object), ``ConfigError`` (no such bucket, refused credentials),
@@ -157,7 +163,7 @@ def request(operation: str, uri: str, call: Callable[[], T]) -> T:
         return attempts(call)
     except _FAILURES as error:
         tried = attempts.statistics.get("attempt_number", 1)
-        raise _explained(error, operation, uri, tried, time.monotonic() - started) from error
+        raise _explained(error, operation, uri, tried, time.monotonic() - started, anonymous) from error
 
 
 def _sleep(cancelled: threading.Event, seconds: float) -> None:
@@ -233,7 +239,7 @@ def one_line(message: object) -> str:
     return " ".join(str(message).split())
 
 
-def _explained(error: Exception, operation: str, uri: str, attempts: int, seconds: float) -> Exception:
+def _explained(error: Exception, operation: str, uri: str, attempts: int, seconds: float, anonymous: bool) -> Exception:
     bucket = "/".join(uri.split("/")[:3])
     if isinstance(error, _MISCONFIGURED):
         return ConfigError(
@@ -246,6 +252,15 @@ def _explained(error: Exception, operation: str, uri: str, attempts: int, second
             return ConfigError(f"{bucket}: no such bucket at {client().meta.endpoint_url}; create it or name another")
         if status == 412:
             return FileExistsError(errno.EEXIST, "changed meanwhile", uri)
+        if code == "InvalidObjectState":
+            return ArchivedError(f"{uri}: archived by the store ({cause(error)}); restore it, and try again")
+        if status in (401, 403) and anonymous:
+            return ConfigError(f"{uri}: cannot {operation}: {bucket} is not public ({cause(error)}); give credentials")
+        if status in (401, 403) and client().meta.config.signature_version is UNSIGNED:
+            return ConfigError(
+                f"{bucket}: no S3 credentials are set, and it is not public ({cause(error)}); set AWS_ACCESS_KEY_ID "
+                "and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            )
         if code in _REFUSED:
             return ConfigError(f"{uri}: cannot {operation}: the store refused the credentials ({cause(error)})")
         if status in (401, 403):

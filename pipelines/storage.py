@@ -40,6 +40,10 @@ class ChangedError(StorageError):
     """An object is no longer the version that was asked for."""
 
 
+class ArchivedError(ConfigError):
+    """An object that its store has archived: it must be restored before it can be read."""
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """What a store knows of one object without reading it."""
@@ -175,8 +179,10 @@ def is_remote(location: str | Path) -> bool:
     return isinstance(location, str) and _SCHEME.match(location) is not None
 
 
-def open_storage(location: str | Path) -> Storage:
+def open_storage(location: str | Path, *, anonymous: bool = False) -> Storage:
     """The storage at ``s3://bucket[/prefix]`` or at a local path; nothing is read or written yet.
+
+    ``anonymous`` sends no credentials to a remote store, as public buckets of other owners need it.
 
     Raises ``ConfigError`` for another scheme or an impossible bucket name.
     """
@@ -200,7 +206,7 @@ def open_storage(location: str | Path) -> Storage:
         raise ConfigError(f"{location}: must not hold empty, '.' or '..' parts") from error
     from pipelines.s3 import S3Storage  # boto3 takes 0.3 s to import: not for local runs
 
-    return S3Storage(bucket, prefix)
+    return S3Storage(bucket, prefix, anonymous=anonymous)
 
 
 def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:

@@ -20,10 +20,17 @@ _SLOW_DOWN = b"""<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message><RequestId>1</RequestId></Error>"""
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 _ANSWERS = {"500": (500, b""), "503": (503, _SLOW_DOWN), "429": (429, b""), "403": (403, _DENIED)}
+_NOT_IMPLEMENTED = b"<Error><Code>%s</Code><Message>A header implies functionality that is not there</Message></Error>"
+_NO_CONDITIONS = {
+    "501": (501, _NOT_IMPLEMENTED % b"NotImplemented"),
+    "400": (400, _NOT_IMPLEMENTED % b"InvalidArgument"),
+}
+"""What stores without conditional writes answer to one."""
 FAULTS = ("500", "503", "429", "reset", "reset-upload", "stall", "truncate", "corrupt")
 """What passes. ``403`` (access denied), which does not, can be planned too."""
 _NO_SUCH_UPLOAD = b"<Error><Code>NoSuchUpload</Code><Message>The upload is completed or aborted</Message></Error>"
 _FORBIDDEN = b"<Error><Code>SignatureDoesNotMatch</Code><Message>%s</Message></Error>"
+_CONDITIONS = {"if-none-match", "if-match"}
 _HOP = {"connection", "transfer-encoding", "keep-alive", "expect", "content-length"}
 
 
@@ -58,6 +65,8 @@ class FaultProxy:
         assert set(self.plan.values()) <= {*FAULTS, "403"}, self.plan
         self.dead = False
         self.strict = strict
+        self.conditions = ""
+        """``501`` or ``400``: how conditional writes are refused; ``ignored``: they are made whatever is there."""
         self.requests: list[Request] = []
         """Every request that counted, in order of arrival."""
         self._target = target
@@ -154,6 +163,9 @@ def _handler_of(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
                     self._break()
                 elif fault in _ANSWERS:
                     self._answer(_ANSWERS[fault][0], {"Content-Type": "application/xml"}, _ANSWERS[fault][1])
+                elif proxy.conditions in _NO_CONDITIONS and not _CONDITIONS.isdisjoint(map(str.lower, self.headers)):
+                    status, answer = _NO_CONDITIONS[proxy.conditions]
+                    self._answer(status, {"Content-Type": "application/xml"}, answer)
                 elif proxy.strict and (refusal := _refusal(self.headers, body)):
                     self._answer(403, {"Content-Type": "application/xml"}, _FORBIDDEN % refusal)
                 elif proxy.strict and self.command == "POST" and self.path in proxy._completed:
@@ -189,7 +201,8 @@ def _handler_of(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
             with contextlib.closing(connection):
                 connection.putrequest(self.command, path, skip_host=True, skip_accept_encoding=True)
                 for name, value in self.headers.items():  # Host as it was signed
-                    if name.lower() not in _HOP:
+                    ignored = proxy.conditions == "ignored" and name.lower() in _CONDITIONS
+                    if name.lower() not in _HOP and not ignored:
                         connection.putheader(name, _plain(value) if proxy.strict else value)
                 if body or self.command in ("PUT", "POST"):
                     connection.putheader("Content-Length", str(len(body)))

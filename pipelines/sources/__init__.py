@@ -7,7 +7,7 @@ from pipelines.sources.base import BadFile, ImageFile, Item, Pixels, Source
 __all__ = ["BadFile", "ImageFile", "Item", "Pixels", "Source", "open_source"]
 
 
-def open_source(location: str, splits: str = "auto") -> Source:
+def open_source(location: str, splits: str = "auto", *, anonymous: bool = False) -> Source:
     """The source at ``location``: a path, ``s3://bucket/prefix``, ``digits`` or ``photos``.
 
     A folder or a prefix, or one file (tar, zip, IDX, ``.npy``, ``.npz``, Parquet). What it is, is decided by
@@ -18,7 +18,8 @@ def open_source(location: str, splits: str = "auto") -> Source:
         location: where the images are.
         splits: ``auto`` takes the splits that names mean, ``none`` takes no name for a split, and
             ``train=FOLDER,val=FOLDER,test=FOLDER`` takes these alone.
+        anonymous: whether a store is asked without credentials.
     """
     from pipelines.sources.opening import open_any  # the readers, and what they need, only where one is used
 
-    return open_any(location, splits)
+    return open_any(location, splits, anonymous=anonymous)

@@ -9,11 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
-from fvae.config import ConfigError
-from pipelines.sources.base import LARGEST_FILE, BadFile, digest_all, too_large
+from pipelines.sources.base import LARGEST_FILE, BadFile, digest_all, printable, too_large
 from pipelines.sources.file_names import HEAD, Clutter, is_image, is_image_content, may_be_image
 from pipelines.sources.streams import OneFile, stored_file
-from pipelines.storage import Storage
+from pipelines.storage import ArchivedError, Storage, check_key
 
 THREADS = 16
 AHEAD_BYTES = 32 << 20
@@ -87,7 +86,13 @@ class StoredFiles(Files):
     def __init__(self, storage: Storage, where: str) -> None:
         super().__init__(where)
         self._storage = storage
-        listed = [Entry(info.key, info.size, info.version) for info in storage.list()]
+        listed = []
+        for info in storage.list():
+            try:
+                check_key(info.key)
+                listed.append(Entry(info.key, info.size, info.version))
+            except ValueError:  # stores take names that no folder has
+                self.bad.append(BadFile(printable(info.key), "a key with an empty, '.' or '..' part, which is no path"))
         self.entries, clutter = [], Clutter()
         for hidden in (True, False):  # where nothing else is there, hidden files are the images
             clutter = Clutter(hidden=hidden)
@@ -108,7 +113,7 @@ class StoredFiles(Files):
     def _head(self, entry: Entry) -> bytes:
         try:
             return self._storage.read_range(entry.key, 0, HEAD)
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ArchivedError):
             return b""
 
     def contents(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Content]]:
@@ -134,10 +139,8 @@ class StoredFiles(Files):
             return self._storage.read(entry.key)
         except FileNotFoundError:
             return "gone since it was listed"
-        except ValueError as error:
-            if isinstance(error, ConfigError):
-                raise
-            return str(error)  # a key that is no path
+        except ArchivedError:
+            return "archived by the store: restore it first"
 
 
 def _done(read: tuple[Entry, Future[Content]]) -> tuple[Entry, Content]:

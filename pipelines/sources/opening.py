@@ -44,10 +44,10 @@ _REFUSED = (
 _READ = "a folder, .tar, .tar.gz, .zip, IDX, .npy, .npz or Parquet file of images, or 'digits' or 'photos'"
 
 
-def open_any(location: str, splits: str = "auto") -> Source:
+def open_any(location: str, splits: str = "auto", *, anonymous: bool = False) -> Source:
     """See :func:`pipelines.sources.open_source`."""
     asked = Splits(splits)
-    source = _open(location, asked)
+    source = _open(location, asked, anonymous)
     require(
         not asked.patterns or bool(source.origins) or isinstance(source, ImageStream),
         f"--splits={splits!r}: {location} holds {source.kind}, which name their splits in their own way; "
@@ -56,7 +56,7 @@ def open_any(location: str, splits: str = "auto") -> Source:
     return source
 
 
-def _open(location: str, splits: Splits) -> Source:
+def _open(location: str, splits: Splits, anonymous: bool) -> Source:
     require(isinstance(location, str) and location.strip() != "", f"source {location!r}: give {_READ}")
     if location == "digits":
         from pipelines.sources.embedded import Digits
@@ -66,7 +66,10 @@ def _open(location: str, splits: Splits) -> Source:
         from pipelines.sources.embedded import Photos
 
         return Photos()
-    return _open_remote(location, splits) if is_remote(location) else _open_local(location, splits)
+    if is_remote(location):
+        return _open_remote(location, splits, anonymous)
+    require(not anonymous, f"--anonymous: {location} lies on this machine; it is for sources on s3://")
+    return _open_local(location, splits)
 
 
 def _open_local(location: str, splits: Splits) -> Source:
@@ -90,12 +93,12 @@ def _open_local(location: str, splits: Splits) -> Source:
     raise ConfigError(f"{location}: no such file or folder; {near or f'give {_READ}'}")
 
 
-def _open_remote(location: str, splits: Splits) -> Source:
-    storage = open_storage(location)
+def _open_remote(location: str, splits: Splits, anonymous: bool) -> Source:
+    storage = open_storage(location, anonymous=anonymous)
     parent_uri, _, name = storage.uri.rpartition("/")
     if parent_uri == "s3:/":  # a whole bucket
         return _from_many(name, StoredFiles(storage, location), splits)
-    parent = open_storage(parent_uri)
+    parent = open_storage(parent_uri, anonymous=anonymous)
     try:
         file = stored_file(parent, name, location)
     except FileNotFoundError:

@@ -216,11 +216,12 @@ def test_a_holder_without_a_store_is_late_until_it_answers_again(
 def test_a_renewal_whose_answers_were_all_lost_is_known_again(
     s3: str, remote: Storage, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The first three PUTs after the one that takes the lease are carried out, but nobody is told.
-    with FaultProxy(s3, dict.fromkeys((2, 3, 4), "reset"), counted=only("PUT")) as proxy:
+    # The first three PUTs after those that take the lease (and see that it cannot be taken twice) are carried out, but
+    # nobody is told.
+    with FaultProxy(s3, dict.fromkeys((3, 4, 5), "reset"), counted=only("PUT")) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         with exclusive(remote) as lease:
-            until(lambda: len(proxy.requests) >= 7)
+            until(lambda: len(proxy.requests) >= 8)
             lease.check()
     assert list(remote.list()) == []
 
