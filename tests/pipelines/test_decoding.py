@@ -171,6 +171,49 @@ def test_palette_and_bits() -> None:
         assert decoded.notes == ("1-bit",)
 
 
+def test_an_alpha_of_zero_everywhere_hides_nothing() -> None:
+    for file_format in ("PNG", "TIFF"):
+        for colours in (GREY, COLOUR):
+            decoded = decode(saved(np.dstack([colours, np.zeros_like(GREY)]), file_format), AS_IT_IS)
+            assert np.array_equal(decoded.pixels, colours)
+            assert decoded.notes == ("alpha of zero",)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "AVIF", "PPM", "JPEG2000"])
+def test_formats_that_are_read_by_pillow_alone(file_format: str) -> None:
+    content = saved(COLOUR, file_format)
+    with Image.open(io.BytesIO(content)) as image:
+        shown = np.asarray(image.convert("RGB"))
+    decoded = decode(content, AS_IT_IS)
+    assert np.array_equal(decoded.pixels, shown)
+    assert decoded.notes == (("palette",) if file_format == "GIF" else ())
+    if file_format in ("GIF", "AVIF"):
+        frames = [Image.fromarray(COLOUR), Image.fromarray(COLOUR[::-1])]
+        moving = decode(saved(frames[0], file_format, save_all=True, append_images=frames[1:]), AS_IT_IS)
+        assert moving.notes[0] == "frames"
+        assert moving.pixels.shape == COLOUR.shape
+
+
+def test_a_portable_map_of_16_bits_is_rounded() -> None:
+    header = b"P5 7 5 65535\n"
+    decoded = decode(header + WIDE[..., 0].astype(">u2").tobytes(), AS_IT_IS)
+    assert np.array_equal(decoded.pixels, rounded(WIDE[..., 0]))
+    assert decoded.notes == ("16-bit",)
+
+
+def test_a_channel_that_is_no_colour_is_dropped() -> None:
+    decoded = decode(tiff(np.dstack([COLOUR, GREY]), t338=0), AS_IT_IS)
+    assert np.array_equal(decoded.pixels, COLOUR)
+    assert decoded.notes == ("extra channel",)
+
+
+def test_a_photo_of_more_pixels_is_read_where_it_is_reduced() -> None:
+    content = saved(Image.new("L", (9000, 6000), 77), "PNG")
+    with pytest.raises(BadImage, match=r"9000×6000: more than 50,000,000 pixels, which only --size reduces"):
+        decode(content, AS_IT_IS)
+    assert (decode(content, Conversion(size=4)).pixels == 77).all()
+
+
 def test_cmyk_and_ycbcr() -> None:
     for file_format in ("JPEG", "TIFF"):
         content = saved(Image.fromarray(COLOUR).convert("CMYK"), file_format)

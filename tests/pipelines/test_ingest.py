@@ -28,6 +28,7 @@ from pipelines import ingest as ingest_module
 from pipelines.datasets import load_dataset
 from pipelines.ingest import ingest, main
 from pipelines.ingest_settings import IngestSettings, bad_limit
+from pipelines.ingest_summary import class_line
 from pipelines.lease import Lease
 from pipelines.progress import Steps
 from pipelines.spool import Spool
@@ -326,6 +327,70 @@ def test_the_command_as_a_user_runs_it(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     check_fresh(Manifest.from_json((tmp_path / "set" / "manifest.json").read_text()), tmp_path)
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tree(tmp_path / "mine", pixels(60), test=10)
+    (folder / "train" / "class0" / "notes.mat").write_text("")
+    said = []
+    for options in (["--dry-run"], []):
+        monkeypatch.setattr(sys, "argv", ["pipelines.ingest", str(folder), str(tmp_path / "set"), *options])
+        with pytest.raises(SystemExit) as exit_:
+            command_line.run(main, IngestSettings)
+        assert exit_.value.code == 0
+        said.append([line for line in capsys.readouterr().out.splitlines() if " images in " not in line])
+        assert (tmp_path / "set").exists() != bool(options)
+    rehearsed, made = said
+    assert rehearsed[-1] == f"Nothing was written; without --dry-run the data set goes to {tmp_path / 'set'}"
+    assert [line for line in made if " bytes per image in " not in line][:-1] == rehearsed[:-1]
+    for part in (
+        "mine: 45 train, 5 val, 10 test images of 8×8×3, 256 levels",
+        "2 classes: class0, class1",
+        "splits as the source names them: train = train; test = test",
+        "1 file that is not an image ignored: .mat ×1",
+        "values 0 … 255 of 256 levels",
+    ):
+        assert any(part in line for line in rehearsed), part
+    monkeypatch.setattr(sys, "argv", ["pipelines.ingest", str(folder), str(tmp_path), "--dry-run"])
+    with pytest.raises(SystemExit) as exit_:
+        command_line.run(main, IngestSettings)
+    assert exit_.value.code == 2
+    assert "which is no part of a data set" in capsys.readouterr().err
+
+
+def test_what_systems_leave_in_a_finished_set_changes_nothing(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "mine", pixels(40))
+    first, _ = make(folder, tmp_path / "set")
+    (tmp_path / "set" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "set" / "@eaDir").mkdir()
+    (tmp_path / "set" / "@eaDir" / "manifest.json").write_bytes(b"x")
+    again, said = make(folder, tmp_path / "set")
+    assert "Unchanged" in said[0]
+    assert again == first
+    make(folder, tmp_path / "set", size=4)
+    assert (tmp_path / "set" / ".DS_Store").exists()
+
+
+def test_many_classes_and_many_decisions_fit_one_screen() -> None:
+    names = [f"class{number}" for number in range(40_000)]
+    assert class_line(names) == (
+        "40,000 classes: class0, class1, class2, class3, class4, class5, class6, …, class39999"
+    )
+    assert class_line(["cat"]) == "1 class: cat"
+    assert class_line([]) == "no classes"
+    assert len(class_line(["x" * 500, "y"])) < 60
+
+
+def test_a_set_of_an_earlier_reader_is_made_again(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "mine", pixels(40))
+    first, _ = make(folder, tmp_path / "set")
+    path = tmp_path / "set" / "manifest.json"
+    path.write_text(path.read_text().replace('"reader": 2', '"reader": 1'))
+    again, said = make(folder, tmp_path / "set")
+    assert said == ["The same images as before, to the pixel: the content hash is unchanged."]
+    assert again == first
 
 
 # --- found by others ----------------------------------------------------------------------------------------

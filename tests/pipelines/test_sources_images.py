@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae import ConfigError
-from pipelines.sources import archives, base, files, folders, open_source, zips
+from pipelines.sources import ImageFile, archives, base, files, folders, open_source, zips
 from pipelines.sources.file_names import is_clutter
 from tests.pipelines.source_builders import (
     CLUTTER,
@@ -161,6 +162,65 @@ def test_a_file_too_large_for_an_image_is_named(tmp_path: Path, packing: str, mo
     source = open_source(PACKERS[packing](tmp_path, {"a.png": bytes(1001), "b.png": png()}))
     assert [item.path for item in source.items()] == ["a.png", "b.png"]
     assert "too large" in bad_of(source)["a.png"]
+
+
+def test_entries_that_cannot_be_followed_or_listed_are_bad_files(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as place:  # which another user may enter
+        Path(place).chmod(0o755)
+        root = Path(folder(Path(place) / "set", pngs("cat/1.png", "dog/2.png", "locked/3.png")))
+        (root / "latest").symlink_to("latest")
+        (root / "horse").symlink_to("/mnt/unmounted/horse")
+        (root / "README.md").symlink_to("nowhere")
+        (root / "locked").chmod(0)
+        user = os.geteuid()
+        try:
+            if user == 0:  # who may enter everything
+                os.seteuid(65534)
+            source = open_source(str(root))
+            items = list(source.items())
+        finally:
+            os.seteuid(user)
+            (root / "locked").chmod(0o755)
+    assert bad_of(source) | {item.path: "" for item in items if isinstance(item, ImageFile)} == {
+        "latest": "a link that leads back to itself",
+        "horse": "a link that leads nowhere",
+        "locked/": "a folder that cannot be listed (Permission denied)",
+        "cat/1.png": "",
+        "dog/2.png": "",
+    }
+
+
+def test_a_path_longer_than_the_system_takes_is_read(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    here = os.open(root, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 240, dir_fd=here)
+        inner = os.open("d" * 240, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    for name in ("deep.png", "nameless"):
+        with os.fdopen(os.open(name, os.O_WRONLY | os.O_CREAT, dir_fd=here), "wb") as file:
+            file.write(png(5))
+    os.close(here)
+    assert [content for content, _, _ in files_of(open_source(str(root))).values()] == [png(5)] * 2
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+def test_hidden_files_are_the_images_where_nothing_else_is(tmp_path: Path, packing: str) -> None:
+    tree = {f".set/{name}": content for name, content in pngs("1.png", "2.png").items()}
+    source = open_source(PACKERS[packing](tmp_path, tree | {".DS_Store": b"x"}))
+    assert {content for content, _, _ in files_of(source).values()} == set(tree.values())
+    assert source.notes == ["1 system or hidden file or folder ignored: .DS_Store"]
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+def test_images_are_known_by_their_content_where_names_do_not_tell(tmp_path: Path, packing: str) -> None:
+    tree = pngs("a/0001", "a/photo.orig", "b/0002.1", "b/x.jfif", "b/y.gif")
+    others = {"a/README": b"hello", "b/table.csv": png(9), "b/z.dat": b"II"}
+    source = open_source(PACKERS[packing](tmp_path, tree | others))
+    assert {path: content for path, (content, _, _) in files_of(source).items()} == tree
+    assert any("3 files that are not images ignored" in note for note in source.notes)
 
 
 def test_names_of_any_bytes_can_be_printed(tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""From stored values to levels: exact where it can be, the nearest level elsewhere; and what was seen on the way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fvae import ConfigError
+from pipelines.conversion import Conversion, convert
+from pipelines.decoding import BadImage, decode
+from pipelines.ingest_settings import IngestSettings, parse_range
+from pipelines.value_levels import Levels, Seen, Stored
+from pipelines.value_range import require_wide
+from tests.images import saved
+
+pytestmark = pytest.mark.core
+
+
+@given(st.integers(2, 256))
+def test_levels_come_back_exactly(bins: int) -> None:
+    values = np.arange(bins, dtype=np.uint8)
+    levels = Levels(bins=bins)
+    assert (levels.reduce(levels.spread(values)) == values).all()
+
+
+@given(
+    st.floats(-1e6, 1e6),
+    st.floats(1e-3, 1e6),
+    st.lists(st.floats(0, 1), min_size=1, max_size=50),
+    st.sampled_from(["f8", "f4"]),
+)
+def test_spread_values_are_the_nearest_levels(low: float, width: float, shares: list[float], kind: str) -> None:
+    values = np.clip(low + width * np.array(shares), low, low + width)
+    found = Levels(low=low, high=low + width).spread(values).astype(float)
+    assert (np.abs(found - (values - low) * 255 / width) <= 0.5 + 1e-6 * (1 + abs(low) / width)).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.float32])
+def test_types_spread_alike(kind: type) -> None:
+    values = np.arange(0, 256, dtype=kind).reshape(16, 16)
+    assert (Levels(low=0, high=255).spread(values) == np.arange(256, dtype=np.uint8).reshape(16, 16)).all()
+    with pytest.raises(BadImage, match=r"holds 255, which lies outside of the values 0 … 100 asked for"):
+        Levels(low=0, high=100).spread(values)
+    with pytest.raises(BadImage, match=r"holds 0, which lies outside"):
+        Levels(low=1, high=300).spread(values)
+
+
+def test_not_a_number_is_no_value() -> None:
+    for bad in (np.nan, np.inf):
+        with pytest.raises(BadImage, match="not finite"):
+            convert(np.array([[0.5, bad]]), Conversion(levels=Levels(low=0, high=1)))
+
+
+def test_images_of_every_kind_take_the_range() -> None:
+    grey = np.arange(0, 100, dtype=np.uint8).reshape(10, 10)
+    asked = Conversion(levels=Levels(low=0, high=99))
+    expected = np.floor(grey * (255 / 99) + 0.5).astype(np.uint8)
+    colour = np.dstack([grey] * 3)
+    for content in (saved(grey, "PNG"), saved(grey, "BMP"), saved(grey.astype(np.uint16), "PNG"), saved(grey, "PPM")):
+        assert (decode(content, asked).pixels == expected).all()
+    for file_format in ("PNG", "TIFF", "WEBP"):
+        options = {"lossless": True, "exact": True} if file_format == "WEBP" else {}
+        alpha = np.dstack([colour, np.full_like(grey, 255)])
+        for image in (colour, alpha):
+            assert (decode(saved(image, file_format, **options), asked).pixels == expected[..., None]).all()
+    for kind in (np.int32, np.float32):
+        assert (decode(saved(grey.astype(kind), "TIFF"), asked).pixels == expected).all()
+    assert (convert(grey.astype(np.int64), asked).pixels == expected).all()
+
+
+def test_few_levels_are_made_after_the_size() -> None:
+    image = np.zeros((4, 4), np.uint8)
+    image[:2] = 200
+    made = convert(image, Conversion(size=2, levels=Levels(low=0, high=255, bins=2)))
+    assert made.pixels.tolist() == [[1, 1], [0, 0]]
+    image[0] = 0  # half of the upper pixels is 100: less than the middle
+    assert convert(image, Conversion(size=2, levels=Levels(low=0, high=255, bins=2))).pixels.tolist() == [[0, 0]] * 2
+
+
+def test_one_bit_is_black_and_white_whatever_is_asked() -> None:
+    bits = np.arange(64).reshape(8, 8) % 3 == 0
+    for levels in (Levels(bins=2), Levels(low=0, high=255, bins=2)):
+        assert (decode(saved(bits, "PNG"), Conversion(levels=levels)).pixels == bits).all()
+        assert (convert(bits, Conversion(levels=levels)).pixels == bits).all()
+
+
+PARTS = st.lists(st.lists(st.sampled_from([0, 1, 7, 255]), min_size=1, max_size=6), min_size=1, max_size=5)
+
+
+@given(PARTS)
+def test_what_is_seen_in_parts_is_what_is_seen_at_once(parts: list[list[int]]) -> None:
+    merged = Seen()
+    for part in parts:
+        one = Seen()
+        one.add_pixels(np.array(part, np.uint8))
+        one.add(Stored(16, min(part), max(part)))
+        merged.merge(one)
+    everything = {value for part in parts for value in part}
+    assert (merged.low, merged.high) == (min(everything), max(everything))
+    assert merged.distinct == (everything if len(everything) <= 2 else None)
+    assert merged.stored == {16: (min(everything), max(everything))}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "top", "said"),
+    [
+        (0, 255, 65535, "--value-range 0:255, or --value-range 0:65535 to take them as they are"),
+        (0, 4000, 65535, "--value-range 0:4095, or --value-range 0:65535"),
+        (900, 1200, 65535, "--value-range 0:2047 or --value-range 900:1200, or --value-range 0:65535"),
+        (0, 16, 255, "--value-range 0:16, --bins 17 for 17 levels, or --value-range 0:255"),
+        (200, 210, 255, "--value-range 0:210 or --value-range 200:210, --bins 211"),
+        (-5, 90, 255, "not in 0 … 255; say which are black and white: --value-range -5:90"),
+        (0, 4000, 255, "--value-range 0:4095"),
+    ],
+)
+def test_the_question_has_answers_that_work(low: int, high: int, top: int, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        require_wide("set", low, high, top)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    for word in str(caught.value).split("--value-range ")[1:]:
+        found = parse_range(word.split(" ")[0].rstrip(","))
+        assert found is not None
+        assert found[0] <= low
+        assert high <= found[1]
+
+
+def test_a_range_that_is_wide_enough_is_no_question() -> None:
+    for low, high, top in ((0, 31, 255), (0, 8191, 65535), (100, 131, 255)):
+        require_wide("set", low, high, top)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"value_range": text} for text in ("255", "5:5", "9:1", "a:b", "0:nan", "0:inf", "1:2:3")]
+    + [{"bins": number} for number in (0, 1, 257)],
+)
+def test_ranges_that_cannot_be_are_said(options: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="--value-range=|--bins") as caught:
+        IngestSettings(source="a", dest="b", **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
