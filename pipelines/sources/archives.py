@@ -135,7 +135,8 @@ def archive_folders(keys: Sequence[str]) -> dict[str, str]:
     """Archive → the folder that it stands for, with a last ``/`` or empty.
 
     Archives side by side with names that differ in a number, counted from 0 or 1, are shards of one set: the number
-    says nothing. ``00000.tar`` stands for no folder, ``train-000000.tar`` for ``train``, ``n01440764.tar`` for itself.
+    says nothing. ``00000.tar`` stands for no folder, ``train-000000.tar`` for ``train``; ``n01440764.tar`` stands for
+    itself, and so does ``7.tar``: a digit alone may be a class.
     """
     stems = {key: ARCHIVE_SUFFIX.sub("", key) for key in keys}
     numbers: dict[str, list[int]] = {}
@@ -146,7 +147,8 @@ def archive_folders(keys: Sequence[str]) -> dict[str, str]:
     for key, stem in stems.items():
         found = _NUMBER.search(stem)
         start = stem[: found.start()] if found else ""
-        if found and min(numbers[start]) <= 1 and max(numbers[start]) <= 2 * len(numbers[start]):
+        digit = found is not None and len(found[0]) == 1 and start.rpartition("/")[2] == ""
+        if found and not digit and min(numbers[start]) <= 1 and max(numbers[start]) <= 2 * len(numbers[start]):
             stem = start.rstrip("-_.")
         folders[key] = stem if not stem or stem.endswith("/") else f"{stem}/"
     return folders

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fvae.config import ConfigError, require
 from pipelines.sources.array_meaning import (
     Form,
     assign,
@@ -17,7 +18,7 @@ from pipelines.sources.array_meaning import (
     meaning,
     read_labels,
 )
-from pipelines.sources.base import Item, Pixels, Source, digest
+from pipelines.sources.base import BadFile, Item, Pixels, Source, digest, printable
 from pipelines.sources.files import Files
 from pipelines.sources.layout import LEFT_OUT, Layout, Splits, place_of
 from pipelines.sources.npy_format import Array, npz_arrays, read_header
@@ -44,8 +45,16 @@ class Part:
 class Arrays(Source):
     """The images of some arrays."""
 
-    def __init__(self, name: str, files: Sequence[OneFile], parts: Sequence[Part], notes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[OneFile],
+        parts: Sequence[Part],
+        notes: Sequence[str],
+        bad: Sequence[BadFile] = (),
+    ) -> None:
         super().__init__(name, "NumPy arrays")
+        self._bad = bad
         self._files = files
         self._parts = parts
         types = sorted({found for part in parts if (found := check_type(part.array))})
@@ -63,11 +72,11 @@ class Arrays(Source):
 
     def items(self) -> Iterator[Item]:
         notes = []
+        yield from self._bad
         for part in self._parts:
             name = part.array.where.rpartition("/")[2]
             if part.single:
-                image = np.concatenate(list(part.array.rows()))
-                yield Pixels(name, image[None], part.split, (part.label,))
+                yield _single(part, name)
                 continue
             labels: Sequence[str | None] | None = None
             if part.labels:
@@ -81,6 +90,15 @@ class Arrays(Source):
                 start += len(rows)
                 yield Pixels(name, part.form.images(rows), part.split, of_these)
         self.notes = [*self._fixed_notes, *notes]
+
+
+def _single(part: Part, name: str) -> Item:
+    """The image that an array is, or why it cannot be read."""
+    try:
+        image = np.concatenate(list(part.array.rows()))
+    except ConfigError as error:
+        return BadFile(printable(name), str(error).removeprefix(f"{part.array.where}: "))
+    return Pixels(name, image[None], part.split, (part.label,))
 
 
 def npy_file(name: str, file: OneFile) -> Arrays:
@@ -105,7 +123,17 @@ def array_folder(name: str, files: Files, keys: Sequence[str], splits: Splits) -
     opened = {key: files.file(key) for key in sorted(keys)}
     if all(key.lower().endswith(".npz") for key in keys):
         return _npz_folder(name, files.where, opened, splits)
-    arrays = {key: read_header(file.where, file.open) for key, file in opened.items() if key.lower().endswith(".npy")}
+    arrays: dict[str, Array] = {}
+    bad: list[BadFile] = []
+    for key, file in opened.items():
+        try:
+            arrays[key] = read_header(file.where, file.open)
+        except ConfigError as error:
+            bad.append(BadFile(printable(key), str(error).removeprefix(f"{file.where}: ")))
+    require(
+        bool(arrays),
+        f"{files.where}: no array in it that can be read{f'; {bad[0].path}: {bad[0].cause}' if bad else ''}",
+    )
     names = {key.rpartition("/")[2].rpartition(".")[0]: array for key, array in arrays.items()}
     if len(names) == len(arrays) and (len(arrays) == 1 or any(meaning(stem)[0] == "labels" for stem in names)):
         return Arrays(name, list(opened.values()), *_named_parts(files.where, names))
@@ -118,7 +146,7 @@ def array_folder(name: str, files: Files, keys: Sequence[str], splits: Splits) -
         check_type(array)
         if split != LEFT_OUT:
             parts.append(Part(array, Form() if single else form_of(array), split, label=label, single=single))
-    source = Arrays(name, list(opened.values()), parts, ["each .npy file is one image"] if single else [])
+    source = Arrays(name, list(opened.values()), parts, ["each .npy file is one image"] if single else [], bad)
     source.origins = layout.origins
     return source
 

@@ -82,6 +82,7 @@ class Layout:
     def __init__(self, where: str, places: Mapping[str, str], splits: Splits, lists: Sequence[str] = ()) -> None:
         self.origins: dict[str, list[str]] = defaultdict(list)
         """The folders or the parts of file names that each split comes from."""
+        self._noted: set[tuple[str, str]] = set()
         self._where = where
         self._splits = splits
         self._examples = places
@@ -102,6 +103,11 @@ class Layout:
     def place(self, place: str) -> Place:
         """Split and class of a place. The split is :data:`LEFT_OUT` where ``--splits`` names others only."""
         return self._placed[place]
+
+    def _note_origin(self, split: str, origin: str) -> None:
+        if (split, origin) not in self._noted:
+            self._noted.add((split, origin))
+            self.origins[split].append(origin)
 
     def _class(self, parts: Parts, start: int | None = None) -> str | None:
         depth = len(self._root) if start is None else start
@@ -153,9 +159,7 @@ class Layout:
         for place, (depth, name) in found.items():
             parts = self._parts[place]
             names[parts[:depth], name.split].setdefault(name.variant, parts[depth])
-            origin = "/".join(parts[: depth + 1])
-            if origin not in self.origins[name.split]:
-                self.origins[name.split].append(origin)
+            self._note_origin(name.split, "/".join(parts[: depth + 1]))
         for (_, split), variants in names.items():
             one, *others = variants.values()
             if others:
@@ -202,8 +206,7 @@ class Layout:
             )
         for place, parts in self._parts.items():
             self._placed[place] = (words[place], self._class(parts))
-            if not self.origins[words[place]]:
-                self.origins[words[place]].append(f"files called {words[place]}…")
+            self._note_origin(words[place], f"files called {words[place]}…")
         return True
 
     def _by_patterns(self) -> None:
@@ -220,9 +223,7 @@ class Layout:
                 continue
             split, end = match
             self._placed[place] = (split, self._class(parts, end))
-            origin = "/".join(parts[:end])
-            if origin not in self.origins[split]:
-                self.origins[split].append(origin)
+            self._note_origin(split, "/".join(parts[:end]))
 
 
 def _matches(parts: Parts, pattern: str) -> bool:

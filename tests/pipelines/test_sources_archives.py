@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fvae import ConfigError
 from pipelines.sources import BadFile, ImageFile, open_source
+from pipelines.sources.archives import archive_folders
 from pipelines.sources.tars import TarReader
 from tests.pipelines.source_builders import (
     PACKERS,
@@ -145,6 +146,48 @@ def test_a_member_that_stands_in_a_tar_twice_is_refused(tmp_path: Path, packing:
     with pytest.raises(ConfigError) as caught:
         list(open_source(str(path)).items())
     assert str(caught.value) == f"{path}: {'' if packing == 'tar' else './'}cat/1.png stands in it twice; pack it again"
+
+
+# --- archives inside ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (("00000.tar", "00001.tar"), ("", "")),
+        (("shard-000000.tar", "shard-000001.tar"), ("shard/", "shard/")),
+        (("train-0000.tar", "train-0001.tar", "val-0000.tar"), ("train/", "train/", "val/")),
+        (("train/00000.tar", "val/00000.tar"), ("train/", "val/")),
+        (("train.zip", "test.tar.gz"), ("train/", "test/")),
+        (("n01440764.tar", "n01443537.tar"), ("n01440764/", "n01443537/")),
+        (("0.zip", "1.zip"), ("0/", "1/")),
+    ],
+)
+def test_archives_stand_for_folders_and_shards_for_none(names: tuple[str, ...], folders: tuple[str, ...]) -> None:
+    assert archive_folders(names) == dict(zip(names, folders, strict=True))
+
+
+def test_a_tar_of_packed_tars_is_read_and_a_damaged_one_is_said(tmp_path: Path) -> None:
+    inner = {name: Path(tar(tmp_path / "x", pngs(f"{name}.png"), mode)).read_bytes() for name, mode in
+             (("a.tar", "w"), ("b.tar.gz", "w:gz"), ("c.tgz", "w:gz"))}  # fmt: skip
+    path = tar(tmp_path / "outer.tar.gz", inner)
+    source = open_source(path)
+    found = files_of(source)
+    assert [(name, label) for name, (_, _, label) in found.items()] == [
+        ("a.tar: a.tar.png", "a"), ("b.tar.gz: b.tar.gz.png", "b"), ("c.tgz: c.tgz.png", "c")
+    ]  # fmt: skip
+    path = tar(tmp_path / "cut.tar", inner | {"c.tgz": inner["c.tgz"][:-30]}, "w")
+    with pytest.raises(ConfigError, match="cut.tar: damaged or cut short"):
+        list(open_source(path).items())
+
+
+def test_classes_of_a_webdataset_lie_before_or_behind_their_images(tmp_path: Path) -> None:
+    files: dict[str, bytes] = {}
+    for number in range(6):
+        image, text = {f"{number}.png": png(number)}, {f"{number}.cls": f"{number % 2}\n".encode()}
+        files |= ({**image, f"{number}.json": b"{}", **text}, {**text, **image}, image)[number % 3]
+    source = open_source(tar(tmp_path / "a.tar", files, "w"))
+    assert [label for _, _, label in files_of(source).values()] == ["0", "1", None, "1", "0", None]
 
 
 # --- tar's dialects ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fvae import ConfigError
 from pipelines.sources import Pixels, open_source
 from pipelines.value_levels import to_8_bits
-from tests.pipelines.source_builders import pixels_of, stored
+from tests.pipelines.source_builders import bad_of, pixels_of, stored
 
 pytestmark = pytest.mark.core
 
@@ -177,6 +177,13 @@ def test_folders_of_arrays(tmp_path: Path) -> None:
     assert labels == ["cat"] * 10 + ["dog"] * 10
     assert source.count() == 20
     assert source.notes == ["each .npy file is one image"]
+    (tmp_path / "images" / "cat" / "bad.npy").write_bytes(b"no array")
+    cut = tmp_path / "images" / "cat" / "00.npy"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    bad = bad_of(open_source(str(tmp_path / "images")))
+    assert set(bad) == {"cat/bad.npy", "00.npy"}
+    assert bad["cat/bad.npy"].startswith("no whole .npy file")
+    assert bad["00.npy"].startswith("cut short")
 
 
 @given(st.lists(st.integers(0, 65535), min_size=1))

@@ -209,7 +209,7 @@ def test_more_trials_extend_a_finished_search(copy: Path, ray_address: str) -> N
 def write_images(folder: Path, height: int, width: int) -> None:
     folder.mkdir(parents=True)
     for number in range(12):
-        Image.fromarray(np.full((height, width), number, np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(np.full((height, width), 20 * number, np.uint8)).save(folder / f"{number}.png")
 
 
 @pytest.mark.parametrize(
