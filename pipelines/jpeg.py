@@ -60,6 +60,8 @@ def read_jpeg(content: bytes, colours: str, *, least: bool = False) -> np.ndarra
         if not _is_damage(error):
             return None
         cause = error
+    except MemoryError:  # Pillow then says so
+        return None
     if "extraneous" in str(cause) and (tidied := without_padding(content)) != content:
         try:
             return _decode(tidied, colours, least)

@@ -29,7 +29,7 @@ _OTHER_FILES = """
 _NO_IMAGES = frozenset(_OTHER_FILES.split())
 _SYSTEM_NAMES = """
     .ds_store|thumbs.db|ehthumbs.db|ehthumbs_vista.db|desktop.ini|icon|__macosx|@eadir|@synoresource|#recycle|#snapshot
-    |@recycle|@recently-snapshot|.@__thumb|.snapshot|.zfs|$recycle.bin|recycler|recycled|system volume information
+    |@recycle|@recently-snapshot|.@__thumb|.snapshot|.zfs|$recycle.bin|system volume information
     |found.000|found.001|pagefile.sys|hiberfil.sys|lost+found|.trash|.trashes|network trash folder|temporary items
     |.temporaryitems|.spotlight-v100|.fseventsd|.documentrevisions-v100|.appledouble|.appledb|.appledesktop
     |.volumeicon.icns|.localized|.thumbnails|.directory|.nomedia|picasa.ini|.picasa.ini|.picasaoriginals|__pycache__
@@ -37,6 +37,7 @@ _SYSTEM_NAMES = """
 """
 _SYSTEM = frozenset(name.strip() for name in _SYSTEM_NAMES.split("|")) - {"icon"} | {"icon\r"}
 """Names that operating systems, disk stations and tools give, in small letters."""
+_SYSTEM_CAPITALS = ("RECYCLER", "RECYCLED")  # in small letters they may be a class
 _SYSTEM_STARTS = ("._", "~$", ".trash-", ".nfs", ".fuse_hidden", ".goutputstream-", ".com.apple.", "thumbs.db:")
 _SYSTEM_ENDS = (":zone.identifier", "@synoeastream")
 _MAGIC = re.compile(
@@ -67,7 +68,9 @@ def is_image_content(head: bytes) -> bool:
 def is_system_name(name: str) -> bool:
     """Whether an operating system or a tool gave this name to a file or a folder: no user means it."""
     small = name.lower()
-    return small in _SYSTEM or small.startswith(_SYSTEM_STARTS) or small.endswith(_SYSTEM_ENDS)
+    return (
+        small in _SYSTEM or name in _SYSTEM_CAPITALS or small.startswith(_SYSTEM_STARTS) or small.endswith(_SYSTEM_ENDS)
+    )
 
 
 def is_hidden_name(name: str) -> bool:

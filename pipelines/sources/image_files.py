@@ -11,7 +11,7 @@ from pipelines.sources.base import BadFile, ImageFile, Item, Source, printable, 
 from pipelines.sources.file_names import Clutter, is_image, is_image_content, may_be_image
 from pipelines.sources.files import Entry, Files
 from pipelines.sources.layout import LEFT_OUT, Layout, Splits, place_of
-from pipelines.sources.split_names import may_list_splits
+from pipelines.sources.split_names import listed_splits
 from pipelines.sources.streams import OneFile
 
 _CLASS = "\1"
@@ -39,7 +39,7 @@ class ImageTree(Source):
         places: dict[str, str] = {}
         for entry in files.images:
             places.setdefault(place_of(entry.key), entry.key)
-        lists = [entry.key for entry in files.entries if may_list_splits(entry.key)]
+        lists = [entry.key for entry in files.entries if listed_splits(entry.key)]
         self._layout = Layout(files.where, places, splits, lists)  # a stray is said before anything is read
         self._images = [entry for entry in files.images if self._place(entry)[0] != LEFT_OUT]
         others = Counter(suffix_of(entry.key) for entry in files.entries)
@@ -130,10 +130,9 @@ class ImageStream(Source):
             if clutter.takes(path):
                 continue
             if found.link is not None:
-                if found.is_hard:
+                if found.is_hard and (is_image(path) or may_be_image(path)):
                     hard.setdefault((found.archive, _plain(found.link)), []).append(found)
-                else:
-                    symbolic += 1
+                symbolic += not found.is_hard
                 continue
             if is_image(path):
                 content = found.read()
@@ -148,7 +147,7 @@ class ImageStream(Source):
                 content = found.read() if may_be_image(path) else ""
                 if not isinstance(content, bytes) or not is_image_content(content):
                     others[suffix_of(path)] += 1
-                    lists += [found.path] if may_list_splits(path) else []
+                    lists += [found.path] if listed_splits(path) else []
                     continue
             once = hash((found.archive, path.removeprefix("./")))
             if once in seen:

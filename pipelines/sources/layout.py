@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from fvae.config import require
 from pipelines.sources.base import Question, printable
-from pipelines.sources.split_names import SPLIT_NAMES, SplitName, are_splits, of_file_name, read_names
+from pipelines.sources.split_names import SPLIT_NAMES, SplitName, are_splits, listed_splits, of_file_name, read_names
 
 LEFT_OUT = ""
 """Split of what an explicit ``--splits`` does not name."""
@@ -93,7 +93,7 @@ class Layout:
             self._by_patterns()
         elif splits.text == "none" or not (self._by_folders() or self._by_file_names()):
             shown = ", ".join(map(printable, sorted(lists)[:3])) + (" …" if len(lists) > 3 else "")
-            if lists and splits.text == "auto":
+            if splits.text == "auto" and are_splits(split for name in lists for split in listed_splits(name)):
                 raise Question(
                     f"{where}: {shown} may list published splits, which are not read from there: move the images into "
                     "folders train, val and test, or cut all of them anew (--splits none)"

@@ -186,8 +186,9 @@ def _from_tar(name: str, file: OneFile, splits: Splits) -> Source:
 
 
 def _peek_tar(file: OneFile, hidden: bool) -> tuple[str, Counter[str]]:
-    """What a tar archive holds: the first image or batch of CIFAR, else the first tar, else ``""``; and the suffixes
-    before it.
+    """What a tar archive holds, and the suffixes before it.
+
+    That is the first image or batch of CIFAR, else the second tar inside or the only one, else ``""``.
 
     Raises ``ConfigError`` where it is damaged before that.
     """
@@ -204,10 +205,12 @@ def _peek_tar(file: OneFile, hidden: bool) -> tuple[str, Counter[str]]:
                     continue
                 if is_image(name) or format_in_tar(name):
                     return name, suffixes
+                if TAR_SUFFIX.search(name):
+                    if inside:  # one may lie beside the images; two are what is packed
+                        return name, suffixes
+                    inside = name
                 if member.link is None and may_be_image(name) and is_image_content(reader.open().read(HEAD)):
                     return name, suffixes
-                if not inside and TAR_SUFFIX.search(name):
-                    inside = name
                 suffixes[suffix_of(name)] += 1
     return inside, suffixes
 

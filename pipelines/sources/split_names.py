@@ -95,13 +95,18 @@ def read_names(names: Collection[str]) -> dict[str, SplitName]:
     return found
 
 
-def may_list_splits(path: str) -> bool:
-    """Whether a file is called like a list of the images of a split: ``train.txt``, ``train_test_split.csv`` …"""
+def listed_splits(path: str) -> set[str]:
+    """The splits whose images a file may list, by its name: ``train.txt``, ``train_test_split.csv``, ``partition.txt``.
+
+    None where the name says nothing of the kind.
+    """
     stem, dot, suffix = path.replace("\\", "/").rpartition("/")[2].rpartition(".")
     if not dot or suffix.lower() not in _LISTS:
-        return False
+        return set()
     words = {_WORDS[token.lower()] for token in _TOKENS.findall(stem) if token.lower() in _WORDS}
-    return len(words) > 1 or "partition" in stem.lower() or read_name(stem) is not None
+    if "partition" in stem.lower():
+        return {"train", "val", "test"}
+    return words if len(words) > 1 or read_name(stem) is not None else set()
 
 
 def of_file_name(stem: str) -> str | None:

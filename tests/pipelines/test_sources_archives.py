@@ -181,6 +181,12 @@ def test_a_tar_of_packed_tars_is_read_and_a_damaged_one_is_said(tmp_path: Path) 
         list(open_source(path).items())
 
 
+def test_a_tar_beside_images_is_a_file_like_others(tmp_path: Path) -> None:
+    source = open_source(tar(tmp_path / "a.tar", {"notes.tar": b"x" * 600} | pngs("cat/1.png", "dog/2.png"), "w"))
+    assert list(files_of(source)) == ["cat/1.png", "dog/2.png"]
+    assert source.notes == ["1 file that is not an image ignored: .tar ×1"]
+
+
 def test_classes_of_a_webdataset_lie_before_or_behind_their_images(tmp_path: Path) -> None:
     files: dict[str, bytes] = {}
     for number in range(6):

@@ -10,7 +10,7 @@ import pytest
 from fvae import ConfigError
 from pipelines.sources import open_source
 from pipelines.sources.layout import LEFT_OUT
-from pipelines.sources.split_names import may_list_splits, read_name, read_names
+from pipelines.sources.split_names import listed_splits, read_name, read_names
 from tests.pipelines.source_builders import PACKERS, files_of, folder, png, pngs, splits_and_classes
 
 pytestmark = pytest.mark.core
@@ -210,7 +210,18 @@ def test_backslashes_of_old_windows_programs_are_separators(tmp_path: Path) -> N
 
 
 def test_lists_of_splits_are_known_by_their_names() -> None:
-    for name in ("train.txt", "a/test.csv", "train_test_split.txt", "list_eval_partition.txt", "val-images.json"):
-        assert may_list_splits(name), name
+    for name, splits in {
+        "train.txt": {"train"},
+        "a/test.csv": {"test"},
+        "train_test_split.txt": {"train", "test"},
+        "list_eval_partition.txt": {"train", "val", "test"},
+        "val-images.json": {"val"},
+    }.items():
+        assert listed_splits(name) == splits, name
     for name in ("labels.txt", "test.md", "train_classes_of_birds.txt", "readme", "train/classes.txt"):
-        assert not may_list_splits(name), name
+        assert not listed_splits(name), name
+
+
+def test_one_list_alone_is_no_published_split(tmp_path: Path) -> None:
+    place = folder(tmp_path / "set", pngs("1.png", "2.png") | {"train.csv": b"1", "notes/train.txt": b"2"})
+    assert set(splits_and_classes(open_source(place)).values()) == {(None, None)}
