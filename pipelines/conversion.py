@@ -32,6 +32,11 @@ class Conversion:
     levels: Levels = Levels()
     """Which values are black and white, and on how many levels."""
 
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether every image stays as it is."""
+        return self.size is None and self.channels is None and not self.levels.given
+
     def __post_init__(self) -> None:
         size_fits = self.size is None or (type(self.size) is int and 1 <= self.size <= MAX_SIZE)
         if size_fits and self.channels in (None, 1, 3):
@@ -61,6 +66,9 @@ def convert(values: np.ndarray, conversion: Conversion) -> Decoded:
     Of the types of whole numbers, uint8 and uint16 say what is white, booleans are black and white, and others hold
     8-bit values; with a range of values that is asked for, they and floats hold these.
     """
+    if values.dtype == np.uint8 and conversion.asks_nothing and (values.ndim == 2 or values.shape[2:] == (3,)):
+        check_size((values.shape[1], values.shape[0]), conversion)  # most images of most sets
+        return Decoded(np.ascontiguousarray(values))
     levels, kind = conversion.levels, values.dtype.kind
     if kind not in ("bui" if not levels.given else "buif") or values.ndim not in (2, 3):
         raise BadImage(f"{values.dtype} array of shape {values.shape}, not uint8 [H, W] or [H, W, 1 or 3]")
