@@ -32,8 +32,7 @@ _AFFIXES = frozenset(_PLAIN_WORDS.split())
 """Words that say nothing else than how the images of a split are kept."""
 _TOKENS = re.compile(r"\d+x\d+|\d+|[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_a-zA-Z]+")
 _LISTS = frozenset(("txt", "csv", "tsv", "json", "jsonl", "lst", "list"))
-_FILE_START = re.compile(rf"({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(?=[-_. ]|\d)", re.IGNORECASE)
-_FILE_END = re.compile(rf"(?<=[-_. ])({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})$", re.IGNORECASE)
+_IN_FILE_NAME = re.compile(rf"(?:^|(?<=[-_.]))({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(?=[-_. ]|\d|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +109,12 @@ def listed_splits(path: str) -> set[str]:
 
 
 def of_file_name(stem: str) -> str | None:
-    """The split word that a file's name starts or ends with: ``train`` of ``train_0001``."""
-    word = _FILE_START.match(stem) or (_FILE_END.search(stem) if stem[-1:].isalpha() else None)
-    return SPLIT_NAMES[word[1].lower()] if word else None
+    """The split word in a file's name: ``train`` of ``train_0001``, ``img_train_1`` and ``0001-train``."""
+    small = stem.lower()
+    if "train" not in small and "test" not in small and "val" not in small:
+        return None  # nearly all
+    word = _IN_FILE_NAME.search(small)
+    return SPLIT_NAMES[word[1]] if word and word[1] != small else None
 
 
 def are_splits(splits: Iterable[str]) -> bool:

@@ -251,7 +251,7 @@ def test_the_end_does_not_wait_for_a_renewal(s3: str, remote: Storage, monkeypat
     monkeypatch.setattr(lease_module, "RENEW_SECONDS", 0.01)
     monkeypatch.setattr(s3_requests, "FIRST_WAIT", 600.0)
     monkeypatch.setattr(s3_requests, "LONGEST_WAIT", 600.0)
-    with FaultProxy(s3, {2: "500"}, counted=only("PUT")) as proxy:
+    with FaultProxy(s3, {3: "500"}, counted=only("PUT")) as proxy:  # after the two that take the lease
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         with exclusive(remote):
             until(lambda: proxy.faults)

@@ -97,6 +97,8 @@ def test_names_side_by_side_explain_each_other() -> None:
         ),
         (pngs("train/images/cat/1.png", "val/images/cat/2.png"), [("train", "cat"), ("val", "cat")]),
         (pngs("all/test_1.png", "all/train_1.png", "all/train_2.png"), [("test", None), *[("train", None)] * 2]),
+        (pngs("img_test_1.png", "img_train_1.png"), [("test", None), ("train", None)]),
+        (pngs("test.png", "train.png"), [(None, None)] * 2),
         (pngs("0-test.png", "1-train.png"), [("test", None), ("train", None)]),
         (pngs("home/test/set/train/1.png", "home/test/set/val/2.png"), [("train", None), ("val", None)]),
         (pngs("test/train/1.png", "train/train/2.png", "train/apple/3.png"), None),
