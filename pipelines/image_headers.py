@@ -32,10 +32,7 @@ _MAGIC = (
     (b"MM\0+", "TIFF"),
     (b"GIF87a", "GIF"),
     (b"GIF89a", "GIF"),
-    (b"P5", "PPM"),
-    (b"P6", "PPM"),
-    (b"P2", "PPM"),
-    (b"P3", "PPM"),
+    *((magic, "PPM") for magic in (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")),
     (b"\0\0\0\x0cjP  ", "JPEG2000"),
     (b"\xff\x4f\xff\x51", "JPEG2000"),
 )

@@ -10,11 +10,11 @@ from pipelines.sources.base import suffix_of
 
 IMAGE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
-    *(".gif", ".avif", ".avifs", ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".jpx"),
+    *(".gif", ".avif", ".avifs", ".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".jpx"),
 )
 """Suffixes of image files that are decoded."""
 OTHER_IMAGES = (
-    *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".psd", ".psb", ".ico", ".tga", ".exr", ".hdr", ".pbm", ".pfm", ".dcm"),
+    *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".psd", ".psb", ".ico", ".tga", ".exr", ".hdr", ".pfm", ".dcm"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".svg", ".xcf", ".fits", ".nii"),
 )
 """Suffixes of image files that are not: a file that is called so counts as a bad one."""
@@ -41,7 +41,7 @@ _SYSTEM_CAPITALS = ("RECYCLER", "RECYCLED")  # in small letters they may be a cl
 _SYSTEM_STARTS = ("._", "~$", ".trash-", ".nfs", ".fuse_hidden", ".goutputstream-", ".com.apple.", "thumbs.db:")
 _SYSTEM_ENDS = (":zone.identifier", "@synoeastream")
 _MAGIC = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II[*+]\0|MM\0[*+]|RIFF....WEBP|BM....\0\0\0\0|P[2356][ \n\r\t]"
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II[*+]\0|MM\0[*+]|RIFF....WEBP|BM....\0\0\0\0|P[1-6][ \n\r\t]"
     rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|....ftyp(?:avi[fs]|hei[cxms]|he[vi][cmx]|mif1|msf1)|8BPS\0\x01|\xff\x0a"
     rb"|\0\0\0\x0cJXL ",
     re.DOTALL,

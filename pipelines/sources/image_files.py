@@ -139,7 +139,7 @@ class ImageStream(Source):
             elif path.endswith(".cls"):
                 text = found.read()
                 named = (_key(found), text.decode("utf-8", "replace").strip() if isinstance(text, bytes) else "")
-                if waiting and _key(waiting[0]) == named[0]:
+                if waiting and named[1] and _key(waiting[0]) == named[0]:
                     yield _labelled(waiting[1], named[1])
                     waiting = None
                 continue
@@ -159,7 +159,7 @@ class ImageStream(Source):
             item = self._item(found, content, places)
             if isinstance(item, BadFile):
                 yield item
-            elif named[0] and _key(found) == named[0]:
+            elif named[1] and _key(found) == named[0]:
                 yield _labelled(item, named[1])
             else:
                 waiting = found, item

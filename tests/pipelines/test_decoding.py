@@ -201,6 +201,13 @@ def test_a_portable_map_of_16_bits_is_rounded() -> None:
     assert decoded.notes == ("16-bit",)
 
 
+def test_a_portable_bitmap_is_black_and_white() -> None:
+    for content in (b"P1 3 2\n1 0 1\n0 1 0\n", b"P4 3 2\n\xa0\x40"):
+        decoded = decode(content, AS_IT_IS)
+        assert decoded.pixels.tolist() == [[0, 255, 0], [255, 0, 255]]
+        assert decoded.notes == ("1-bit",)
+
+
 def test_a_channel_that_is_no_colour_is_dropped() -> None:
     decoded = decode(tiff(np.dstack([COLOUR, GREY]), t338=0), AS_IT_IS)
     assert np.array_equal(decoded.pixels, COLOUR)
