@@ -27,7 +27,7 @@ def same_shape(
     """The images of the most common size, in one number of channels; the others join the bad files."""
     images = spool.images()
     if not len(images):
-        first = f" (first: {bad[0][0]}: {bad[0][1]})" if bad else ""
+        first = f" (first: {shortened(bad[0][0])}: {bad[0][1]})" if bad else ""
         raise ConfigError(f"{settings.source}: no usable image in it; {len(bad)} bad files{first}")
     height, width = most_common_size(images)
     fits = (images.shapes[:, 1:] == (height, width)).all(axis=1)
