@@ -161,7 +161,7 @@ def _over_white(colours: Image.Image, alpha: Image.Image, notes: list[str]) -> I
     if least == 255:
         notes.append("opaque alpha")
         return colours
-    if most == 0:  # of a program that leaves the fourth byte empty: nobody keeps a picture that cannot be seen
+    if most == 0:  # some programs leave the fourth byte empty; a picture that shows nothing is not kept on purpose
         notes.append("alpha of zero")
         return colours
     notes.append("alpha")

@@ -105,7 +105,7 @@ class Form:
 
 
 def form_of(array: Array, *, planar: bool = False) -> Form:
-    """How the dimensions of an array are meant. Raises ``ConfigError`` where that cannot be told.
+    """How the dimensions of an array are meant. Raises ``ConfigError`` where they are ambiguous.
 
     Args:
         array: many images.

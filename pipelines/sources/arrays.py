@@ -118,7 +118,7 @@ def array_folder(name: str, files: Files, keys: Sequence[str], splits: Splits) -
 
     A ``.npz`` holds a split, or a part of one, as its name says. ``.npy`` files with names like ``x_train`` and
     ``y_train`` belong together like the arrays of one ``.npz``; others hold a class each, or one image each, whose
-    class is its folder's name. Raises ``ConfigError`` where it cannot be told what they hold.
+    class is its folder's name. Raises ``ConfigError`` where their shapes fit no images.
     """
     opened = {key: files.file(key) for key in sorted(keys)}
     if all(key.lower().endswith(".npz") for key in keys):

@@ -68,7 +68,7 @@ class Source(ABC):
     knows_levels: bool = False
     """Whether ``bins`` is what the source says, and no guess from the type of its values."""
     needs_range: str = ""
-    """The type of its values, where nobody can know which of them are black and white; else nothing."""
+    """The type of the values where it does not define black and white (floats); empty otherwise."""
     notes: list[str]
     """Decisions that the source itself made, one plain line each. Final after the last item."""
     origins: Mapping[str, Sequence[str]]
@@ -113,7 +113,7 @@ class Source(ABC):
 
 
 class Question(ConfigError):
-    """It cannot be told what is meant. The line names the option of ``python -m pipelines.ingest`` that says it."""
+    """The input is ambiguous. The line names the option of ``python -m pipelines.ingest`` that answers."""
 
 
 def digest(*parts: object) -> str:

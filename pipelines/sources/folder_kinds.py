@@ -29,7 +29,7 @@ def from_files(name: str, files: Files, splits: Splits, open_file: OpenFile) -> 
         splits: what the user says about splits.
         open_file: what opens a file, where there is a single one to be read.
 
-    Raises ``ConfigError`` where there is nothing to read, or where it cannot be told what is meant.
+    Raises ``ConfigError`` where there is nothing to read, or where files of several kinds lie together.
     """
     from pipelines.sources.shards import Shards, is_data_set
     from pipelines.sources.tables import EncodedRows

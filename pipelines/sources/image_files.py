@@ -40,7 +40,7 @@ class ImageTree(Source):
         for entry in files.images:
             places.setdefault(place_of(entry.key), entry.key)
         lists = [entry.key for entry in files.entries if listed_splits(entry.key)]
-        self._layout = Layout(files.where, places, splits, lists)  # a stray is said before anything is read
+        self._layout = Layout(files.where, places, splits, lists)  # raises for a stray before anything is read
         self._images = [entry for entry in files.images if self._place(entry)[0] != LEFT_OUT]
         others = Counter(suffix_of(entry.key) for entry in files.entries)
         others.subtract(suffix_of(entry.key) for entry in files.images)

@@ -76,7 +76,7 @@ class Layout:
         splits: what the user says about splits.
         lists: the other files that may list the images of each split.
 
-    Raises ``ConfigError`` where it cannot be told what is meant; the line names the option that says it.
+    Raises ``Question`` where the names are ambiguous; the line names the option that answers.
     """
 
     def __init__(self, where: str, places: Mapping[str, str], splits: Splits, lists: Sequence[str] = ()) -> None:

@@ -42,7 +42,7 @@ class SplitName:
     split: str
     """``train``, ``val`` or ``test``."""
     part: str = ""
-    """The letter or the number by which parts of one split are told apart: ``A`` of ``trainA``."""
+    """The letter or the number that distinguishes the parts of one split: ``A`` of ``trainA``."""
     variant: str = ""
     """Everything else: ``2017`` of ``train2017``. Two variants may hold the same images."""
 
@@ -64,7 +64,7 @@ def read_name(name: str) -> SplitName | None:
 
 
 def _is_part(token: str) -> bool:
-    """Whether a token tells parts of one split apart: a letter, or a number that is no year."""
+    """Whether a token distinguishes parts of one split: a letter, or a number that is no year."""
     if token.isdigit():
         return not (len(token) == 4 and token[:2] in ("19", "20"))
     return len(token) == 1 and token.isalpha() and token.lower() not in _AFFIXES
