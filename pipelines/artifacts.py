@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from pipelines.on_disk import read_from
 from pipelines.storage import Storage, open_storage
@@ -46,7 +47,8 @@ class Artifact:
 def log_artifact(client: MlflowClient, run_id: str, artifact_uri: str, artifact: Artifact) -> None:
     """Write ``artifact`` into a run's artifacts, over what has its name there.
 
-    To S3 it goes as everything else does: same endpoint, timeouts, retries and checksums. Elsewhere MLflow writes it.
+    To a folder or to S3 it goes as everything else does: whole or not at all, with the same retries and checksums.
+    Through a server, MLflow writes it.
 
     Args:
         client: of the run's tracking server or database.
@@ -55,15 +57,33 @@ def log_artifact(client: MlflowClient, run_id: str, artifact_uri: str, artifact:
         artifact: a file or a folder. ``FileNotFoundError`` where it is missing.
     """
     with read_from(artifact.storage, artifact.key) as path:
-        if artifact_uri.startswith("s3://") and not mlflow_writes_s3():
-            open_storage(artifact_uri).upload(path, artifact.name)
+        if place := reachable(artifact_uri):
+            place.upload(path, artifact.name)
         else:
             client.log_artifact(run_id, str(path))
+
+
+def is_missing(artifact_uri: str, artifact: Artifact) -> bool:
+    """Whether a run's artifacts in a folder lack what was uploaded before: the folder was copied without them.
+
+    False for artifacts elsewhere, which are not looked up.
+    """
+    place = reachable(artifact_uri)
+    folder = place.local_path if place else None
+    return folder is not None and not (folder / artifact.name).exists()
 
 
 def mlflow_writes_s3() -> bool:
     """Whether MLflow's own settings for S3 stand in the environment: its artifacts there are its business then."""
     return any(os.environ.get(name) for name in _MLFLOWS_OWN_S3)
+
+
+def reachable(artifact_uri: str) -> Storage | None:
+    """A run's artifacts as a storage, where this process reaches them without MLflow."""
+    parts = urlsplit(artifact_uri)
+    if parts.scheme in {"", "file"}:
+        return open_storage(unquote(parts.path))
+    return open_storage(artifact_uri) if parts.scheme == "s3" and not mlflow_writes_s3() else None
 
 
 def _local_stats(path: Path) -> list[tuple[str, int, int]]:

@@ -13,12 +13,13 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from fvae.config import ConfigError
+from pipelines.artifact_places import settle
 from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
 from pipelines.plain_urls import without_user
-from pipelines.storage import Storage, StorageError
+from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.tracking_database import DATABASE, DatabaseConflict, WorkingCopy
 from pipelines.trial_snapshot import TrialSnapshot
 
@@ -92,7 +93,8 @@ class BackgroundTracker(ABC, Generic[RunsT]):
         where its settings do."""
         if self._thread.ident is not None:
             return
-        self._identity = _identity(self._storage.child(self._name))
+        own = self._tracking_uri == default_tracking_uri(self._storage)
+        self._identity = _identity(self._storage, self._name, own_database=own)
         self._thread.start()
 
     def flush(self, timeout: float = 60.0) -> bool:
@@ -234,20 +236,63 @@ class BackgroundTracker(ABC, Generic[RunsT]):
         quiet_mlflow()  # before the import, which reads some of it
         from pipelines.mlflow_connection import connect
 
+        settle(self._tracking_uri, self._storage)
         return self._make_runs(connect(self._tracking_uri))
 
 
-def _identity(place: Storage) -> str:
-    """What its runs are found by in MLflow: made once, kept with the files in ``place``, gone when they are deleted."""
+def _identity(storage: Storage, name: str, *, own_database: bool) -> str:
+    """What the runs of ``name`` are found by in MLflow: made once, kept with the files, gone when they are deleted.
+
+    The identity names its place. A folder that was moved keeps its identity; a copy whose original is still there is
+    another search or training and gets an identity of its own, so that the two never write to the same runs.
+
+    Args:
+        storage: of all runs.
+        name: of the run's folder there.
+        own_database: MLflow's database lies beside the runs: a copy of all of them has a database of its own, and
+            only a copy under another name shares one with its original.
+    """
+    place = storage.child(name)
+    here = {"storage": storage.uri, "name": name}
     try:
         content = place.read(_IDENTITY)
     except FileNotFoundError:
-        place.create(_IDENTITY, json.dumps({"search_id": uuid.uuid4().hex}).encode())
+        place.create(_IDENTITY, json.dumps({"search_id": uuid.uuid4().hex, **here}).encode())
         content = place.read(_IDENTITY)
+    known = _parsed(content, place)
+    identity = str(known["search_id"])
+    was_in, was_called = str(known.get("storage", storage.uri)), str(known.get("name", name))
+    if was_called == name and (own_database or was_in == storage.uri):
+        return identity
+    original = (storage if own_database else open_storage(was_in)).child(was_called)
+    if _is_another(original, place) and _has_identity(original, identity):
+        identity = uuid.uuid4().hex
+    place.write(_IDENTITY, json.dumps({"search_id": identity, **here}).encode())
+    return identity
+
+
+def _is_another(original: Storage, place: Storage) -> bool:
+    """Whether two places are two, and not one under two names."""
+    first, second = original.local_path, place.local_path
+    if first is None or second is None:
+        return original.uri != place.uri
+    return first.exists() and not first.samefile(second)
+
+
+def _has_identity(place: Storage, identity: str) -> bool:
     try:
-        return str(json.loads(content)["search_id"])
+        return bool(_parsed(place.read(_IDENTITY), place)["search_id"] == identity)
+    except (FileNotFoundError, StorageError, ConfigError):
+        return False
+
+
+def _parsed(content: bytes, place: Storage) -> dict[str, Any]:
+    try:
+        known: dict[str, Any] = json.loads(content)
+        known["search_id"]
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{place.uri}/{_IDENTITY}: damaged; remove it: MLflow gets new runs then") from error
+    return known
 
 
 def _one_line(error: Exception, limit: int = 300) -> str:

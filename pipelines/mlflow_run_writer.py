@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from pipelines.artifacts import Artifact, log_artifact
+from pipelines.artifacts import Artifact, is_missing, log_artifact
 from pipelines.trial_snapshot import MODEL_ARTIFACT, EpochSnapshot, TrialSnapshot
 
 # A stopped trial is no failure, but with KILLED the filter `attributes.status = 'FINISHED'` means the comparable ones.
@@ -49,6 +49,7 @@ class RunState:
     metrics: dict[str, float]
     last_epoch: int
     certain: bool  # False: a killed process may have logged later epochs, but not yet the tag that counts them
+    deleted: bool = False  # in MLflow's trash
 
     @classmethod
     def of(cls, run: Run, *, certain: bool) -> RunState:
@@ -62,6 +63,7 @@ class RunState:
             metrics=dict(run.data.metrics),
             last_epoch=int(tags.get(_EPOCHS_TAG, 0)),
             certain=certain,
+            deleted=run.info.lifecycle_stage == "deleted",
         )
 
 
@@ -74,18 +76,29 @@ class RunWriter:
     def find(self, experiment_id: str, tags: Mapping[str, str], status: str | None = None) -> Iterator[RunState]:
         """The experiment's runs that have all these ``tags``, and MLflow's ``status`` where it is given.
 
-        Several milliseconds for each run that is found, hardly any for others.
+        Those in MLflow's trash are among them; :meth:`restore` brings them back. Several milliseconds for each run
+        that is found, hardly any for others.
         """
         wanted = [f"tags.`{tag}` = '{value}'" for tag, value in tags.items()]
         if status:
             wanted.append(f"attributes.status = '{status}'")
         token = None
         while True:
-            page = self._client.search_runs([experiment_id], " and ".join(wanted), page_token=token)
+            page = self._client.search_runs([experiment_id], " and ".join(wanted), ViewType.ALL, page_token=token)
             yield from (RunState.of(run, certain=False) for run in page)
             token = page.token
             if not token:
                 return
+
+    def find_one(self, experiment_id: str, tags: Mapping[str, str]) -> RunState | None:
+        """The experiment's run that has all these ``tags``; one in MLflow's trash where there is no other."""
+        return min(self.find(experiment_id, tags), key=lambda run: run.deleted, default=None)
+
+    def restore(self, run: RunState) -> None:
+        """Bring the run back where it was deleted."""
+        if run.deleted:
+            self._client.restore_run(run.id)
+            run.deleted = False
 
     def create(self, experiment_id: str, name: str, tags: Mapping[str, str], start_ms: int) -> RunState:
         """A new run with ``tags``, in one transaction."""
@@ -199,7 +212,7 @@ class RunWriter:
         uploaded = json.loads(run.tags.get(_ARTIFACTS_TAG, "{}"))
         stamps = {artifact.name: artifact.stamp() for artifact in artifacts}
         for artifact in artifacts:
-            if uploaded.get(artifact.name) != stamps[artifact.name]:
+            if uploaded.get(artifact.name) != stamps[artifact.name] or is_missing(run.artifact_uri, artifact):
                 log_artifact(self._client, run.id, run.artifact_uri, artifact)
         if stamps:
             self.write(run, {}, {_ARTIFACTS_TAG: json.dumps(uploaded | stamps, sort_keys=True)})

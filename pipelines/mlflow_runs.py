@@ -58,20 +58,25 @@ class SearchRuns:
         self._experiment_id = find_experiment(client, experiment_name, artifact_location)
         self._search_id = search_id
         self._trials: dict[str, RunState] = {}  # those that were read
-        parent = next(self._writer.find(self._experiment_id, {_PARENT_TAG: search_id}), None)
+        parent = self._writer.find_one(self._experiment_id, {_PARENT_TAG: search_id})
         self._all_read = parent is None or trials > _LOOKED_UP
         if self._all_read:
             parent = self._read() or parent  # one of an earlier version of this software has no tag of its own
         else:
             self._read("RUNNING")
         own = {_PARENT_TAG: search_id}
+        if parent:
+            self._writer.restore(parent)
         self._parent = parent or self._create_run(search_name, {MLFLOW_RUN_NOTE: _NOTE, **own}, now_ms())
         self._conflicts = self._writer.write(self._parent, params, {**tags, **own})
 
     def write_trial(self, trial: TrialSnapshot) -> None:
         """Bring a trial's run to ``trial``. Raises ``ValueError`` for a param that has another value in MLflow."""
         run = self._trials.get(trial.id) or self._look_up(trial.id)
-        if run is None:
+        if run:
+            self._writer.restore(run)
+            self._writer.write(run, {}, {MLFLOW_PARENT_RUN_ID: self._parent.id})  # its parent may have been removed
+        else:
             tags = {_TRIAL_TAG: trial.id, MLFLOW_PARENT_RUN_ID: self._parent.id}
             start_ms = trial.history[0].time_ms if trial.history else now_ms()
             run = self._trials[trial.id] = self._create_run(trial.id, tags, start_ms)
@@ -88,30 +93,35 @@ class SearchRuns:
     def interrupt_running(self, except_trials: Collection[str] = ()) -> None:
         """Correct the runs that are RUNNING in MLflow while nothing runs them."""
         for trial_id, run in self._trials.items():
-            if trial_id not in except_trials:
+            if trial_id not in except_trials and not run.deleted:
                 self._writer.interrupt(run, "KILLED")
 
     def _read(self, status: str | None = None) -> RunState | None:
         """Take in the search's trials, of MLflow's ``status`` or all. Returns the parent where it is among them."""
         parent = None
         for run in self._writer.find(self._experiment_id, {_SEARCH_TAG: self._search_id}, status):
-            if _TRIAL_TAG in run.tags:
-                self._trials[run.tags[_TRIAL_TAG]] = run
+            if trial_id := run.tags.get(_TRIAL_TAG):
+                self._trials[trial_id] = _preferred(self._trials.get(trial_id), run)
             else:
-                parent = run
+                parent = _preferred(parent, run)
         return parent
 
     def _look_up(self, trial_id: str) -> RunState | None:
         if self._all_read:
             return None
         tags = {_SEARCH_TAG: self._search_id, _TRIAL_TAG: trial_id}
-        found = next(self._writer.find(self._experiment_id, tags), None)
+        found = self._writer.find_one(self._experiment_id, tags)
         if found:
             self._trials[trial_id] = found
         return found
 
     def _create_run(self, name: str, tags: Mapping[str, str], start_ms: int) -> RunState:
         return self._writer.create(self._experiment_id, name, {**tags, _SEARCH_TAG: self._search_id}, start_ms)
+
+
+def _preferred(known: RunState | None, run: RunState) -> RunState:
+    """Of two runs with the same tags, the one that is not in MLflow's trash."""
+    return run if known is None or known.deleted else known
 
 
 class TrainingRun:
@@ -135,7 +145,9 @@ class TrainingRun:
             experiment_name = client.get_experiment(parent.info.experiment_id).name
             fixed[MLFLOW_PARENT_RUN_ID] = parent_run_id
         experiment_id = find_experiment(client, experiment_name, artifact_location)
-        found = next(self._writer.find(experiment_id, {_RUN_TAG: identity}), None)
+        found = self._writer.find_one(experiment_id, {_RUN_TAG: identity})
+        if found:
+            self._writer.restore(found)
         self._run = found or self._writer.create(experiment_id, run_name, fixed, now_ms())
         self.model_version: int | None = None
         """The version of its registered model, once it has one."""

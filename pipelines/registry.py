@@ -17,12 +17,12 @@ import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote, urlsplit
 
 from fvae.checkpoint import CONFIG, WEIGHTS
 from fvae.config import ConfigError, ModelConfig, require
 from fvae.train_config import TrainConfig
-from pipelines.artifacts import mlflow_writes_s3
+from pipelines.artifact_places import settle
+from pipelines.artifacts import reachable
 from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
 from pipelines.model_folder import ARTIFACT, MLMODEL
 from pipelines.plain_urls import without_user
@@ -54,12 +54,12 @@ def tracking_uri_of(storage: Storage) -> str:
 
     Raises ``StorageError`` and ``ConfigError`` as :meth:`WorkingCopy.bring` does.
     """
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
-    if storage.local_path is None:
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(storage)
+    if uri == default_tracking_uri(storage) and storage.local_path is None:
         with contextlib.closing(WorkingCopy(storage)) as database:
             database.bring()
-    return default_tracking_uri(storage)
+    settle(uri, storage)
+    return uri
 
 
 @contextlib.contextmanager
@@ -163,20 +163,17 @@ def _storage(location: str, tracking_uri: str, temporary: str) -> Storage:
     else:
         with _explained(location, tracking_uri):
             uri = _artifact_uri(_client(tracking_uri), location)
-        scheme = urlsplit(uri).scheme
-        if scheme in {"", "file"}:
-            storage = open_storage(unquote(urlsplit(uri).path))
-        elif scheme == "s3" and not mlflow_writes_s3():
-            storage = open_storage(uri)
-        else:
+        found = reachable(uri)
+        if found is None:
             from mlflow.artifacts import download_artifacts
 
             with _explained(location, tracking_uri):
-                storage = open_storage(download_artifacts(uri, dst_path=temporary, tracking_uri=tracking_uri))
+                found = open_storage(download_artifacts(uri, dst_path=temporary, tracking_uri=tracking_uri))
+        storage = found
     folder = storage.local_path
-    require(
-        folder is None or folder.is_dir(), f"{location}: no model there; no such folder{_at(storage.uri, location)}"
-    )
+    if folder is not None and not folder.is_dir():
+        beside = "; a copy of mlflow.db needs mlartifacts beside it" if "/mlartifacts/" in storage.uri else ""
+        raise ConfigError(f"{location}: no model there; no such folder{_at(storage.uri, location)}{beside}")
     return storage
 
 

@@ -18,6 +18,7 @@ import tenacity
 
 from fvae.config import ConfigError
 from fvae.model import Model
+from pipelines.artifact_places import settle
 from pipelines.mlflow_settings import artifact_location, default_tracking_uri, quiet_mlflow
 from pipelines.plain_urls import without_user
 from pipelines.registry import RunConfigs, model_location, run_configs, tracking_uri_of
@@ -67,6 +68,7 @@ def opened_tracking(runs: Storage) -> Iterator[tuple[str, WorkingCopy | None]]:
         return
     with contextlib.closing(WorkingCopy(runs)) as database:
         database.bring()
+        settle(default_tracking_uri(runs), runs)
         yield default_tracking_uri(runs), database
 
 

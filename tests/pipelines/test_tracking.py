@@ -6,10 +6,12 @@ search's tracker and for a training's; ``machine("B")`` goes on from another mac
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import socket
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from pipelines.mlflow_connection import _put_in_place
 from pipelines.mlflow_settings import artifact_location, quiet_mlflow, server_environment
 from pipelines.storage import open_storage
 from pipelines.tracking import RunTracker, TrialSnapshot
+from pipelines.tracking_database import database_path
 from tests.pipelines import tracked
 from tests.pipelines.dying import Death, Died, die_at
 from tests.pipelines.mlflow_server import Server
@@ -342,6 +345,44 @@ def test_a_deleted_experiment_comes_back(folder: Runs) -> None:
     tracker.record_trial(folder.trial(3, "complete", 2))
     ended(tracker)
     assert set(folder.held) == {SEARCH, *TRIALS, "0003-fvae"}
+
+
+def test_deleted_runs_come_back_and_stay_together(runs: Runs) -> None:
+    runs.whole_search()
+    ids = runs.ids
+    for name in (SEARCH, TRIALS[0]):
+        runs.client.delete_run(ids[name])
+    tracker = runs.search_tracker()
+    for number in (0, 1, 3):
+        tracker.record_trial(runs.trial(number, "complete", 5))
+    ended(tracker)
+    assert {name: runs.ids[name] for name in ids} == ids
+    assert {run.data.tags.get("mlflow.parentRunId") for run in runs.all} == {None, ids[SEARCH]}
+
+
+def test_a_deleted_training_comes_back(runs: Runs) -> None:
+    tracker = runs.run_tracker()
+    tracker.record(runs.training("complete", 2))
+    ended(tracker)
+    runs.client.delete_run(runs.ids[TRAINING])
+    tracker = runs.run_tracker()
+    tracker.record(runs.training("complete", 2))
+    ended(tracker)
+    assert [run.info.run_name for run in runs.all] == [TRAINING]
+
+
+def test_trials_move_to_the_parent_that_replaces_a_removed_one(folder: Runs) -> None:
+    folder.whole_search()
+    with contextlib.closing(sqlite3.connect(database_path(folder.storage))) as database, database:
+        removed = folder.ids[SEARCH]  # as `mlflow gc` removes it for good
+        for table in ("tags", "params", "latest_metrics", "metrics"):
+            database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (removed,))
+        database.execute("DELETE FROM runs WHERE run_uuid = ?", (removed,))
+    tracker = folder.search_tracker()
+    tracker.record_trial(folder.trial(0, "complete", 5))
+    ended(tracker)
+    assert folder.ids[SEARCH] != removed
+    assert folder.content()[TRIALS[0]].parent == SEARCH
 
 
 def test_a_damaged_identity_is_one_clear_line(runs: Runs) -> None:
