@@ -41,6 +41,12 @@ def require_integer(name: str, value: Any, minimum: int) -> None:
     )
 
 
+def require_seed(name: str, value: Any) -> None:
+    """Raise ``ConfigError`` unless ``value`` is an integer that seeds a generator: from 0 to 2⁶⁴ − 1."""
+    require_integer(name, value, 0)
+    require(value < 2**64, f"{name}={value}: must be below 2**64 ({2**64})")
+
+
 def is_number(value: Any) -> bool:
     """Whether ``value`` is a finite number (no bool)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

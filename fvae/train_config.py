@@ -16,6 +16,7 @@ from fvae.config import (
     require_choice,
     require_integer,
     require_positive,
+    require_seed,
 )
 
 Precision = Literal["float32", "bf16"]
@@ -56,7 +57,7 @@ class TrainConfig:
         require_integer("epochs", self.epochs, 1)
         require_integer("batch_size", self.batch_size, 1)
         require_integer("warmup_steps", self.warmup_steps, 0)
-        require_integer("seed", self.seed, 0)
+        require_seed("seed", self.seed)
         require_integer("validation_samples", self.validation_samples, 1)
         require_positive("learning_rate", self.learning_rate)
         if self.sigma_learning_rate is not None:

@@ -7,7 +7,6 @@ trial again, in this process or after a crash in the next one, adds nothing twic
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 import uuid
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from fvae.config import ConfigError
+from pipelines import tracking_stores as stores
 from pipelines.artifact_places import settle
 from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
 from pipelines.plain_urls import without_user
@@ -66,7 +66,7 @@ class BackgroundTracker(ABC, Generic[RunsT]):
         self._storage = storage
         self._name = name
         default_uri = default_tracking_uri(storage)
-        self._tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri
+        self._tracking_uri = tracking_uri or stores.tracking_uri(storage)
         self._write_interval = write_interval
 
         # Shared with the thread, under `_changed`.
@@ -78,6 +78,7 @@ class BackgroundTracker(ABC, Generic[RunsT]):
         self._rounds_asked = 1  # the first round opens the runs in MLflow without waiting for the interval
         self._rounds_done = 0
         self._closing = False
+        self._opened = False
 
         # The thread's own.
         self._runs: RunsT | None = None
@@ -126,6 +127,11 @@ class BackgroundTracker(ABC, Generic[RunsT]):
         if self._thread.is_alive():
             with self._changed:
                 self._problems["closing"] = f"no answer within {timeout:.0f} s"
+
+    @property
+    def logged(self) -> bool:
+        """Whether MLflow holds anything of it: it has answered at least once."""
+        return self._opened
 
     @property
     def problems(self) -> list[str]:
@@ -212,6 +218,7 @@ class BackgroundTracker(ABC, Generic[RunsT]):
 
         def attempt() -> None:
             runs, self._runs = self._runs or self._open(), None
+            self._opened = True
             if write:
                 write(runs)
             self._runs = runs
@@ -236,6 +243,8 @@ class BackgroundTracker(ABC, Generic[RunsT]):
         quiet_mlflow()  # before the import, which reads some of it
         from pipelines.mlflow_connection import connect
 
+        if not self._tracking_uri.startswith("http") and (note := stores.unreachable_for_now(self._tracking_uri)):
+            raise StorageError(note)
         settle(self._tracking_uri, self._storage)
         return self._make_runs(connect(self._tracking_uri))
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from fvae.config import ConfigError, require, require_choice, require_integer
+from fvae.config import ConfigError, require, require_choice, require_integer, require_seed
 from fvae.manifest import SPLITS
 from pipelines.run_settings import Streaming
 from pipelines.storage import open_storage
@@ -67,7 +67,7 @@ class EvaluateSettings:
             require_integer("--k", k, 1)
         require(len(set(self.k)) == len(self.k), "--k: each at most once")
         require_integer("--noise-seeds", self.noise_seeds, 1)
-        require_integer("--seed", self.seed, 0)
+        require_seed("--seed", self.seed)
         require_integer("--samples", self.samples, 1)
         require(len(self.temperatures) > 0, "--temperatures: name at least one, such as 0.7 1.0")
         for temperature in self.temperatures:

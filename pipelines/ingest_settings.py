@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fvae.config import require, require_integer
+from fvae.config import require, require_integer, require_seed
 from pipelines.conversion import Conversion
 from pipelines.sources.layout import Splits
 from pipelines.storage import is_remote
@@ -65,7 +65,7 @@ class IngestSettings:
             require_integer("--bins", self.bins, 2)
             require(self.bins <= 256, f"--bins={self.bins}: pixels are uint8, so at most 256")
         parse_range(self.value_range)
-        require_integer("--seed", self.seed, 0)
+        require_seed("--seed", self.seed)
         if self.processes is not None:
             require_integer("--processes", self.processes, 1)
         for option, share in (("--val", self.val), ("--test", self.test)):

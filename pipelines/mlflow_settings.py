@@ -18,6 +18,7 @@ _DEFAULTS = {
     # create a run twice when only the answer was lost.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "PGCONNECT_TIMEOUT": "10",  # a PostgreSQL whose machine is gone would hold a connection for minutes
 }
 
 # A server reads artifacts with a boto3 client of its own, whose defaults are few retries and checksums that only

@@ -9,7 +9,6 @@ model_config, train_config, parent_run_id, data = run_configs("8f2c…", uri)
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import tempfile
 import types
@@ -28,6 +27,7 @@ from pipelines.model_folder import ARTIFACT, MLMODEL
 from pipelines.plain_urls import without_user
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.tracking_database import WorkingCopy
+from pipelines.tracking_stores import tracking_uri
 
 if TYPE_CHECKING:  # it costs a second to import, which a model in a folder does not need
     from mlflow import MlflowClient
@@ -52,9 +52,9 @@ class RunConfigs(NamedTuple):
 def tracking_uri_of(storage: Storage) -> str:
     """``MLFLOW_TRACKING_URI`` where set, else the database of the runs in ``storage``, brought here if it is on S3.
 
-    Raises ``StorageError`` and ``ConfigError`` as :meth:`WorkingCopy.bring` does.
+    Raises ``StorageError`` and ``ConfigError`` as :meth:`WorkingCopy.bring` and :func:`tracking_uri` do.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(storage)
+    uri = tracking_uri(storage)
     if uri == default_tracking_uri(storage) and storage.local_path is None:
         with contextlib.closing(WorkingCopy(storage)) as database:
             database.bring()

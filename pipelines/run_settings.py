@@ -33,6 +33,10 @@ class RunSettings:
             self.name is None or re.fullmatch(r"[\w][\w.-]*", self.name) is not None,
             f"--name={self.name!r}: letters, digits, '_', '-' and '.' only",
         )
+        require(
+            not _reserved(self.name or ""),
+            f"--name={self.name}: beside the runs lies what MLflow keeps under this name; give another",
+        )
         require(self.storage != "", "--storage: empty; give a folder or s3://bucket/prefix")
         self.all_runs()
 
@@ -46,4 +50,11 @@ class RunSettings:
 
 def as_run_name(dataset_name: str) -> str:
     """A data set's name as a run may be called."""
-    return re.sub(r"[^\w.-]|^[.-]", "-", dataset_name)
+    name = re.sub(r"[^\w.-]|^[.-]", "-", dataset_name)
+    return f"{name}-images" if _reserved(name) else name
+
+
+def _reserved(name: str) -> bool:
+    """Whether what lies beside the runs has the name: MLflow's artifacts, its database, working copies of remote
+    databases."""
+    return name.lower() in {"mlartifacts", "s3"} or name.lower().startswith("mlflow.db")

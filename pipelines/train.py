@@ -27,6 +27,7 @@ from pipelines.storage import Storage, StorageError
 from pipelines.stored import address
 from pipelines.submit import here_or_there
 from pipelines.tracking import RunTracker, TrialSnapshot
+from pipelines.tracking_stores import tracking_uri, unreachable_for_now
 from pipelines.train_configs import TrainConfigs, train_configs
 from pipelines.train_display import TrainDisplay
 from pipelines.train_job import (
@@ -57,6 +58,8 @@ def main(settings: TrainSettings) -> int:
         configs = train_configs(settings, dataset, decisions.append)
         job = identity(dataset, configs)
         name = settings.name or default_name(job)
+        if note := unreachable_for_now(tracking_uri(settings.all_runs())):
+            decisions.append(f"warning: MLflow at {note}")
         run = settings.all_runs().child(name)
         with explained_disk(run), locked(run, "training") as lease:
             run.clean_up()  # what a killed job was about to write

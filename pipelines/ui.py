@@ -6,15 +6,24 @@ python -m pipelines.ui --runs s3://bucket/prefix
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import shlex
+import socket
 import sys
 from pathlib import Path
 
-from fvae.config import require
+from fvae.config import ConfigError, require
 from pipelines import command_line
+from pipelines.artifact_places import settle
 from pipelines.mlflow_settings import artifact_place, default_tracking_uri, quiet_mlflow, server_environment
-from pipelines.storage import Storage, open_storage
+from pipelines.plain_urls import without_user
+from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.tracking_database import WorkingCopy
+from pipelines.tracking_stores import VARIABLE, tracking_uri, unreachable_for_now
+
+ROOT = Path(__file__).parents[1]
+"""The folder with the Makefile."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,21 +45,59 @@ def main(settings: UISettings) -> int:
     """Become MLflow's server; ends with Ctrl-C."""
     storage = open_storage(settings.runs)
     default = default_tracking_uri(storage)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or default
+    uri = tracking_uri(storage)
     if uri == default and storage.local_path is None:
         _bring_database(storage)
     if uri.startswith("sqlite:///"):
-        database = uri.removeprefix("sqlite:///")
+        database = uri.removeprefix("sqlite:///").partition("?")[0]
         require(Path(database).exists(), f"--runs={settings.runs}: no runs there yet ({database}); make search first")
-    require(not uri.startswith("http"), f"MLFLOW_TRACKING_URI={uri}: already a server; open it there")
-    require("://" in uri, f"MLFLOW_TRACKING_URI={uri}: not a database URI, such as sqlite:///runs/mlflow.db")
+    require(not uri.startswith("http"), f"{VARIABLE}={without_user(uri)}: already a server; open it there")
+    _require_free(settings)
+    settle(uri, storage)
     quiet_mlflow()
+    if note := unreachable_for_now(uri):
+        raise StorageError(note)
     print(f"MLflow on http://{settings.host}:{settings.port} (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     # For experiments made in the pages themselves: those of a search name their place, which the server reads.
     command += ["--artifacts-destination", artifact_place(storage), "--workers", "1"]
     command += ["--host", settings.host, "--port", str(settings.port)]
     os.execve(sys.executable, command, server_environment())
+
+
+def how_to_open(storage: Storage) -> str:
+    """What shows the runs of ``storage`` in a browser: a command that works where it is pasted into a shell, or the
+    address of the MLflow server that keeps them."""
+    uri = tracking_uri(storage)
+    if uri.startswith("http"):
+        return without_user(uri)
+    words = ["make"]
+    if Path.cwd() != ROOT:
+        words += ["-C", str(ROOT)]
+    if storage.uri != str(ROOT / "runs"):
+        # The shell reads it twice: as an argument of make, and in the command that make runs, where $ is make's.
+        words += [f"ARGS=--runs {shlex.quote(storage.uri)}".replace("$", "$$")]
+    return shlex.join([words[0], *words[1:-1], "ui", words[-1]] if words[-1].startswith("ARGS=") else [*words, "ui"])
+
+
+def _require_free(settings: UISettings) -> None:
+    """Raise ``ConfigError`` where nothing can listen at the address: MLflow's server would end without a word."""
+    where = f"{settings.host}:{settings.port}"
+    try:
+        family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ConfigError(f"--host={settings.host}: no address of this machine ({error.strerror})") from error
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise ConfigError(f"--host={settings.host}: no address of this machine; use 127.0.0.1") from error
+            raise ConfigError(
+                f"--port={settings.port}: cannot listen on {where} ({error.strerror}); another program may be there: "
+                "give another port (make ui PORT=5001)"
+            ) from error
 
 
 def _bring_database(storage: Storage) -> None:

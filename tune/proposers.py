@@ -144,7 +144,7 @@ class OptunaProposer:
             self._end(record, self._unfinished.pop(known))
 
     def _study(self, family: str) -> optuna.Study:
-        sampler = self._make_sampler(self.seed)
+        sampler = self._make_sampler(self.seed % 2**32)
         return optuna.create_study(directions=["minimize", "minimize"], sampler=sampler, study_name=family)
 
     def _seed(self, family: str) -> int:

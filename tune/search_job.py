@@ -15,7 +15,9 @@ from pipelines.run_place import explained_disk, locked
 from pipelines.storage import StorageError
 from pipelines.stored import address
 from pipelines.tracking import Artifact, SearchTracker
+from pipelines.tracking_stores import tracking_uri, unreachable_for_now
 from pipelines.troubles import Notices
+from pipelines.ui import how_to_open
 from tune.budget import Budget
 from tune.clock import TIME, SearchClock
 from tune.display import SearchDisplay, reading_progress, summary
@@ -52,6 +54,8 @@ def main(settings: SearchSettings) -> int:
         dataset = load_dataset(settings.dataset, settings.streaming, decisions.append)
         SearchSpace.for_images(dataset.shape, dataset.bins)  # raises ConfigError for images that no model takes
         run_storage = settings.run_storage(dataset.name)
+        if note := unreachable_for_now(tracking_uri(settings.all_runs())):
+            decisions.append(f"warning: MLflow at {note}")
         with explained_disk(run_storage), locked(run_storage, "search") as lease:
             run_storage.clean_up()  # what a killed search was about to write
             search = open_search(run_storage, settings, dataset)
@@ -132,10 +136,11 @@ def run(
         return 1
     trained = trained_epochs(ledger) > epochs_before
     console.print(how_it_ended(ended, ledger, settings, trained=trained), soft_wrap=True, highlight=False, markup=False)
-    where = "" if settings.storage == "runs" else f" ARGS='--runs {settings.storage}'"
-    console.print(
-        f"MLflow: make ui{where}, experiment fvae/{dataset.name}", soft_wrap=True, highlight=False, markup=False
-    )
+    if tracker.logged:
+        opened = how_to_open(settings.all_runs())
+        console.print(
+            f"MLflow: {opened}, experiment fvae/{dataset.name}", soft_wrap=True, highlight=False, markup=False
+        )
     return 0
 
 

@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from fvae.config import FAMILIES, Family, Likelihood, require, require_choice, require_integer, require_positive
+from fvae.config import (
+    FAMILIES,
+    Family,
+    Likelihood,
+    require,
+    require_choice,
+    require_integer,
+    require_positive,
+    require_seed,
+)
 from fvae.train_config import Precision
 from pipelines.byte_sizes import parse_bytes
 from pipelines.durations import parse_duration
@@ -99,7 +108,7 @@ class SearchSettings(RunSettings):
         for name in ("gpu_hours", "max_flops"):
             if getattr(self, name) is not None:
                 require_positive(_option(name), getattr(self, name))
-        require_integer("--seed", self.seed, 0)
+        require_seed("--seed", self.seed)
         require_choice("--sampler", self.sampler, get_args(Sampler))
         require_choice("--goal", self.goal, get_args(Goal))
         require(

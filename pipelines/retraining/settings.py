@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from fvae.config import ConfigError, require, require_integer, require_positive
+from fvae.config import ConfigError, require, require_integer, require_positive, require_seed
 from pipelines.durations import parse_duration
 from pipelines.retraining.hooks import require_hook
 from pipelines.run_settings import Streaming
@@ -123,7 +123,7 @@ class RetrainSettings:
             require_integer("--k", k, 1)
         require(len(set(self.k)) == len(self.k), "--k: each at most once")
         require_integer("--noise-seeds", self.noise_seeds, 1)
-        require_integer("--seed", self.seed, 0)
+        require_seed("--seed", self.seed)
         if self.max_params is not None:
             require_integer("--max-params", self.max_params, 1)
         if self.max_flops is not None:

@@ -1,0 +1,147 @@
+"""Which MLflow keeps the runs, and whether it can: what can never work is refused before any work is done.
+
+uri = tracking_uri(storage)                  # MLFLOW_TRACKING_URI, or the database beside the runs
+note = unreachable_for_now(uri)              # a line where it may answer later, such as a server that is down
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fvae.config import ConfigError, require
+from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
+from pipelines.plain_urls import without_user
+from pipelines.storage import Storage
+
+VARIABLE = "MLFLOW_TRACKING_URI"
+ANSWER_SECONDS = 5.0
+"""How long a tracking server may take to answer before it counts as unreachable for now."""
+
+_DRIVERS = {
+    "postgresql": ("psycopg2", "psycopg", "pg8000", "asyncpg"),
+    "mysql": ("MySQLdb", "pymysql", "mysql.connector"),
+    "mssql": ("pyodbc", "pymssql"),
+}
+"""Of each kind of database, the modules that reach it; the first is preferred where the URI names none."""
+_NAMES = {"MySQLdb": "mysqldb", "mysql.connector": "mysqlconnector"}
+"""What SQLAlchemy calls a driver whose module has another name."""
+_USE = "use the URL of an MLflow server, a database such as sqlite:////folder/mlflow.db, or unset it"
+
+
+def tracking_uri(storage: Storage) -> str:
+    """``MLFLOW_TRACKING_URI`` where set, with a database driver that is installed; else the database of ``storage``.
+
+    Raises ``ConfigError`` for what can never work: MLflow's file store, a service that this software does not know,
+    a database whose driver is missing.
+    """
+    uri = os.environ.get(VARIABLE)
+    return _checked(uri) if uri else default_tracking_uri(storage)
+
+
+def unreachable_for_now(uri: str) -> str | None:
+    """One line where the tracking server or database does not answer at the moment; None where it does.
+
+    Raises ``ConfigError`` where it answers and cannot serve: a database of another version of MLflow.
+    """
+    if uri.startswith(("http://", "https://")):
+        return _server(uri)
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+        if not path.exists() or not path.stat().st_size:
+            return None  # it is made
+    return _database(uri)
+
+
+def _checked(uri: str) -> str:
+    shown = f"{VARIABLE}={without_user(uri)}"
+    scheme = urlsplit(uri).scheme
+    kind, _, driver = scheme.partition("+")
+    if scheme in {"", "file"} and "databricks" not in uri:
+        raise ConfigError(f"{shown}: a folder, and MLflow no longer keeps runs in folders; {_USE}")
+    if scheme in {"http", "https"}:
+        require(bool(urlsplit(uri).hostname), f"{shown}: names no host; use http://HOST:PORT")
+        return f"{scheme}{uri[len(scheme) :]}"
+    if kind == "sqlite":
+        right = uri.startswith("sqlite:///") and len(uri) > len("sqlite:///")
+        require(right, f"{shown}: names no file; use sqlite:////folder/mlflow.db or sqlite:///relative/mlflow.db")
+        return uri
+    require(kind in {*_DRIVERS, "postgres"} and "://" in uri, f"{shown}: not a place that runs can be kept in; {_USE}")
+    kind = "postgresql" if kind == "postgres" else kind  # which SQLAlchemy no longer takes
+    if driver:
+        module = {name: module for module, name in _NAMES.items()}.get(driver, driver)
+        require(_installed(module), f"{shown}: the driver {driver} is not installed; {_choices(kind)}")
+        return uri
+    found = next((module for module in _DRIVERS[kind] if _installed(module)), None)
+    if found is None:
+        raise ConfigError(f"{shown}: no driver for {kind} is installed; {_choices(kind)}")
+    return f"{kind}+{_NAMES.get(found, found)}://{uri.split('://', 1)[1]}"
+
+
+def _choices(kind: str) -> str:
+    packages = {"postgresql": "psycopg2-binary", "mysql": "pymysql", "mssql": "pyodbc"}
+    return f"install one (pip install {packages[kind]})"
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package above it
+        return False
+
+
+def _server(uri: str) -> str | None:
+    """Any answer will do, a refusal too."""
+    import requests
+
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS, stream=True).close()
+    except (requests.RequestException, ValueError) as error:
+        cause = re.search(r"\[Errno [^\]]*\] [^'\")]*|timed out|[^:]*certificate[^'\")]*", str(error))
+        return _not_now(uri, cause[0] if cause else type(error).__name__)
+    return None
+
+
+def _database(uri: str) -> str | None:
+    quiet_mlflow()  # before the import, which reads some of it
+    from mlflow import MlflowClient
+    from sqlalchemy import NullPool, create_engine
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        create_engine(uri, poolclass=NullPool).connect().close()  # MLflow itself tries for minutes
+        MlflowClient(uri).search_experiments(max_results=1)
+    except OperationalError as error:
+        return _not_now(uri, getattr(error, "orig", None) or error)
+    except Exception as error:
+        place, line = without_user(uri), without_user(" ".join(str(getattr(error, "orig", None) or error).split()))
+        found = re.search(r"found version (\w+)", line)
+        if found and _knows(found[1]):
+            raise ConfigError(
+                f"{place}: the database of an earlier MLflow; keep a copy of it, then bring it to the version that is "
+                f"installed with: {shlex.join([sys.executable, '-m', 'mlflow', 'db', 'upgrade', place])}"
+            ) from error
+        why = f"schema {found[1]}" if found else line[:200]
+        raise ConfigError(
+            f"{place}: no database that MLflow {metadata.version('mlflow')}, which is installed, can use ({why}); "
+            "install the MLflow that wrote it, or use another place"
+        ) from error
+    return None
+
+
+def _knows(schema: str) -> bool:
+    """Whether the MLflow that is installed can upgrade from a database's schema."""
+    from mlflow.store import db_migrations
+
+    return any(next((Path(folder) / "versions").glob(f"{schema}_*.py"), None) for folder in db_migrations.__path__)
+
+
+def _not_now(uri: str, why: object) -> str:
+    line = " ".join(str(why).split())[:200]
+    return f"{without_user(uri)} does not answer ({line}); the runs are logged there once it does"
