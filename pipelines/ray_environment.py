@@ -6,6 +6,7 @@ Nobody is called home, and nothing prints into the live table. A variable that t
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how often Train looks whether its workers live or are done
@@ -20,3 +21,8 @@ would then stand in the cluster's own records: each node has its role, or its ow
 
 for _name, _value in DEFAULTS.items():
     os.environ.setdefault(_name, _value)
+
+_root = str(Path(__file__).parents[1])
+if os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] != _root:
+    # The processes of a Ray on this machine import this very code, wherever the command was called from.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_root, os.environ.get("PYTHONPATH")]))

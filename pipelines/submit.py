@@ -10,10 +10,12 @@ leaves the job running; the same command follows it again.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import hashlib
 import logging
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fvae.config import ConfigError, require
 from pipelines.ray_environment import PASSED_ON
 from pipelines.run_settings import RunSettings
+from pipelines.shipment import LOCK, ROOT, shipped_files, staged
 from pipelines.storage import is_remote
 
 if TYPE_CHECKING:  # Ray takes seconds to import
@@ -30,10 +33,6 @@ if TYPE_CHECKING:  # Ray takes seconds to import
 
 Settings = TypeVar("Settings", bound=RunSettings)
 
-ROOT = Path(__file__).parents[1]
-LOCK = "requirements.lock"
-SHIPPED = ("fvae", "pipelines", "tune", "configs", "pyproject.toml", LOCK, "README.md")
-"""What a job gets of this folder: nothing that a user keeps beside it."""
 JOB_FOLDER = "/runtime_resources/working_dir_files/"
 """In the path of the folder that a job runs in; Ray removes that folder when it likes."""
 LIVE = ("PENDING", "RUNNING")
@@ -46,6 +45,8 @@ def here_or_there(main: Callable[[Settings], int]) -> Callable[[Settings], int]:
         address = os.environ.get("RAY_ADDRESS", "")
         if address.startswith(("http://", "https://")):
             require_reachable(settings, "is a folder of this machine, which the cluster does not see")
+            if settings.dry_run:
+                return show(address, this_command())
             return submit(address, this_command())
         if JOB_FOLDER in f"{Path.cwd()}/":
             require_reachable(settings, "lies in the job's copy of the code, which goes with the job")
@@ -69,6 +70,14 @@ def require_reachable(settings: RunSettings, why: str) -> None:
             shipped or JOB_FOLDER in f"{Path.cwd()}/",
             f"--config={config}: only files in configs/ go along; put it there",
         )
+
+
+def show(address: str, command: list[str]) -> int:
+    """Print the job that ``command`` would become, and every file that would go along. Returns the exit status."""
+    print(f"Nothing is submitted. To {address} would go the job: {shlex.join(command)}")
+    names = shipped_files()
+    print(f"and {len(names)} files of {ROOT}:", *(f"  {name}" for name in names), sep="\n")
+    return 0
 
 
 def this_command() -> list[str]:
@@ -160,9 +169,11 @@ def find_job(client: JobSubmissionClient, entrypoint: str) -> tuple[str, bool]:
 
 def runtime_env() -> dict[str, Any]:
     """The code and the lock file, and the variables that lead to the same store."""
+    folder = staged()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return {
-        "working_dir": str(ROOT),
-        "excludes": [f"/{path.name}" for path in ROOT.iterdir() if path.name not in SHIPPED] + ["__pycache__/"],
+        "working_dir": str(folder),
+        "excludes": [],
         "env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"PYTHONUNBUFFERED": "1"},
     }
 

@@ -61,6 +61,10 @@ def main(settings: TrainSettings) -> int:
         if note := unreachable_for_now(tracking_uri(settings.all_runs())):
             decisions.append(f"warning: MLflow at {note}")
         run = settings.all_runs().child(name)
+        if settings.dry_run:
+            lines = (*decisions, what_is_trained(settings, dataset, configs, run), "Nothing is done.")
+            console.print(*lines, sep="\n", highlight=False, soft_wrap=True, markup=False)
+            return 0
         with explained_disk(run), locked(run, "training") as lease:
             run.clean_up()  # what a killed job was about to write
             open_job(run, job)
@@ -107,7 +111,8 @@ class Training:
     def carry_out(self) -> int:
         """Train what is left, tell MLflow, print the result. Returns the exit status."""
         if self.result is None:
-            self.console.print(self._plan(), highlight=False, soft_wrap=True, markup=False)
+            plan = what_is_trained(self.settings, self.dataset, self.configs, self.run)
+            self.console.print(plan, highlight=False, soft_wrap=True, markup=False)
         else:
             self.history = list(self.result.history)
             self._start_tracking()
@@ -227,19 +232,6 @@ class Training:
             )
         )
 
-    def _plan(self) -> str:
-        counts, train = self.dataset.counts(), self.configs.train
-        channels, height, width = self.dataset.shape
-        resources = self.settings.resources()
-        least, most = resources.workers, resources.most
-        workers = f"{least} to {most} workers" if most > least else f"{most} worker{'s' if most > 1 else ''}"
-        return (
-            f"{self.dataset.name}: {counts['train']:,} training and {counts['val']:,} validation images of "
-            f"{width}×{height}×{channels}, {self.dataset.bins} levels\n"
-            f"{self.configs.model.family} of {self.parameters:,} parameters, {train.epochs} epochs in global batches "
-            f"of {train.batch_size}, on {workers}; files in {self.run.uri}"
-        )
-
     def _print_result(self) -> int:
         """The last lines. Returns the exit status."""
         assert self.result is not None
@@ -259,6 +251,21 @@ class Training:
         for line in lines:
             self.console.print(line, soft_wrap=True, highlight=False, markup=False)
         return 0
+
+
+def what_is_trained(settings: TrainSettings, dataset: Dataset, configs: TrainConfigs, run: Storage) -> str:
+    """The images, the model, and how it is trained, in two lines."""
+    counts, train, model = dataset.counts(), configs.train, configs.model
+    channels, height, width = dataset.shape
+    resources = settings.resources()
+    least, most = resources.workers, resources.most
+    workers = f"{least} to {most} workers" if most > least else f"{most} worker{'s' if most > 1 else ''}"
+    return (
+        f"{dataset.name}: {counts['train']:,} training and {counts['val']:,} validation images of "
+        f"{width}×{height}×{channels}, {dataset.bins} levels\n"
+        f"{model.family} of {parameters_and_flops(model)[0]:,} parameters, {train.epochs} epochs in global batches "
+        f"of {train.batch_size}, on {workers}; files in {run.uri}"
+    )
 
 
 if __name__ == "__main__":

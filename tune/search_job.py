@@ -56,6 +56,12 @@ def main(settings: SearchSettings) -> int:
         run_storage = settings.run_storage(dataset.name)
         if note := unreachable_for_now(tracking_uri(settings.all_runs())):
             decisions.append(f"warning: MLflow at {note}")
+        if settings.dry_run:
+            plan = what_runs(
+                settings, dataset, Ledger(run_storage), Budget(settings, SearchClock(run_storage), dataset.bins)
+            )
+            console.print(*decisions, plan, "Nothing is done.", sep="\n", highlight=False, soft_wrap=True, markup=False)
+            return 0
         with explained_disk(run_storage), locked(run_storage, "search") as lease:
             run_storage.clean_up()  # what a killed search was about to write
             search = open_search(run_storage, settings, dataset)

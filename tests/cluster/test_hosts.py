@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import submit
+from pipelines import shipment
 from tests.cluster.hosts import PATIENCE, ROOT, SHARED, Host
 from tests.cluster.onprem_cluster import SERVER, TOKEN, OnPremises
 
@@ -85,7 +85,7 @@ def test_a_search_runs_there_with_the_code_from_here(cluster: OnPremises) -> Non
     assert (cluster.network.shared / "runs" / "digits" / "tradeoff.json").exists()
     listed = cluster.head.run("ls -d /tmp/ray/session_latest/runtime_resources/working_dir_files/_ray_pkg_*/")
     (shipped,) = listed.split()
-    assert set(cluster.head.run(f"ls -A {shipped}").split()) == set(submit.SHIPPED)
+    assert set(cluster.head.run(f"ls -A {shipped}").split()) == set(shipment.SHIPPED)
     assert cluster.head.run(f"cat {shipped}/requirements.lock") == (ROOT / "requirements.lock").read_text()
 
 

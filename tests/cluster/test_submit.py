@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fvae.config import ConfigError
-from pipelines import submit
+from pipelines import shipment, submit
 from pipelines.train_settings import TrainSettings
 from tests.commands import call
 from tune.settings import SearchSettings
@@ -126,3 +129,90 @@ def test_what_is_shipped_by_ray_job_submit(tmp_path: Path) -> None:
         ".rayignore",
         "requirements.lock",
     }
+
+
+def project(folder: Path) -> Path:
+    """This product's files, and beside and among them what a user may keep there."""
+    for name in shipment.shipped_files():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    private = [
+        "photos [2024]",
+        "trailing ",
+        "back\\slash",
+        "normal",
+        "!fvae",
+        "#notes",
+        "**",
+        "tune ",
+        "fvae\n",
+        "tests",
+    ]
+    private += ["pipelines/photos [2024]", "tune/data 1", "fvae/__pycache__", "configs/.secret", "pipelines/.git"]
+    for name in private:
+        (folder / name).mkdir(parents=True)
+        for file in ("private.txt", "private.py", "private.json"):
+            (folder / name / file).write_text("private")
+    for name in ("key [1].pem", "*", "?", "[a-z]*", "!tune", "tune/notes.txt", "fvae/.env", "configs/key.pem", ".env"):
+        (folder / name).write_text("private")
+    (folder / "tune/outside.py").symlink_to("/etc/hostname")
+    (folder / "fvae/linked").symlink_to(folder / "normal")
+    return folder
+
+
+def packed(environment: dict[str, Any], archive: Path) -> set[str]:
+    """The files that Ray makes of it."""
+    from ray._private.runtime_env.packaging import create_package
+
+    create_package(environment["working_dir"], archive, include_gitignore=True, excludes=environment["excludes"])
+    return {name for name in zipfile.ZipFile(archive).namelist() if not name.endswith("/")}
+
+
+def test_what_goes_along_is_a_list_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = set(shipment.shipped_files())
+    folder = project(tmp_path / "project [1]")
+    monkeypatch.setattr(submit, "staged", lambda: shipment.staged(folder))
+    environment = submit.runtime_env()
+    assert packed(environment, tmp_path / "made.zip") == ours
+    for name in ours:
+        assert Path(environment["working_dir"], name).read_bytes() == (ROOT / name).read_bytes()
+    assert {"tune/search.py", "tune/page.html", "configs/paper-64x64.toml", "requirements.lock"} <= ours
+
+
+def test_every_file_of_the_repository_that_a_job_reads_goes_along() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    listed = subprocess.run(["git", "ls-files", "-z", *shipment.SUFFIXES], cwd=ROOT, capture_output=True, check=True)
+    assert set(listed.stdout.decode().split("\0")) - {""} <= set(shipment.shipped_files())
+
+
+def test_of_two_checkouts_the_one_that_is_called_runs(tmp_path: Path) -> None:
+    """Its environment knows the other one, as an environment does that was made there."""
+    second = shipment.staged()
+    try:
+        with (second / "tune/space.py").open("a") as file:
+            file.write(
+                "import os, pipelines.ray_environment\nraise SystemExit('second: ' + os.environ['PYTHONPATH'])\n"
+            )
+        done = subprocess.run(
+            [sys.executable, str(second / "tune/search.py"), "--dry-run"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        shutil.rmtree(second)
+    assert done.stderr.strip() == f"second: {second}{os.pathsep}{ROOT}", done.stderr
+
+
+@pytest.mark.parametrize("settings", [SearchSettings, TrainSettings])
+def test_a_dry_run_shows_what_would_go_along(settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", CLOSED)
+    monkeypatch.setattr(submit, "this_command", lambda: ["python", "tune/search.py", "--name", "a b"])
+    done = call(submit.here_or_there(lambda _: pytest.fail("ran here")), settings, "--dry-run", "--storage", "/shared")
+    assert done.status == 0
+    first, second, *names = done.out.splitlines()
+    assert first == f"Nothing is submitted. To {CLOSED} would go the job: python tune/search.py --name 'a b'"
+    assert second == f"and {len(names)} files of {ROOT}:"
+    assert [name.strip() for name in names] == shipment.shipped_files()
