@@ -54,14 +54,14 @@ def _log_weights(
         drawn = [model.noise(len(images), generator) for _ in range(count)]
         r, u = (torch.cat(noise) for noise in zip(*drawn, strict=True))  # [count·B, …]
         repeated = images.repeat(count, 1, 1, 1)  # [count·B, C, H, W]
-        found, most = _log_weight(model, repeated, r, u, most)
+        found, most = log_weight_in_parts(model, repeated, r, u, most)
         if most < at_once * len(images):
             model.most_images_at_once = most  # no need to run out of memory with every batch
         log_weights.append(found.double().reshape(count, -1))
     return torch.cat(log_weights)
 
 
-def _log_weight(model: Model, images: Tensor, r: Tensor, u: Tensor, most: int) -> tuple[Tensor, int]:
+def log_weight_in_parts(model: Model, images: Tensor, r: Tensor, u: Tensor, most: int) -> tuple[Tensor, int]:
     """:meth:`Model.log_weight`, ``[B]``, at most ``most`` images at a time, and half as many wherever a GPU's memory
     does not hold them. Returns that number, too. Raises ``torch.OutOfMemoryError`` where it does not hold one image.
     """

@@ -107,6 +107,15 @@ class BackgroundTracker(ABC, Generic[RunsT]):
             done = self._changed.wait_for(lambda: self._rounds_done >= asked, timeout)
             return done and not self._problems
 
+    def begin_to_close(self, *, interrupted: bool = False) -> None:
+        """Let MLflow have the end at once, while the caller still has to end other things; :meth:`close` follows."""
+        with self._changed:
+            if not self._closing:
+                self._outcome = self._outcome or ("KILLED" if interrupted else "FAILED")
+                self._closing = True
+                self._rounds_asked += 1
+                self._changed.notify_all()
+
     def close(self, *, interrupted: bool = False, timeout: float = 60.0) -> None:
         """Write what is left and stop; :attr:`problems` is then final.
 
@@ -116,11 +125,7 @@ class BackgroundTracker(ABC, Generic[RunsT]):
             interrupted: the user stopped it.
             timeout: seconds after which an unresponsive MLflow is left alone.
         """
-        with self._changed:
-            self._outcome = self._outcome or ("KILLED" if interrupted else "FAILED")
-            self._closing = True
-            self._rounds_asked += 1
-            self._changed.notify_all()
+        self.begin_to_close(interrupted=interrupted)
         if self._thread.ident is None:  # never started
             return
         self._thread.join(timeout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,6 +12,7 @@ from typing import TypeVar
 import tyro
 
 from fvae.config import ConfigError
+from pipelines.stop_signals import in_a_hurry, treat_as_ctrl_c
 from pipelines.storage import StorageError
 
 Settings = TypeVar("Settings")
@@ -44,6 +46,7 @@ def run(main: Callable[[Settings], int], settings: type[Settings]) -> None:
 
     Bad input exits with :data:`BAD_INPUT` and one line, a store that fails with 1 and one line.
     """
+    treat_as_ctrl_c()
     try:
         status = main(parse(settings))
     except ConfigError as error:
@@ -57,6 +60,10 @@ def run(main: Callable[[Settings], int], settings: type[Settings]) -> None:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         status = 1
+    if in_a_hurry():  # the interpreter's own end takes a second, in which SIGKILL may come
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

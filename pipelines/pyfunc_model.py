@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import mlflow.pyfunc
 import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
@@ -20,8 +21,9 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from torch import Tensor
 
-from fvae import Model, NonFiniteError, evaluate, load
+from fvae import Model, NonFiniteError, load
 from fvae.model import images_at_once
+from fvae.scores import score
 
 TASKS = ("score", "sample", "reconstruct", "encode")
 DEFAULTS: dict[str, Any] = {"task": "score", "k": 1, "seed": 0, "count": 16, "temperature": 1.0}
@@ -31,6 +33,8 @@ WEIGHTS = "weights"
 
 # One request must not hold the server for hours, nor fill its memory.
 _MOST_SAMPLES, _MOST_COUNT, _MOST_TEMPERATURE = 100_000, 10_000, 10.0
+_AT_ONCE = 8
+_LONGEST_VALUE = 40
 _KINDS = {"f": "decimal numbers", "U": "text", "b": "true or false"}
 
 
@@ -69,15 +73,15 @@ class ImageModel(PythonModel):
             params: ``task``, one of
 
                 - ``score``: bits/dim of each image, float64 ``[N]``, from ``k`` samples (1: the ELBO) of noise that
-                  ``seed`` and the image's place fix: what :func:`fvae.evaluate` gives;
+                  ``seed`` and the image's pixels fix: an image has one figure, whatever is sent with it
+                  (:func:`fvae.scores.score`);
                 - ``sample``: ``count`` images at ``temperature`` from ``seed``, uint8 ``[count, C, H, W]``;
                 - ``reconstruct``: G(E(x)) of each image, uint8 ``[N, C, H, W]``;
                 - ``encode``: every latent of each image, float32 ``[N, d]``.
 
         Raises :class:`RequestError`, which is an ``MlflowException``, for what cannot be answered.
         """
-        options = DEFAULTS | {name: value for name, value in (params or {}).items() if value is not None}
-        _check(options)
+        options = _with_defaults(params)
         model, generator = self._model, torch.Generator(self._model.log_sigma1.device).manual_seed(options["seed"])
         # True float32: cuDNN would use TF32 for convolutions by default.
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -85,7 +89,7 @@ class ImageModel(PythonModel):
                 case "score":
                     images = self._images(model_input)
                     try:
-                        return evaluate(model, images, k=options["k"], seed=options["seed"]).numpy()
+                        return score(model, images, k=int(options["k"]), seed=int(options["seed"])).numpy()
                     except NonFiniteError as error:
                         raise RequestError(f"task='score': {error}") from error
                 case "sample":
@@ -99,9 +103,11 @@ class ImageModel(PythonModel):
                     return self._in_parts(model.encode, self._images(model_input))
 
     def _in_parts(self, function: Callable[[Tensor], Tensor], images: Tensor) -> np.ndarray:
-        device = self._model.log_sigma1.device
-        parts = [function(part.to(device)).cpu() for part in images.split(images_at_once(self._model.config))]
-        result = torch.cat(parts).numpy()
+        """``function`` of all images, always as many at once: how sums are rounded depends on the arrays' shape."""
+        device, at_once = self._model.log_sigma1.device, min(_AT_ONCE, images_at_once(self._model.config))
+        filled = torch.cat([images, images[-1:].expand(-len(images) % at_once, -1, -1, -1)])
+        parts = [function(part.to(device)).cpu() for part in filled.split(at_once)]
+        result = torch.cat(parts)[: len(images)].numpy()
         if not np.isfinite(result).all():
             raise RequestError("inputs: this model has no finite answer for them")
         return result
@@ -126,16 +132,54 @@ class ImageModel(PythonModel):
 
 
 def _check(options: Mapping[str, Any]) -> None:
+    if unknown := [name for name in options if name not in DEFAULTS]:
+        raise RequestError(f"params: {_shown(unknown[0])} is none; use {', '.join(DEFAULTS)}")
     if options["task"] not in TASKS:
-        raise RequestError(f"params: task={options['task']!r}; use one of {', '.join(TASKS)}")
+        raise RequestError(f"params: task={_shown(options['task'])}; use one of {', '.join(TASKS)}")
     most = {"k": (1, _MOST_SAMPLES), "seed": (0, 2**63 - 1), "count": (1, _MOST_COUNT)}
     for name, (least, largest) in most.items():
         value = options[name]
-        if not isinstance(value, int | np.integer) or not least <= value <= largest:
-            raise RequestError(f"params: {name}={value!r}; use an integer from {least} to {largest}")
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or not least <= value <= largest:
+            raise RequestError(f"params: {name}={_shown(value)}; use an integer from {least} to {largest}")
     temperature = options["temperature"]
-    if not isinstance(temperature, int | float) or not 0 <= temperature <= _MOST_TEMPERATURE:  # NaN neither
-        raise RequestError(f"params: temperature={temperature!r}; use a number from 0 to {_MOST_TEMPERATURE:g}")
+    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    if not number or not 0 <= temperature <= _MOST_TEMPERATURE:  # NaN neither
+        raise RequestError(f"params: temperature={_shown(temperature)}; use a number from 0 to {_MOST_TEMPERATURE:g}")
 
 
+def _with_defaults(params: Any) -> dict[str, Any]:
+    """All params of a request, checked. Raises :class:`RequestError`."""
+    if not isinstance(params, Mapping | None):
+        raise RequestError(f"params: {_shown(params)}; send a dictionary, such as {{'k': 64}}")
+    options = DEFAULTS | {str(name): value for name, value in (params or {}).items() if value is not None}
+    _check(options)
+    return options
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
+def _take_over_params() -> None:
+    """Let this model see its params as they were sent.
+
+    MLflow drops those with an unknown name, without a word to whoever sent them, and for a value of another type it
+    sends all images back. Its own check stays for every other model, and where MLflow has another one by now.
+    """
+    theirs = getattr(mlflow.pyfunc, "_enforce_params_schema", None)
+    if theirs is None or getattr(theirs, "of_fvae", False):
+        return
+
+    def check(params: Any, schema: Any) -> Any:
+        if {each.name for each in getattr(schema, "params", ())} == set(DEFAULTS):
+            return _with_defaults(params)
+        return theirs(params, schema)
+
+    check.of_fvae = True  # type: ignore[attr-defined]
+    mlflow.pyfunc._enforce_params_schema = check
+
+
+_take_over_params()
 set_model(ImageModel())

@@ -16,6 +16,7 @@ from fvae.config import ConfigError
 from pipelines.cluster.auth_token import make_token
 from pipelines.machines_to_come import await_machines
 from pipelines.ray_environment import PASSED_ON
+from pipelines.stop_signals import treat_as_ctrl_c
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Ray's shared memory on one machine, besides the images."""
@@ -46,6 +47,7 @@ def ray_session(held_bytes: int, needed: Mapping[str, tuple[str, float]]) -> Ite
         if not address:
             _own_token()
         ray.init(address=address or "local", **options)  # not whichever Ray this machine happens to run
+        treat_as_ctrl_c()
     except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
         where, hint = (f"RAY_ADDRESS={address}", TOKEN_HINT) if address else ("a Ray on this machine", "")
         raise ConfigError(f"{where}: cannot be used ({str(error).splitlines()[0]}){hint}") from error

@@ -26,6 +26,7 @@ from fvae.config import ConfigError, require
 from pipelines.ray_environment import PASSED_ON
 from pipelines.run_settings import RunSettings
 from pipelines.shipment import LOCK, ROOT, shipped_files, staged
+from pipelines.shipment import SHIPPED as SHIPPED
 from pipelines.storage import is_remote
 
 if TYPE_CHECKING:  # Ray takes seconds to import

@@ -172,6 +172,9 @@ class Training:
                     resize_seconds=60 * self.settings.checkpoint_minutes,
                     on_event=self._on_event,
                 )
+            except KeyboardInterrupt:
+                self.tracker.begin_to_close(interrupted=True)  # MLflow hears of it while Ray ends
+                raise
             except JobFailed as failed:
                 if self.result is None:  # else a worker was lost when all was done
                     raise StorageError(

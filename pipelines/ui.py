@@ -76,8 +76,9 @@ def how_to_open(storage: Storage) -> str:
         words += ["-C", str(ROOT)]
     if storage.uri != str(ROOT / "runs"):
         # The shell reads it twice: as an argument of make, and in the command that make runs, where $ is make's.
-        words += [f"ARGS=--runs {shlex.quote(storage.uri)}".replace("$", "$$")]
-    return shlex.join([words[0], *words[1:-1], "ui", words[-1]] if words[-1].startswith("ARGS=") else [*words, "ui"])
+        arguments = f"--runs {shlex.quote(storage.uri)}".replace("$", "$$")
+        return f"{shlex.join([*words, 'ui'])} ARGS={shlex.quote(arguments)}"
+    return shlex.join([*words, "ui"])
 
 
 def _require_free(settings: UISettings) -> None:

@@ -20,7 +20,11 @@ from tests import tiers
 
 quiet_mlflow()  # as the commands do, before a test module imports MLflow, which reads its settings once
 
-HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+HANDLERS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
 """What Python begins with, also where a shell has started the tests in its background, in which SIGINT is ignored."""
 for number, handler in HANDLERS.items():
     signal.signal(number, handler)

@@ -46,7 +46,7 @@ class Budget:
             started = sum(record.replicate_of is None for record in ledger.records.values())
             if self.max_trials is not None and started >= self.max_trials:
                 return f"--trials {self.max_trials}: all started"
-            if self.patience is not None and self._progress.idle(ledger.ended()) >= self.patience:
+            if self._out_of_patience(ledger, started):
                 front = "have not moved the front" if self.one_front else "have moved no family's front"
                 return f"--patience {self.patience}: the last {self.patience} trials {front}"
         # Once said it stands: the search ends by it, though the last trials may leave more than they were expected to.
@@ -83,6 +83,18 @@ class Budget:
             seconds=None if self.seconds is None else max(0.0, self.seconds - self.clock.seconds),
             held_seconds=held,
         )
+
+    def _out_of_patience(self, ledger: Ledger, started: int) -> bool:
+        """Once true it stands until more trials are started, or more patience is given."""
+        if self.patience is None:
+            return False
+        known = self.clock.out_of_patience
+        if known and known[0] >= self.patience and known[1] == started:
+            return True
+        if self._progress.idle(ledger.ended()) < self.patience:
+            return False
+        self.clock.run_out_of_patience(self.patience, started)
+        return True
 
     def _too_late(self, ledger: Ledger) -> str | None:
         ended = [record for record in ledger.ended() if record.epochs]

@@ -33,6 +33,9 @@ class SearchClock:
         """Seconds of earlier sessions."""
         self.sessions: int = kept["sessions"]
         """Sessions that trained, this one too."""
+        self.out_of_patience: list[int] | None = kept.get("out_of_patience")
+        """``[patience, trials]``: with how many trials started the search ran out of which ``--patience``; kept, as
+        trials that ended later may change what that was decided by."""
         self._started: float | None = None
         self._kept_at = 0.0
 
@@ -67,7 +70,16 @@ class SearchClock:
             self.before, self._started = self.seconds, None  # what is written is what is told from now on
             self._keep()
 
+    def run_out_of_patience(self, patience: int, trials: int) -> None:
+        """Keep that the search ran out of ``patience`` when so many trials were started."""
+        if self.out_of_patience != [patience, trials]:
+            self.out_of_patience = [patience, trials]
+            self._keep()
+
     def _keep(self) -> None:
         self.guard()
-        self.run.write(TIME, (json.dumps({"seconds": self.seconds, "sessions": self.sessions}) + "\n").encode())
+        kept: dict[str, Any] = {"seconds": self.seconds, "sessions": self.sessions}
+        if self.out_of_patience:
+            kept["out_of_patience"] = self.out_of_patience
+        self.run.write(TIME, (json.dumps(kept) + "\n").encode())
         self._kept_at = time.monotonic()

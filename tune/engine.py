@@ -149,10 +149,7 @@ def run_trials(
         raise
     finally:
         signal.signal(signal.SIGINT, on_interrupt)  # Tune leaves its own handler, which only it listens to
-    if ledger.with_status("running") or stopper.why:
-        return stopper.why is not None
-    all_tried = set(searcher.families) <= set(searcher.exhausted)
-    return all_tried or stopper.budget.finished(ledger, searcher.seeds) is not None
+    return stopper.why is not None or (searcher.ended is not None and not ledger.with_status("running"))
 
 
 def trainable(settings: SearchSettings, dataset: Dataset) -> type[tune.Trainable]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,6 +14,7 @@ from fvae.config import ConfigError
 from fvae.data import Dataset
 from pipelines.datasets import load_dataset
 from pipelines.run_place import explained_disk, locked
+from pipelines.stop_signals import in_a_hurry
 from pipelines.storage import StorageError
 from pipelines.stored import address
 from pipelines.tracking import Artifact, SearchTracker
@@ -21,6 +24,7 @@ from pipelines.ui import how_to_open
 from tune.budget import Budget
 from tune.clock import TIME, SearchClock
 from tune.display import SearchDisplay, reading_progress, summary
+from tune.ending import how_it_ended, say_interrupted, trained_epochs, why_all_failed
 from tune.image_bits import image_bits
 from tune.ledger import Ledger, TrialRecord
 from tune.opening import COMPARED, SEARCH, open_search
@@ -106,14 +110,19 @@ def run(
         track(record)
     ended: str | None = None
     epochs_before = trained_epochs(ledger)
-    interrupted = False
+    interrupted = said = False
     patience = CLOSING_SECONDS
     try:
         try:
-            ended = search_and_test(settings, dataset, search, ledger, budget, console, notices, track)
+            ended = search_and_test(settings, dataset, search, ledger, budget, console, notices, track, tracker)
             interrupted = ended is None
         except KeyboardInterrupt:
             interrupted = True
+        if interrupted:  # first what outlives a kill that may follow within seconds
+            said = True
+            close(tracker, ledger, notices, interrupted=True, patience=patience)
+        if interrupted and in_a_hurry():  # the next command draws the map
+            return say_interrupted(console)
         spent = {
             "budget": told(settings, dataset, ledger) | {"ended": ended},
             "seconds": budget.clock.seconds,
@@ -132,13 +141,15 @@ def run(
         notices.silence()
         raise
     finally:
-        if ledger.records:
-            notices.say("Writing the last figures to MLflow …")
-        tracker.close(interrupted=interrupted, timeout=patience)
+        if not said:
+            close(tracker, ledger, notices, interrupted=interrupted, patience=patience)
     for problem in tracker.problems:
         console.print(f"warning: {problem}", style="yellow", markup=False)
     if not ended:
-        console.print("Interrupted. The same command goes on where it stopped; nothing finished is lost.")
+        return say_interrupted(console)
+    if reasons := why_all_failed(ledger):
+        sys.stdout.flush()
+        print(f"error: every trial has failed: {reasons}", file=sys.stderr)
         return 1
     trained = trained_epochs(ledger) > epochs_before
     console.print(how_it_ended(ended, ledger, settings, trained=trained), soft_wrap=True, highlight=False, markup=False)
@@ -150,6 +161,23 @@ def run(
     return 0
 
 
+def close(tracker: SearchTracker, ledger: Ledger, notices: Notices, *, interrupted: bool, patience: float) -> None:
+    """Let MLflow have what is left to write, for up to ``patience`` seconds."""
+    if ledger.records:
+        notices.say("Writing the last figures to MLflow …")
+    tracker.close(interrupted=interrupted, timeout=patience)
+
+
+@contextlib.contextmanager
+def closing_early(tracker: SearchTracker) -> Iterator[None]:
+    """After Ctrl-C within the block MLflow hears of it at once, and not only when Ray has ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tracker.begin_to_close(interrupted=True)
+        raise
+
+
 def search_and_test(
     settings: SearchSettings,
     dataset: Dataset,
@@ -159,6 +187,7 @@ def search_and_test(
     console: Console,
     notices: Notices,
     track: Callable[[TrialRecord], None],
+    tracker: SearchTracker,
 ) -> str | None:
     """Train what is left to train, then read the test split for the fronts.
 
@@ -174,7 +203,7 @@ def search_and_test(
     console.print(what_runs(settings, dataset, ledger, budget), highlight=False, soft_wrap=True, markup=False)
     samples = search["validation_samples"]
     parts = None if ended else assemble(settings, dataset, ledger, budget, validation_samples=samples)
-    with engine.search_session(settings, dataset) as room:
+    with engine.search_session(settings, dataset) as room, closing_early(tracker):
         if parts:
             ended = train(room, dataset, parts, budget, console, notices, track)
             if ended is None:
@@ -217,7 +246,7 @@ def train(
         notices.say(line)
     if not done:
         return None
-    return stopper.why or budget.finished(ledger, settings.seeds) or "every model has been tried"
+    return stopper.why or parts.searcher.ended
 
 
 def remove_checkpoints(ledger: Ledger) -> None:
@@ -254,22 +283,6 @@ def told(settings: SearchSettings, dataset: Dataset, ledger: Ledger) -> dict[str
         "max_trials": settings.max_trials,
         **{name: getattr(settings, name) for name in names},
     }
-
-
-def trained_epochs(ledger: Ledger) -> int:
-    """Of all trials together."""
-    return sum(record.epochs for record in ledger.records.values())
-
-
-def how_it_ended(why: str, ledger: Ledger, settings: SearchSettings, *, trained: bool) -> str:
-    """Why no more is trained, what was put aside, and what would train more."""
-    nothing = "" if trained else " This command had nothing to train."
-    larger = "a larger budget"
-    if settings.max_trials is not None and why.startswith("--trials"):
-        larger = f"a larger budget (--trials {3 * settings.max_trials // 2})"
-    count = len(ledger.with_status("running"))
-    put_aside = f" {count} unfinished {'trial' if count == 1 else 'trials'} would then go on." if count else ""
-    return f"Ended: {why}.{nothing} The same command with {larger} extends the search.{put_aside}"
 
 
 def draw(ledger: Ledger, search: dict[str, Any], console: Console) -> list[Artifact]:

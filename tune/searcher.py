@@ -62,6 +62,9 @@ class FrontSearcher(Searcher):
         """Whether a trial that has ended may have to be tried again: one whose share of a card did not hold it."""
         self.exhausted: dict[str, str] = {}
         """Families of which every model is tried, and the line that says so."""
+        self.ended: str | None = None
+        """Why nothing more is begun, one line, once Tune was told so. It stands, though trials that still run may
+        change what it was decided by."""
         records = list(ledger.records.values())
         self._next_number = 1 + max((record.number for record in records), default=-1)
         self._turns = Counter(dict.fromkeys(self.families, 0))
@@ -74,12 +77,12 @@ class FrontSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's lacks FINISHED
         """The next trial's config for :class:`tune.trial.TrialProcess`; ``FINISHED``, or None: ask again later."""
-        if self.budget.over(self.ledger):
-            return Searcher.FINISHED
+        if why := self.budget.over(self.ledger):
+            return self._finished(why)
         record = self._unfinished.popleft() if self._unfinished else self._new_trial() or self._replicate()
         if record is None:
             waits = self.seeds > 1 and self._first_seeds_live() or self.trials_may_return and self._live
-            return None if waits else Searcher.FINISHED
+            return None if waits else self._finished(self._why_none())
         self._live[trial_id] = record.id
         return {
             "id": record.id,
@@ -87,6 +90,14 @@ class FrontSearcher(Searcher):
             "model": record.config,
             "train": record.train,
         }
+
+    def _finished(self, why: str) -> str:
+        self.ended = self.ended or why
+        return Searcher.FINISHED
+
+    def _why_none(self) -> str:
+        """Why there is neither a new trial nor another seed, one line."""
+        return self.budget.may_start(self.ledger) or "every model has been tried"
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the ledger hears of it, and a part-trained figure is no observation."""

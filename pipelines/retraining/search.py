@@ -16,6 +16,7 @@ from pipelines.registry import finished_runs, tracking_uri_of
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.retraining.waiting import waited_for
 from pipelines.run_settings import as_run_name
+from pipelines.stop_signals import in_a_hurry
 from pipelines.storage import StorageError
 from pipelines.stored import read_json
 from pipelines.train_configs import TrainConfigs
@@ -144,6 +145,8 @@ def _run(options: list[str]) -> tuple[int, str]:
                 break
             except KeyboardInterrupt:
                 interrupted = True  # and so was the search, which puts its trials in order first
+                if in_a_hurry():  # by a signal to this process alone
+                    process.terminate()
     if interrupted:
         raise KeyboardInterrupt
     return status, last[0] if last else ""

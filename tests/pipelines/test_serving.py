@@ -22,7 +22,8 @@ import pytest
 import torch
 
 import fvae
-from fvae import ConfigError, ModelConfig, build, evaluate, load, save
+from fvae import ConfigError, ModelConfig, build, load, save
+from fvae.scores import score
 from pipelines.mlflow_settings import default_tracking_uri, server_environment
 from pipelines.model_folder import REQUIREMENTS, write_model_folder
 from pipelines.storage import open_storage
@@ -127,14 +128,26 @@ def predictions(server: str, inputs, **params) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("k", "seed"), [(1, 0), (5, 0), (1, 7)])
-def test_scores_are_those_of_evaluate(server, saved, images, k, seed):
-    expected = evaluate(load(saved), images, k=k, seed=seed).numpy()
+def test_scores_are_those_of_the_library(server, saved, images, k, seed):
+    expected = score(load(saved), torch.from_numpy(images), k=k, seed=seed).numpy()
     found = predictions(server, images.tolist(), task="score", k=k, seed=seed)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_request_without_params_is_scored(server, saved, images):
-    np.testing.assert_allclose(predictions(server, images.tolist()), evaluate(load(saved), images), rtol=1e-6)
+    expected = score(load(saved), torch.from_numpy(images))
+    np.testing.assert_array_equal(predictions(server, images.tolist()), expected)
+
+
+@pytest.mark.parametrize("task", ["score", "reconstruct", "encode"])
+def test_an_image_has_one_answer_whatever_is_sent_with_it(server, images, task):
+    alone = [predictions(server, images[:1].tolist(), task=task)[0]]
+    for others in (images[:3], images[2::-1], np.repeat(images[:1], 65, 0)):
+        found = predictions(server, others.tolist(), task=task)
+        alone += [answer for image, answer in zip(others, found, strict=True) if (image == images[0]).all()]
+    assert len(alone) == 68
+    for each in alone:
+        np.testing.assert_array_equal(each, alone[0])
 
 
 def test_samples_depend_on_the_seed_alone(server, saved):
@@ -180,7 +193,14 @@ REFUSED = {
     "true": ({"inputs": np.ones((1, *SHAPE), bool).tolist()}, "true or false"),
     "no such task": ({"inputs": image(0), "params": {"task": "paint"}}, "score, sample, reconstruct, encode"),
     "k of zero": ({"inputs": image(0), "params": {"k": 0}}, "k=0; use an integer from 1"),
-    "k that is no integer": ({"inputs": image(0), "params": {"k": "many"}}, "'k'"),
+    "k that is no integer": ({"inputs": image(0), "params": {"k": "many"}}, "k='many'; use an integer from 1"),
+    "k as text": ({"inputs": image(0) * 50, "params": {"k": "64"}}, "k='64'; use an integer from 1"),
+    "k that is true": ({"inputs": image(0), "params": {"k": True}}, "k=True; use an integer from 1"),
+    "k as a decimal": ({"inputs": image(0), "params": {"k": 64.0}}, "k=64.0; use an integer from 1"),
+    "a long k": ({"inputs": image(0), "params": {"k": "1" * 1000}}, "…; use an integer from 1"),
+    "a param that is none": ({"inputs": image(0), "params": {"K": 64}}, "'K' is none; use task, k, seed, count, tem"),
+    "a task that is a list": ({"inputs": image(0), "params": {"task": ["score"]}}, "task=['score']; use one of"),
+    "a temperature as text": ({"inputs": [], "params": {"task": "sample", "temperature": "1"}}, "temperature='1'"),
     "k without end": ({"inputs": image(0), "params": {"k": 10**30}}, "k"),
     "a seed below zero": ({"inputs": image(0), "params": {"seed": -1}}, "seed=-1"),
     "no samples": ({"inputs": [], "params": {"task": "sample", "count": 0}}, "count=0"),
@@ -246,7 +266,9 @@ print(model.predict(numpy.load("images.npy"), params={{"k": 2}}).tolist())
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(ast.literal_eval(done.stdout), evaluate(load(saved), images, k=2), rtol=1e-6)
+    np.testing.assert_allclose(
+        ast.literal_eval(done.stdout), score(load(saved), torch.from_numpy(images), k=2), rtol=1e-6
+    )
 
 
 def test_writing_the_folder_again_replaces_it_and_leaves_nothing_else(saved, tmp_path):

@@ -235,6 +235,24 @@ def test_patience_counts_trials_in_a_row_that_moved_no_front(tmp_path: Path) -> 
     assert end(7, "flow", 50_000, 2.5) is None  # larger than all, and better
 
 
+def test_a_search_that_ran_out_of_patience_stays_so(tmp_path: Path) -> None:
+    """A trial that still ran when that was decided moves a front when it ends: the search is over all the same."""
+    mine, ledger = budget(tmp_path, patience=2)
+    ledger.put(record(0, "flow", 1000, 3.0))
+    ledger.put(dataclasses.replace(record(9, "flow", 1000, 3.0), status="running"))
+    for number in (2, 3):
+        ledger.put(record(number, "flow", 2000, 3.5))
+    said = "--patience 2: the last 2 trials have moved no family's front"
+    assert mine.may_start(ledger) == said
+    ledger.put(record(9, "flow", 1000, 1.0))
+    assert mine.may_start(ledger) == mine.finished(ledger) == said
+    assert budget(tmp_path, patience=2)[0].finished(ledger) == said  # the same command shows a finished search
+    assert budget(tmp_path, patience=1)[0].finished(ledger) == said.replace("2", "1")
+    assert budget(tmp_path, patience=3)[0].finished(ledger) is None  # more patience goes on
+    ledger.put(record(10, "flow", 900, 0.9))
+    assert mine.may_start(ledger) is None  # it has gone on, so what was decided then no longer holds
+
+
 def test_patience_looks_at_the_one_front_where_families_compete(tmp_path: Path) -> None:
     ledger = Ledger(open_storage(tmp_path))
     for number, (family, params, bpd) in enumerate([("flow", 1000, 2.5), ("vae", 1000, 3.0), ("vae", 2000, 2.6)]):

@@ -191,6 +191,30 @@ def test_a_search_whose_models_are_all_tried_is_finished(tmp_path: Path) -> None
     search = searcher(tmp_path, trials=5, families=("flow",), source=one_flow)
     finish(search, "0", search.suggest("0")["id"])
     assert search.suggest("1") == Searcher.FINISHED
+    assert search.ended == "every model has been tried"
+
+
+def test_why_a_search_has_ended_stands_whatever_the_last_trials_change(tmp_path: Path) -> None:
+    search = searcher(tmp_path, trials=2, families=("flow",))
+    first, second = (search.suggest(str(number))["id"] for number in range(2))
+    assert search.ended is None
+    assert search.suggest("2") == Searcher.FINISHED
+    assert search.ended == "--trials 2: all started"
+    search.budget = budget_without_end = Unlimited()
+    for number, trial_id in enumerate((first, second)):
+        finish(search, str(number), trial_id)
+    assert budget_without_end.may_start(search.ledger) is None
+    assert search.ended == "--trials 2: all started"
+
+
+class Unlimited:
+    """An allowance that refuses nothing."""
+
+    def may_start(self, ledger: Ledger, *, replicate: bool = False) -> str | None:
+        return None
+
+    def over(self, ledger: Ledger) -> str | None:
+        return None
 
 
 @pytest.mark.usefixtures("soon_given_up")

@@ -1,0 +1,39 @@
+"""SIGTERM and SIGHUP do what Ctrl-C does: what a batch system, a service manager or a closed terminal sends.
+
+Whoever sends SIGTERM may kill the process a few seconds later: three after ``ray job stop``.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+_hurried = False
+
+
+def in_a_hurry() -> bool:
+    """Whether a signal that SIGKILL may follow has ended the command: it still does what must be kept, and no more."""
+    return _hurried
+
+
+def treat_as_ctrl_c() -> None:
+    """From now on SIGTERM and SIGHUP raise ``KeyboardInterrupt`` in the main thread.
+
+    A signal that the process was started to ignore, as SIGHUP is below ``nohup``, stays ignored. To be called again
+    after ``ray.init``, which takes SIGTERM for itself. Does nothing outside the main thread.
+    """
+    global _hurried
+    _hurried = False
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Not through SIGINT's own handler: Tune has one while it runs, which first waits for the trials."""
+    global _hurried
+    _hurried = True
+    raise KeyboardInterrupt
