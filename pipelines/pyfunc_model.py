@@ -178,7 +178,7 @@ def _take_over_params() -> None:
         return theirs(params, schema)
 
     check.of_fvae = True  # type: ignore[attr-defined]
-    mlflow.pyfunc._enforce_params_schema = check
+    mlflow.pyfunc._enforce_params_schema = check  # type: ignore[attr-defined]
 
 
 _take_over_params()

@@ -18,7 +18,7 @@ import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
 from fvae.data import Dataset, steps_per_epoch
 from fvae.epoch_metrics import EpochMetrics
 from fvae.flops import parameters_and_flops
-from pipelines import command_line
+from pipelines import command_line, memory_room
 from pipelines.datasets import load_dataset
 from pipelines.lease import Lease
 from pipelines.model_files import MODEL
@@ -147,6 +147,14 @@ class Training:
         from pipelines.worker_job import JobFailed, job_session, ray_images, run_job
 
         resources = self.settings.resources()
+        if not resources.gpus:
+            memory_room.require_room(
+                self.configs.model,
+                self.configs.train,
+                workers=resources.most,
+                micro_batch_size=self.settings.micro_batch_size,
+                checkpoint_activations=self.settings.checkpoint_activations,
+            )
         steps = steps_per_epoch(self.dataset.counts()["train"], self.configs.train.batch_size)
         with (
             TrainDisplay(self.console, epochs=self.configs.train.epochs, steps_per_epoch=steps) as self._display,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import tempfile
 import threading
 import time
@@ -18,6 +19,9 @@ import torch
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2.api import data_parallel_trainer
+from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -25,6 +29,8 @@ from fvae.config import ConfigError, require
 from fvae.data import Dataset, ImageSource
 from fvae.evaluation import NonFiniteError
 from fvae.workers import Workers
+from pipelines import memory_room
+from pipelines.datasets import memory_bytes
 from pipelines.machines_to_come import await_machines
 from pipelines.ray_session import ray_session
 from pipelines.troubles import LOGGER, raise_trouble, trouble
@@ -172,6 +178,23 @@ def run_job(
             raise listener.error
 
 
+class _FailurePolicy(DefaultFailurePolicy):
+    """Starts the workers again as often as they may fail, but only once where their machine ran out of memory: it has
+    no more of it the next time."""
+
+    def __init__(self, failure_config: Any) -> None:
+        super().__init__(failure_config)
+        self._ran_out = 0
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """What the controller does about a failure."""
+        failures = getattr(training_failed_error, "worker_failures", {}).values()
+        self._ran_out += any(memory_room.ran_out(f"{type(error).__name__} {error}") for error in failures)
+        if self._ran_out > 1:
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
 class _Trainer(TorchTrainer):
     """A trainer that can be ended from outside, and has no actor for Ray's datasets: none are read here, and every
     start of the workers would wait for it."""
@@ -181,6 +204,15 @@ class _Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees Ray Train's first version
         return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
+
+    def fit(self) -> ray.train.Result:
+        """As Ray's, with the failure policy of this module."""
+        theirs = data_parallel_trainer.create_failure_policy
+        data_parallel_trainer.create_failure_policy = _FailurePolicy
+        try:
+            return super().fit()
+        finally:
+            data_parallel_trainer.create_failure_policy = theirs
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self._controller = controller  # Ctrl-C stays what it is everywhere else: KeyboardInterrupt
@@ -261,11 +293,25 @@ def carry_out(loop: Callable[[Config, Events], None], config: Config, events: Ev
         events.put(trouble(error))
         raise
     except Exception as error:
+        if memory_room.ran_out(error) or isinstance(error, torch.OutOfMemoryError):  # and would again
+            events.put(trouble(ConfigError(_out_of_memory(error))))
+            raise
         # Of several workers one meets the cause, the others that it is gone.
         events.put({"warning": f"worker {Workers.of_process_group().rank}: {type(error).__name__}: {last_line(error)}"})
         raise
     finally:
         LOGGER.removeHandler(said)
+
+
+def _out_of_memory(error: BaseException) -> str:
+    """One line for a worker that ran out of its machine's or its card's memory."""
+    rank, host = Workers.of_process_group().rank, socket.gethostname()
+    what = last_line(error).partition(". ")[0][:120]
+    return (
+        f"worker {rank} on {host} ran out of memory ({what}; the machine has "
+        f"{memory_room.in_words(memory_bytes())}); a smaller --micro-batch-size or --checkpoint-activations needs "
+        "less, and so do more workers"
+    )
 
 
 class _SayWarnings(logging.Handler):
@@ -291,4 +337,9 @@ def _how_it_ended(error: Exception, max_failures: int) -> str:
     if not failures:
         return last_line(error)
     rank, first = next(iter(failures.items()))
+    if memory_room.ran_out(f"{type(first).__name__} {first}"):
+        return (
+            f"worker {rank} was ended by Ray, as its machine ran out of memory; a smaller --micro-batch-size or "
+            "--checkpoint-activations needs less"
+        )
     return f"workers failed {max_failures + 1} times, the last with: worker {rank}: {last_line(first)}"

@@ -9,6 +9,10 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
+from fvae.config import ModelConfig
+from fvae.train_config import TrainConfig
+from pipelines import memory_room
+from pipelines.datasets import memory_bytes
 from pipelines.troubles import raise_trouble
 from tune.attempts import Attempt, AttemptEnd, Attempts, begun, ended, now_ms
 from tune.budget import Budget
@@ -79,10 +83,15 @@ class LedgerCallback(tune.Callback):
         record = self.ledger.records[trial.config["id"]]
         if record.status != "running":
             return  # it had done all: nothing is lost with its process
-        lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
-        reason = lines[-1] if lines else "its process died"
+        error = str(trial.get_error() or "")
+        lines = [line.strip() for line in error.splitlines() if line.strip()]
+        changed: dict[str, Any] = {"reason": lines[-1] if lines else "its process died"}
+        if memory_room.ran_out(error):
+            room = memory_bytes()
+            model, train = ModelConfig.from_dict(record.config), TrainConfig.from_dict(record.train)
+            changed = {"reason": memory_room.why_it_ran_out(model, train, room), "memory_room": room}
         attempts = self._ended(record, "failed")
-        self._show(self.ledger.update(record.id, status="failed", reason=reason, attempts=attempts))
+        self._show(self.ledger.update(record.id, status="failed", attempts=attempts, **changed))
 
     def put_aside(self) -> None:
         """The search ends, and what still runs goes on when the same command is given more of it."""

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.experiment import Trial
 
 from fvae.config import ConfigError
 from fvae.data import Dataset
+from pipelines import memory_room
+from pipelines.datasets import memory_bytes
 from pipelines.machines_to_come import await_machines
 from pipelines.ray_session import ray_session
-from pipelines.storage import Storage
+from pipelines.storage import Storage, StorageError
 from pipelines.troubles import raise_trouble
 from pipelines.worker_resources import workers_on
 from tune.callbacks import BudgetStopper
@@ -217,14 +220,26 @@ def read_tests(
             arguments = (images, settings.seed, settings.cpus_per_trial, device(settings))
             pending[read.remote(ledger.trial_storage(record.id).uri, *arguments)] = record.id
         (done,), _ = ray.wait(list(pending))
-        result: dict[str, Any] = ray.get(done)
         record_id = pending.pop(done)
+        try:
+            result: dict[str, Any] = ray.get(done)
+        except RayError as error:
+            raise StorageError(f"{record_id}: its test split was not read: {_why_lost(error)}") from error
         for line in result.get("warnings", ()):
             warn(f"{record_id}: {line}")
         raise_trouble(result)
         failed = "failure" in result
         outcome = {"status": "failed", "reason": result["failure"]} if failed else {"test": result["test"]}
         yield ledger.update(record_id, **outcome)
+
+
+def _why_lost(error: RayError) -> str:
+    """One line for a reading whose process was ended, and what would do."""
+    if memory_room.ran_out(f"{type(error).__name__} {error}"):
+        room = memory_room.in_words(memory_bytes())
+        return f"out of memory: the machine's {room} were in use; the same command with --concurrent 1 reads one by one"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"its process was lost ({(lines or [type(error).__name__])[0][:200]}); the same command goes on"
 
 
 def device(settings: SearchSettings) -> str:

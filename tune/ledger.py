@@ -35,6 +35,9 @@ RECORD = "trial.json"
 WRITE_SECONDS = 1.0
 """Between two writes of a trial's epochs on which nothing rests yet: what a killed driver forgets that it cost."""
 
+MORE_MEMORY = 1.05
+"""Times as much main memory is more."""
+
 Status = Literal["running", "complete", "stopped", "failed"]
 
 
@@ -84,6 +87,8 @@ class TrialRecord:
     test: TestResult | None = None
     replicate_of: str | None = None
     """The trial of which this one is another seed: the same model and training, for the spread of its bits/dim."""
+    memory_room: int | None = None
+    """Bytes of main memory of the machine that had no room for it; None where it has not failed for that."""
     attempts: tuple[Attempt, ...] = ()
     """Every process that took the trial up, in order: what the trial cost."""
 
@@ -131,7 +136,8 @@ class TrialRecord:
 def changes(record: TrialRecord, result: dict[str, Any]) -> dict[str, Any]:
     """What a result of :class:`tune.trial.TrialProcess` changes in the trial's record."""
     if "failure" in result:
-        return {"status": "failed", "reason": result["failure"]}
+        lacking = {"memory_room": result["memory_room"]} if "memory_room" in result else {}
+        return {"status": "failed", "reason": result["failure"], **lacking}
     if "out_of_memory" in result:  # it will be tried again
         return {}
     new: dict[str, Any] = {}
@@ -205,6 +211,13 @@ class Ledger:
         """To be called before anything runs: attempts of which an earlier driver left no end were lost."""
         for record in self.with_status("running"):
             self.update(record.id, attempts=ended(record.attempts, "lost", None))
+
+    def take_up_again(self, room: int | None) -> None:
+        """To be called before anything runs: trials that a machine with less than ``room`` bytes of memory had no room
+        for go on; with None all of them, as other machines are there."""
+        for record in self.with_status("failed"):
+            if record.memory_room is not None and (room is None or room > MORE_MEMORY * record.memory_room):
+                self.update(record.id, status="running", reason="", memory_room=None)
 
     def is_written(self, trial_id: str) -> bool:
         """Whether the storage holds all that is known of a trial."""

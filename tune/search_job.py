@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from rich.console import Console
 import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
 from fvae.config import ConfigError
 from fvae.data import Dataset
-from pipelines.datasets import load_dataset
+from pipelines.datasets import load_dataset, memory_bytes
 from pipelines.run_place import explained_disk, locked
 from pipelines.stop_signals import in_a_hurry
 from pipelines.storage import StorageError
@@ -73,6 +74,7 @@ def main(settings: SearchSettings) -> int:
                 notices.say(decision)
             ledger = Ledger(run_storage, lease.check)
             ledger.close_attempts()
+            ledger.take_up_again(None if "RAY_ADDRESS" in os.environ else memory_bytes())
             budget = Budget(settings, SearchClock(run_storage, lease.check), dataset.bins)
             try:
                 status = run(settings, dataset, search, ledger, budget, console, notices)

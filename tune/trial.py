@@ -17,6 +17,8 @@ from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
 from fvae.data import ImageSource, image_source
 from fvae.evaluation import ALONE
 from fvae.workers import Workers
+from pipelines import memory_room
+from pipelines.datasets import memory_bytes
 from pipelines.model_files import keep_model
 from pipelines.storage import open_storage
 from pipelines.stored import read_json
@@ -61,10 +63,11 @@ class TrialTraining:
         self.storage = open_storage(config["storage"])
         self.device, self.workers = torch.device(device), workers
         self.share, self.shares_grow = share, shares_grow
+        self.model, self.train = ModelConfig.from_dict(config["model"]), TrainConfig.from_dict(config["train"])
         self._make_trainer = functools.partial(
             Trainer,
-            ModelConfig.from_dict(config["model"]),
-            TrainConfig.from_dict(config["train"]),
+            self.model,
+            self.train,
             images["train"],
             images["val"],
             device,
@@ -93,7 +96,7 @@ class TrialTraining:
 
     def _result_of(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
-            result = work()
+            result = self._lacks_room() or work()
         except NonFiniteError as error:
             self.spoilt = True
             result = {"epoch": self.trainer.epoch, "failure": str(error), "done": True}
@@ -102,10 +105,28 @@ class TrialTraining:
             grows = self.shares_grow and self.share < 1
             why = {"out_of_memory": True} if grows else {"failure": _out_of_memory(error, self.share)}
             result = {"epoch": 0, "done": True} | why
+        except (MemoryError, RuntimeError) as error:
+            if not memory_room.ran_out(error):
+                raise
+            self.spoilt = True
+            room = memory_bytes()
+            line = memory_room.why_it_ran_out(self.model, self.train, room)
+            result = {"epoch": 0, "failure": line, "memory_room": room, "done": True}
         except (OSError, ConfigError) as error:
             self.spoilt = True
             result = trouble(error) | {"epoch": 0, "done": True}
         return with_warnings(result)
+
+    def _lacks_room(self) -> dict[str, Any] | None:
+        """A result that ends a trial which this machine's memory could never hold; None otherwise."""
+        if self.checkpoints is not None or self.device.type != "cpu":
+            return None
+        room, images = memory_bytes(), -(-self.train.batch_size // self.workers.count)
+        need = memory_room.lacks_room(self.model, self.train, images, room=room)
+        if need is None:
+            return None
+        self.spoilt = True
+        return {"epoch": 0, "failure": memory_room.does_not_fit(need, room), "memory_room": room, "done": True}
 
     def _restore(self) -> dict[str, Any]:
         checkpoints = Checkpoints(self.storage)

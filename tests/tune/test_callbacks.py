@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import OutOfMemoryError
 
-from fvae import ConfigError
+from fvae import ConfigError, ModelConfig, TrainConfig
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.troubles import trouble
 from tests.tune.synthetic import record
@@ -120,3 +121,43 @@ def test_a_checkpoint_that_outlived_its_trial_goes_at_the_search_s_end(ledger: L
     remove_checkpoints(ledger)
     keys = {info.key for info in ledger.root.list("trials")}
     assert keys == {f"trials/0000-fvae/{CHECKPOINT}", "trials/0000-fvae/trial.json", "trials/0001-flow/trial.json"}
+
+
+# --- main memory -----------------------------------------------------------------------------------------------
+
+
+def lost_for_memory(ledger: Ledger) -> TrialRecord:
+    """The trial after Ray has ended its process for want of memory, more often than it starts it again."""
+    model = ModelConfig(family="flow", channels=1, height=8, width=8).to_dict()
+    ledger.update("0000-fvae", config=model, train=TrainConfig(epochs=20).to_dict())
+    error = OutOfMemoryError("Task was killed due to the node running low on memory.\n" + 20 * "Refer to the docs.\n")
+    trial = SimpleNamespace(config={"id": "0000-fvae"}, get_error=lambda: error)
+    LedgerCallback(ledger, (), lambda line: None).on_trial_error(1, [], trial)  # type: ignore[arg-type]
+    return ledger.records["0000-fvae"]
+
+
+def test_a_trial_without_memory_fails_in_one_line_and_not_for_good(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune.callbacks.memory_bytes", lambda: 2**30)
+    failed = lost_for_memory(ledger)
+    assert failed.status == "failed" and "\n" not in failed.reason and len(failed.reason) < 250
+    assert failed.reason.startswith("out of memory: its process needs about 3")
+    assert "the machine's 1.0 GiB were in use" in failed.reason
+    for room, status in ((2**30, "failed"), (2 * 2**30, "running")):
+        again = Ledger(ledger.root)
+        again.take_up_again(room)
+        assert again.records["0000-fvae"].status == status
+    assert again.records["0000-fvae"].reason == ""
+
+
+def test_on_a_cluster_such_a_trial_is_tried_again_by_every_session(ledger: Ledger) -> None:
+    lost_for_memory(ledger)
+    ledger.put(dataclasses.replace(record(1, "flow", 1000, 2.5), status="failed", reason="the loss is nan"))
+    ledger.take_up_again(None)
+    assert {each.id: each.status for each in ledger.records.values()} == {"0000-fvae": "running", "0001-flow": "failed"}
+
+
+def test_a_result_says_how_much_memory_there_was(ledger: Ledger) -> None:
+    hear(ledger, {"epoch": 0, "failure": "out of memory: …", "memory_room": 2**30, "done": True})
+    assert Ledger(ledger.root).records["0000-fvae"].memory_room == 2**30

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import ray
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from pipelines.datasets import load_dataset
 from tests.s3 import CREDENTIALS
@@ -30,3 +33,14 @@ def test_a_cluster_s_processes_find_the_same_store_with_credentials_of_their_own
         told = ray.get(ray.remote(of_a_node).remote())
     assert told == told | CREDENTIALS | STORE
     assert not set(SECRETS.values()) & set(told.values())
+
+
+def test_a_reading_that_is_lost_is_one_line() -> None:
+    ray_says = "Task was killed due to the node running low on memory.\n" + "Refer to the documentation.\n" * 20
+    line = engine._why_lost(OutOfMemoryError(ray_says))
+    assert re.fullmatch(
+        r"out of memory: the machine's [\d.]+ GiB were in use; .* --concurrent 1 reads one by one", line
+    )
+    line = engine._why_lost(WorkerCrashedError())
+    assert line.startswith("its process was lost (") and line.endswith("); the same command goes on")
+    assert "\n" not in line

@@ -265,6 +265,26 @@ def test_a_trial_that_memory_does_not_hold_says_so(
         assert record.reason == "CUDA out of memory with --gpus-per-trial=0.5: give a larger share, or auto"
 
 
+@pytest.mark.parametrize("cannot_fit", [True, False])
+def test_main_memory_that_does_not_hold_a_trial_is_one_line(
+    cannot_fit: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known before it begins, or because memory is refused."""
+    ledger = open_ledger(str(tmp_path))
+    process, record = start(ledger)
+    if cannot_fit:
+        monkeypatch.setattr("tune.trial.memory_bytes", lambda: 2**20)
+        monkeypatch.setattr(process.training, "_make_trainer", lambda: pytest.fail("was begun"))
+    else:
+        monkeypatch.setattr(process.training, "_make_trainer", lambda: torch.empty(2**60))
+    result = process.step()
+    failed = recorded(ledger, result)
+    assert failed.status == "failed" and failed.reason.startswith("out of memory: its process needs ")
+    assert "\n" not in failed.reason
+    assert failed.memory_room is not None
+    assert result["done"]
+
+
 def test_checkpoints_take_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A clock of the test's own: an epoch takes 4 s, a checkpoint 1.5 s."""
     now, saved_at = 0.0, []
