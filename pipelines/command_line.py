@@ -14,6 +14,7 @@ import tyro
 from fvae.config import ConfigError
 from pipelines.stop_signals import in_a_hurry, treat_as_ctrl_c
 from pipelines.storage import StorageError
+from pipelines.terminal import tolerant_output
 
 Settings = TypeVar("Settings")
 
@@ -47,24 +48,29 @@ def run(main: Callable[[Settings], int], settings: type[Settings]) -> None:
     Bad input exits with :data:`BAD_INPUT` and one line, a store that fails with 1 and one line.
     """
     treat_as_ctrl_c()
-    try:
-        status = main(parse(settings))
-    except ConfigError as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        status = BAD_INPUT
-    except StorageError as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        status = 1
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        status = 1
+    with tolerant_output():
+        status = _status(main, settings)
     if in_a_hurry():  # the interpreter's own end takes a second, in which SIGKILL may come
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _status(main: Callable[[Settings], int], settings: type[Settings]) -> int:
+    try:
+        return main(parse(settings))
+    except ConfigError as error:
+        return _fail(f"error: {error}", BAD_INPUT)
+    except StorageError as error:
+        return _fail(f"error: {error}", 1)
+    except KeyboardInterrupt:
+        return _fail("Interrupted.", 1)
+
+
+def _fail(line: str, status: int) -> int:
+    if sys.stdout is not None:  # it is None where the shell has closed it
+        sys.stdout.flush()
+    print(line, file=sys.stderr)
+    return status
 
 
 def _first_message(box: str) -> str:

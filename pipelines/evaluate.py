@@ -35,11 +35,12 @@ from pipelines.lease import exclusive
 from pipelines.progress import Steps, WarningLines
 from pipelines.readings import BITS, KeptReadings, Measured, Reading, measure
 from pipelines.storage import Storage, open_storage
+from pipelines.terminal import make_console
 
 
 def main(settings: EvaluateSettings) -> int:
     """Measure, draw, show. Returns the exit status."""
-    console = Console()
+    console = make_console()
     device = device_of(settings)
     if settings.workers == 1 and settings.cpus_per_worker:
         torch.set_num_threads(settings.cpus_per_worker)

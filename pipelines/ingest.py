@@ -15,8 +15,6 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
 from fvae.config import ConfigError
 from fvae.manifest import FORMAT, MANIFEST, Manifest
 from pipelines import command_line
@@ -38,6 +36,7 @@ from pipelines.progress import Steps, WarningLines
 from pipelines.sources import Source, open_source
 from pipelines.spool import Spool
 from pipelines.storage import Storage, is_remote, open_storage
+from pipelines.terminal import make_console
 from pipelines.value_range import require_range
 
 Say = Callable[[str], None]
@@ -156,7 +155,7 @@ def make_folder(storage: Storage) -> None:
 
 def main(settings: IngestSettings) -> int:
     """Ingest, and say what was done. Returns the exit status."""
-    console = Console()
+    console = make_console()
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,8 @@ from mlflow import MlflowClient
 
 def connect(tracking_uri: str) -> MlflowClient:
     """A client of the tracking server or database; a missing SQLite file is created. Raises what MLflow raises."""
+    # Ray may have imported MLflow before its variables were set.
+    logging.getLogger("mlflow").setLevel(os.environ.get("MLFLOW_LOGGING_LEVEL", "CRITICAL"))
     if tracking_uri.startswith("sqlite:///"):
         path = Path(tracking_uri.removeprefix("sqlite:///"))
         if not path.exists():

@@ -33,6 +33,7 @@ from pipelines.retraining.waiting import waited_for, writable
 from pipelines.retraining.weighing import Scales
 from pipelines.run_place import explained_disk
 from pipelines.storage import StorageError
+from pipelines.terminal import make_console
 from pipelines.tracking_database import WorkingCopy
 from pipelines.train_configs import read_tables
 from pipelines.troubles import Notices
@@ -40,7 +41,7 @@ from pipelines.troubles import Notices
 
 def main(settings: RetrainSettings) -> int:
     """Decide and act, or say what would be done. Returns the exit status."""
-    console = Console()
+    console = make_console()
     with Notices(console) as notices:
         command = Command(settings, console, notices)
         try:

@@ -30,12 +30,13 @@ from pipelines.scheduling.schedules import Schedule, model_of
 from pipelines.scheduling.settings import Add, History, List, Pause, Remove, Resume, RunNow, ScheduleSettings, Serve
 from pipelines.scheduling.store import Store
 from pipelines.scheduling.tables import show_history, show_schedules
+from pipelines.terminal import make_console
 
 
 def main(settings: ScheduleSettings, arguments: tuple[str, ...] | None = None) -> int:
     """Do one command; returns the exit status. ``arguments``: what followed ``--``."""
     command = settings.command
-    console = Console()
+    console = make_console()
     require(
         arguments is None or isinstance(command, Add), "--: what follows goes to a schedule's job, so it belongs to add"
     )

@@ -26,6 +26,7 @@ from pipelines.run_place import explained_disk, locked
 from pipelines.storage import Storage, StorageError
 from pipelines.stored import address
 from pipelines.submit import here_or_there
+from pipelines.terminal import make_console
 from pipelines.tracking import RunTracker, TrialSnapshot
 from pipelines.tracking_stores import tracking_uri, unreachable_for_now
 from pipelines.train_configs import TrainConfigs, train_configs
@@ -51,7 +52,7 @@ CLOSING_SECONDS, CLOSING_SECONDS_WITHOUT_STORE = 60.0, 3.0
 
 def main(settings: TrainSettings) -> int:
     """Train, or go on, or show what was trained. Returns the exit status."""
-    console = Console()
+    console = make_console()
     with Notices(console) as notices:
         decisions: list[str] = []  # said once it is sure that there will be a training
         dataset = load_dataset(settings.dataset, settings.streaming, decisions.append)

@@ -18,7 +18,7 @@ def how_it_ended(why: str, ledger: Ledger, settings: SearchSettings, *, trained:
     nothing = "" if trained else " This command had nothing to train."
     larger = "a larger budget"
     if settings.max_trials is not None and why.startswith("--trials"):
-        larger = f"a larger budget (--trials {3 * settings.max_trials // 2})"
+        larger = f"a larger budget (--trials {max(settings.max_trials + 1, 3 * settings.max_trials // 2)})"
     count = len(ledger.with_status("running"))
     put_aside = f" {count} unfinished {'trial' if count == 1 else 'trials'} would then go on." if count else ""
     return f"Ended: {why}.{nothing} The same command with {larger} extends the search.{put_aside}"

@@ -18,6 +18,7 @@ from pipelines.run_place import explained_disk, locked
 from pipelines.stop_signals import in_a_hurry
 from pipelines.storage import StorageError
 from pipelines.stored import address
+from pipelines.terminal import make_console
 from pipelines.tracking import Artifact, SearchTracker
 from pipelines.tracking_stores import tracking_uri, unreachable_for_now
 from pipelines.troubles import Notices
@@ -53,7 +54,7 @@ MAP_FILES = ("tradeoff.html", "tradeoff.png", "tradeoff.json", "trials.csv")
 
 def main(settings: SearchSettings) -> int:
     """Search, read the tests, draw the map. Returns the exit status."""
-    console = Console()
+    console = make_console()
     with Notices(console) as notices:
         decisions: list[str] = []  # said once it is sure that there will be a search
         dataset = load_dataset(settings.dataset, settings.streaming, decisions.append)
