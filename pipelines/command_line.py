@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -47,12 +48,43 @@ def run(main: Callable[[Settings], int], settings: type[Settings]) -> None:
 
     Bad input exits with :data:`BAD_INPUT` and one line, a store that fails with 1 and one line.
     """
+    without_optimization()
     treat_as_ctrl_c()
     with tolerant_output():
         status = _status(main, settings)
     if in_a_hurry():  # the interpreter's own end takes a second, in which SIGKILL may come
         os._exit(status)
     sys.exit(status)
+
+
+def without_optimization() -> None:
+    """Start this command again without ``-O`` and ``-OO``, where it was started with one of them.
+
+    They take away nothing that would cost time here, but docstrings, which are the options' help, and without which
+    Ray cannot be imported.
+    """
+    if sys.flags.optimize:
+        os.environ.pop("PYTHONOPTIMIZE", None)
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *_unoptimized(sys.orig_argv[1:])])
+
+
+def _unoptimized(arguments: list[str]) -> list[str]:
+    """The interpreter's arguments without any ``O`` among its own options; the program's stay as they are."""
+    kept = []
+    rest = iter(arguments)
+    for argument in rest:
+        if not re.fullmatch(r"-[bBdEhiIOPqsSuvVx?]+", argument):
+            kept.append(argument)
+            if argument in ("-W", "-X"):  # each with a value of its own
+                kept.append(next(rest, ""))
+                continue
+            if argument.startswith(("-W", "-X", "--")) and argument != "--":
+                continue
+            break  # the script, or -m or -c
+        if (without := argument.replace("O", "")) != "-":
+            kept.append(without)
+    return [*kept, *rest]
 
 
 def _status(main: Callable[[Settings], int], settings: type[Settings]) -> int:

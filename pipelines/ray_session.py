@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError
 
 from fvae.config import ConfigError
 from pipelines.cluster.auth_token import make_token
@@ -22,6 +23,8 @@ OBJECT_STORE_BYTES = 200 * 2**20
 """Ray's shared memory on one machine, besides the images."""
 ANSWER_SECONDS = 5.0
 """How long the cluster that ``RAY_ADDRESS`` names may take to accept a connection."""
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux shows a container's limits."""
 
 TOKEN_HINT = "; where it asks for a token, RAY_AUTH_MODE=token and ~/.ray/auth_token must be as on its head"
 
@@ -42,15 +45,20 @@ def ray_session(held_bytes: int, needed: Mapping[str, tuple[str, float]]) -> Ite
         require_answer(address)
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
     else:
+        require_loopback()
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES + 2 * held_bytes}
+        if has_less_than_a_core():
+            options["num_cpus"] = 1  # Ray would count none, and nothing could ever run
+    if not address:
+        _own_token()
     try:
-        if not address:
-            _own_token()
-        ray.init(address=address or "local", **options)  # not whichever Ray this machine happens to run
+        with _silent_stderr() if address else contextlib.nullcontext():
+            ray.init(address=address or "local", **options)  # not whichever Ray this machine happens to run
+    except Exception as error:  # Ray raises plain ones, too
+        where, hint = (f"RAY_ADDRESS={address}", TOKEN_HINT) if address else ("a Ray on this machine", _remedy(error))
+        raise ConfigError(f"{where}: cannot be used ({_first_line(error)}){hint}") from error
+    finally:
         treat_as_ctrl_c()
-    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
-        where, hint = (f"RAY_ADDRESS={address}", TOKEN_HINT) if address else ("a Ray on this machine", "")
-        raise ConfigError(f"{where}: cannot be used ({str(error).splitlines()[0]}){hint}") from error
     try:
         if address:
             bundle = {name: amount for name, (_, amount) in needed.items() if amount}
@@ -65,11 +73,74 @@ def ray_session(held_bytes: int, needed: Mapping[str, tuple[str, float]]) -> Ite
         ray.shutdown()
 
 
+def require_loopback() -> None:
+    """Raise ``ConfigError`` where this machine does not reach itself: Ray would wait for minutes, deaf to Ctrl-C."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(
+            f"a Ray on this machine: 127.0.0.1 cannot be reached ({error.strerror or error}), over which its processes "
+            "speak; bring the loopback interface up: ip link set lo up"
+        ) from error
+
+
+def has_less_than_a_core() -> bool:
+    """Whether the container that this process runs in may use less than one core."""
+    first = CGROUP / "cpu"
+    for quota, period in ((CGROUP / "cpu.max", None), (first / "cpu.cfs_quota_us", first / "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            words = quota.read_text().split() + (period.read_text().split() if period else [])
+            if 0 < int(words[0]) < int(words[1]):
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Nothing on standard error from Ray's own code in C++, which says at length what the raised error says too."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _remedy(error: Exception) -> str:
+    """What would do about a Ray that does not start, after the line that says why."""
+    line = str(error)
+    if "AF_UNIX path" in line:
+        return "; its folder's path is too long: set RAY_TMPDIR to a short one, such as /tmp"
+    if isinstance(error, OSError) and error.errno is not None:
+        return "; set RAY_TMPDIR to a short path of a folder of yours with room, such as /tmp/$USER"
+    if "timed out during startup" in line:
+        return "; start it again, when the machine is less busy"
+    return ""
+
+
 def _own_token() -> None:
     """Ray makes one for its own cluster, which all users of the machine could read, and then run code here."""
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     if not given and os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
-        make_token()
+        try:
+            make_token()
+        except OSError as error:
+            raise ConfigError(
+                f"a Ray on this machine: cannot be used ({error}); set HOME to a folder of yours that can be written"
+            ) from error
 
 
 def _most(resource: str) -> float:

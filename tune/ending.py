@@ -15,7 +15,11 @@ SHOWN_REASONS = 3
 
 def how_it_ended(why: str, ledger: Ledger, settings: SearchSettings, *, trained: bool) -> str:
     """Why no more is trained, what was put aside, and what would train more."""
-    nothing = "" if trained else " This command had nothing to train."
+    nothing = ""
+    if not trained and why.startswith("--time-budget") and not any(record.epochs for record in ledger.records.values()):
+        nothing = " No trial has trained an epoch in it: to start one takes some seconds, and an epoch its time."
+    elif not trained:
+        nothing = " This command had nothing to train."
     larger = "a larger budget"
     if settings.max_trials is not None and why.startswith("--trials"):
         larger = f"a larger budget (--trials {max(settings.max_trials + 1, 3 * settings.max_trials // 2)})"

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from fvae.config import require
 from pipelines import command_line
+from pipelines.stop_signals import treat_as_ctrl_c
 from pipelines.storage import StorageError
 
 pytestmark = pytest.mark.core
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,3 +84,61 @@ def test_a_store_that_fails_is_one_line_and_status_1(
     assert exit_.value.code == 1
     said = capsys.readouterr()
     assert (said.out, said.err) == ("begun\n", "error: s3://a/b: cannot write: 503 SlowDown (9 attempts in 150 s)\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["-O", "script.py", "-O"], ["script.py", "-O"]),
+        (["-OO", "-m", "tune.search", "--help"], ["-m", "tune.search", "--help"]),
+        (["-uOO", "-X", "dev", "-Wd", "script.py"], ["-u", "-X", "dev", "-Wd", "script.py"]),
+        (["-W", "error", "-O", "-c", "O"], ["-W", "error", "-c", "O"]),
+        (["-m", "O", "-OO"], ["-m", "O", "-OO"]),
+    ],
+)
+def test_the_interpreter_s_own_options_lose_their_o(given: list[str], kept: list[str]) -> None:
+    assert command_line._unoptimized(given) == kept
+
+
+@pytest.mark.parametrize("options", [["-O"], ["-OO"], ["-OO", "-u"]])
+def test_without_docstrings_the_help_is_the_same(options: list[str]) -> None:
+    def shown(*options: str, **variables: str) -> str:
+        command = [sys.executable, *options, "tune/search.py", "--help"]
+        environment = {**os.environ, **variables}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+    plain = shown()
+    assert "Search VAE, flow and f-VAE" in plain
+    assert shown(*options) == shown(PYTHONOPTIMIZE="2") == plain
+
+
+SIGNALLED = """
+import dataclasses, os, signal, sys, threading
+from pipelines import command_line
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    number: int
+
+def main(settings):
+    os.kill(os.getpid(), settings.number)
+    threading.Event().wait()
+
+command_line.run(main, Settings)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_a_command_is_ctrl_c(number: int) -> None:
+    command = [sys.executable, "-c", SIGNALLED, "--number", str(int(number))]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "Interrupted.\n")
+
+
+def test_below_nohup_a_closed_terminal_ends_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        treat_as_ctrl_c()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -12,8 +12,9 @@ import pytest
 import ray
 
 from fvae.config import ConfigError
+from pipelines import ray_session as ray_session_module
 from pipelines.cluster.auth_token import make_token
-from pipelines.ray_session import ray_session
+from pipelines.ray_session import ray_session, require_loopback
 from tests.services.head import free_port
 
 pytestmark = pytest.mark.core
@@ -71,6 +72,61 @@ def test_a_home_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     said = refusal()
     assert said.startswith("a Ray on this machine: cannot be used (") and "\n" not in said
+    assert said.endswith("; set HOME to a folder of yours that can be written")
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_long_folder_for_temporary_files_is_one_line_with_advice_that_works(variable: str, tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    alone = {"RAY_ADDRESS": None, "RAY_TMPDIR": None, variable: str(folder)}
+    said = session(**alone)
+    assert said.startswith("refused: a Ray on this machine: cannot be used (") and said.count("\n") == 1
+    assert said.endswith("set RAY_TMPDIR to a short one, such as /tmp\n")
+    assert session(**alone | {"RAY_TMPDIR": "/tmp"}) == "in 1\n"
+
+
+def test_a_folder_of_another_user_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "ray").write_text("not a folder")
+    said = session(RAY_ADDRESS=None, RAY_TMPDIR=str(tmp_path))
+    assert said.startswith("refused: a Ray on this machine: cannot be used (") and said.count("\n") == 1
+
+
+def test_whatever_ray_raises_when_it_starts_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own plain ``Exception`` for a node that is not up in time."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def late(**options: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because …\nmore")
+
+    monkeypatch.setattr(ray, "init", late)
+    said = refusal()
+    assert said.startswith("a Ray on this machine: cannot be used (The current node timed out during startup.")
+    assert said.endswith("; start it again, when the machine is less busy") and "\n" not in said
+
+
+def test_a_container_of_half_a_core_has_one_for_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"cpu.max": "50000 100000", "cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(ray_session_module, "CGROUP", tmp_path)
+    assert ray_session_module.has_less_than_a_core()
+    for text in ("100000 100000", "max 100000", "200000 100000"):
+        (tmp_path / "cpu.max").write_text(text)
+        assert not ray_session_module.has_less_than_a_core()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000")
+    assert ray_session_module.has_less_than_a_core()
+
+
+def test_without_loopback_it_is_one_line_at_once() -> None:
+    program = "from pipelines.ray_session import require_loopback; require_loopback()"
+    command = ["unshare", "--user", "--net", sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if "unshare" in done.stderr:
+        pytest.skip("no namespaces here")
+    assert "ConfigError: a Ray on this machine: 127.0.0.1 cannot be reached" in done.stderr
+    require_loopback()  # here it is up
 
 
 def test_who_makes_a_token_at_once_has_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
