@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -62,9 +62,9 @@ def main(settings: EvaluateSettings) -> int:
             "device": device,
         }
         try:
-            with exclusive(storage):
+            with exclusive(storage) as lease:
                 storage.clean_up()  # what a killed evaluation was about to write
-                report = evaluation(settings, model, dataset, storage, identity, console, notices)
+                report = evaluation(settings, model, dataset, storage, identity, console, notices, lease.check)
         except NonFiniteError as error:
             sys.stdout.flush()
             print(f"error: {settings.model}: {error}", file=sys.stderr)
@@ -86,18 +86,21 @@ def evaluation(
     identity: dict[str, Any],
     console: Console,
     notices: WarningLines,
+    guard: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The report: the one that is there if it is of this very evaluation, else made now, from what is kept.
 
-    Raises ``NonFiniteError``, ``ConfigError`` where the place holds another evaluation.
+    ``guard`` is called before each write; it raises where this process may no longer write there. Raises
+    ``NonFiniteError``, ``ConfigError`` where the place holds another evaluation.
     """
     require(
         storage.exists(BITS) or not any(storage.exists(name) for name in PICTURES),
         f"--output={storage.uri}: holds pictures of something else; give another place",
     )
     if settings.again:
+        guard()
         storage.delete(*PICTURES, REPORT, BITS)
-    kept = KeptReadings(storage, identity)
+    kept = KeptReadings(storage, identity, guard)
     asked = {
         "identity": identity,
         "k": list(settings.k),
@@ -115,6 +118,7 @@ def evaluation(
     with console.status("Drawing …"):
         source = image_source(dataset.images(settings.split))
         for name, content in pictures(model, source, seed=settings.seed, **settings.pictures()):
+            guard()
             storage.write(name, content)
             files.append(name)
     parameters, flops = parameters_and_flops(model.config)
@@ -133,6 +137,7 @@ def evaluation(
         "software": software(),
         "files": files,
     }
+    guard()
     write_report(storage, report)
     return report
 

@@ -8,7 +8,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+START_SECONDS = 30
+"""How long Train waits for Ray to find room for a group of workers before it takes the request back and asks again:
+Ray may leave one pending for ever whose machine was lost and has come back."""
+
 DEFAULTS = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_SECONDS),
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how often Train looks whether its workers live or are done
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's CSV, JSON and TensorBoard copies of the ledger

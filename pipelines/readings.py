@@ -87,13 +87,14 @@ def measure(
 class KeptReadings:
     """The finished readings of one evaluation in its storage: each is there as soon as it is done."""
 
-    def __init__(self, storage: Storage, identity: Mapping[str, Any]) -> None:
+    def __init__(self, storage: Storage, identity: Mapping[str, Any], guard: Callable[[], None] = lambda: None) -> None:
         """Brings what is there.
 
+        ``guard`` is called before each write; it raises where this process may no longer write there.
         ``identity`` is JSON-ready: what makes figures comparable (weights, data, split, seed, device). Raises
         ``ConfigError`` where the readings there are of another identity. A damaged file is as good as none.
         """
-        self._storage, self._identity = storage, dict(identity)
+        self._storage, self._identity, self._guard = storage, dict(identity), guard
         self._done: dict[str, Measured] = {}
         try:
             table = pq.read_table(io.BytesIO(storage.read(BITS)), page_checksum_verification=True)
@@ -124,6 +125,7 @@ class KeptReadings:
         table = pa.table({name: self._done[name].bits for name in readings})
         content = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({_ABOUT: about}), content, write_page_checksum=True)
+        self._guard()
         self._storage.write(BITS, content.getvalue())
 
 

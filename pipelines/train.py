@@ -15,10 +15,12 @@ from typing import Any
 from rich.console import Console
 
 import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+from fvae.config import ConfigError
 from fvae.data import Dataset, steps_per_epoch
 from fvae.epoch_metrics import EpochMetrics
 from fvae.flops import parameters_and_flops
 from pipelines import command_line, memory_room
+from pipelines.checkpoints import CHECKPOINTS
 from pipelines.datasets import load_dataset
 from pipelines.lease import Lease
 from pipelines.model_files import MODEL
@@ -32,6 +34,7 @@ from pipelines.tracking_stores import tracking_uri, unreachable_for_now
 from pipelines.train_configs import TrainConfigs, train_configs
 from pipelines.train_display import TrainDisplay
 from pipelines.train_job import (
+    JOB,
     TrainResult,
     artifacts,
     default_name,
@@ -72,7 +75,12 @@ def main(settings: TrainSettings) -> int:
             for decision in decisions:
                 notices.say(decision)
             training = Training(settings, dataset, configs, job, name, run, lease, console, notices)
-            status = training.carry_out()
+            try:
+                status = training.carry_out()
+            except ConfigError:
+                if not training.history and not any(run.list(CHECKPOINTS)):  # it could not begin
+                    run.delete(JOB)
+                raise
             lease.check()
             run.clean_up()
             return status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -19,9 +20,10 @@ import torch
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api import data_parallel_trainer
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -32,6 +34,8 @@ from fvae.workers import Workers
 from pipelines import memory_room
 from pipelines.datasets import memory_bytes
 from pipelines.machines_to_come import await_machines
+from pipelines.meeting import MEETING, have_met
+from pipelines.ray_environment import START_SECONDS
 from pipelines.ray_session import ray_session
 from pipelines.troubles import LOGGER, raise_trouble, trouble
 from pipelines.worker_resources import WorkerResources, each_worker, workers_on
@@ -155,13 +159,16 @@ def run_job(
             _on_worker,
             train_loop_config={"loop": loop, "config": config, "queue": queue, "threads": resources.cpus},
             scaling_config=scaling(resources, resize_seconds),
-            torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+            torch_config=TorchConfig(
+                backend="nccl" if resources.gpus else "gloo", timeout_s=int(MEETING.total_seconds())
+            ),
             run_config=ray.train.RunConfig(
                 name=name,
                 storage_path=scratch,  # checkpoints are the loop's own: see pipelines.checkpoints
                 failure_config=ray.train.FailureConfig(max_failures=max_failures),
             ),
         )
+        trainer.events = Events(queue)
         listener = _Listener(queue, on_event, resources, trainer.end)
         listener.start()
         try:
@@ -180,25 +187,43 @@ def run_job(
 
 class _FailurePolicy(DefaultFailurePolicy):
     """Starts the workers again as often as they may fail, but only once where their machine ran out of memory: it has
-    no more of it the next time."""
+    no more of it the next time. Says at once when they do not start."""
 
-    def __init__(self, failure_config: Any) -> None:
+    def __init__(self, failure_config: Any, events: Events) -> None:
         super().__init__(failure_config)
+        self._events, self._said = events, ""
         self._ran_out = 0
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """What the controller does about a failure."""
+        if isinstance(training_failed_error, ControllerError):
+            self._say(_why_not_started(training_failed_error.controller_failure))
         failures = getattr(training_failed_error, "worker_failures", {}).values()
         self._ran_out += any(memory_room.ran_out(f"{type(error).__name__} {error}") for error in failures)
         if self._ran_out > 1:
             return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
+    def _say(self, line: str) -> None:
+        if line != self._said:  # the same again is no news
+            self._said = line
+            with contextlib.suppress(RayError):  # the driver is gone
+                self._events.put({"warning": line})
+
+
+def _why_not_started(error: Exception) -> str:
+    """A line for workers that are started again; the controller takes back what it had asked for."""
+    if isinstance(error, WorkerGroupStartupTimeoutError):
+        return f"Ray has given the workers no place within {START_SECONDS} s: asking again"
+    return f"the workers did not start ({last_line(error)[:200]}): starting them again"
+
 
 class _Trainer(TorchTrainer):
     """A trainer that can be ended from outside, and has no actor for Ray's datasets: none are read here, and every
     start of the workers would wait for it."""
 
+    events: Events
+    """To the driver."""
     _controller: Any = None
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -208,7 +233,7 @@ class _Trainer(TorchTrainer):
     def fit(self) -> ray.train.Result:
         """As Ray's, with the failure policy of this module."""
         theirs = data_parallel_trainer.create_failure_policy
-        data_parallel_trainer.create_failure_policy = _FailurePolicy
+        data_parallel_trainer.create_failure_policy = functools.partial(_FailurePolicy, events=self.events)
         try:
             return super().fit()
         finally:
@@ -272,6 +297,7 @@ class _Listener(threading.Thread):
 
 
 def _on_worker(settings: dict[str, Any]) -> None:
+    have_met()
     torch.set_num_threads(settings["threads"])
     carry_out(settings["loop"], settings["config"], Events(settings["queue"]))
 

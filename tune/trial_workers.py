@@ -7,7 +7,6 @@ hold a part of what the other waits for.
 from __future__ import annotations
 
 import contextlib
-import datetime
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,12 +19,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fvae.data import image_source
 from fvae.workers import Workers
+from pipelines.meeting import MEETING, have_met
 from pipelines.troubles import keep_warnings
 from tune.trial import TrialTraining
-
-TIMEOUT = datetime.timedelta(minutes=30)
-"""How long workers wait for one another: longer than the first may try to write a checkpoint to a store that is down.
-One that dies is noticed at once, by its coordinator."""
 
 SharedImages = dict[str, ray.ObjectRef]
 """``train`` and ``val`` in Ray's object store, each uint8 ``[N, C, H, W]`` or a streamed source."""
@@ -109,20 +105,21 @@ class TrialWorker:
     def open_meeting(self) -> tuple[str, int]:
         """Open the place where the workers meet, at the first of them. Returns its address and port."""
         address = ray.util.get_node_ip_address()
-        self.store = distributed.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        self.store = distributed.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=MEETING)
         return address, self.store.port
 
     def join(self, address: str, port: int) -> None:
         """Meet the others: ``torch.distributed``'s process group."""
         if self.workers.rank:
-            self.store = distributed.TCPStore(address, port, is_master=False, timeout=TIMEOUT)
+            self.store = distributed.TCPStore(address, port, is_master=False, timeout=MEETING)
         distributed.init_process_group(
             "nccl" if self.device == "cuda" else "gloo",
             store=self.store,
             rank=self.workers.rank,
             world_size=self.workers.count,
-            timeout=TIMEOUT,
+            timeout=MEETING,
         )
+        have_met()
 
     def begin(self, config: dict[str, Any]) -> None:
         """Take a trial."""

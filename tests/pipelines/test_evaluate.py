@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from fvae import ModelConfig, TrainConfig, Trainer, evaluate, load, save
+from fvae import ModelConfig, TrainConfig, Trainer, build, evaluate, load, save
 from fvae.data import derived_seed
 from fvae.evaluation import standard_error
 from fvae.training_state import TrainingState
@@ -36,6 +36,7 @@ from pipelines.model_folder import write_model_folder
 from pipelines.pictures import png_rows
 from pipelines.readings import KeptReadings, Measured, Reading
 from pipelines.storage import open_storage
+from tests.commands import call
 
 pytestmark = pytest.mark.core
 
@@ -460,3 +461,16 @@ def test_the_table_fits_a_terminal(run: Path) -> None:
     console = Console(width=80, file=io.StringIO())
     console.print(table(report))
     assert all(len(line) <= 80 for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+
+
+def test_an_evaluation_that_has_lost_its_place_writes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(ModelConfig(family="flow", channels=1, height=8, width=8, bins=17))
+    save(model, tmp_path / "model")
+    options = ("--model", str(tmp_path / "model"), "--dataset", "digits", "--output", str(tmp_path / "out"))
+    monkeypatch.setattr("pipelines.lease.Lease.lost", property(lambda self: True))
+    done = call(main, EvaluateSettings, *options)
+    assert done.status == 1
+    assert "the lock was lost" in done.err and done.err.count("\n") == 1
+    assert {path.name for path in tmp_path.rglob("out/*")} <= {".lock"}

@@ -1,0 +1,75 @@
+"""Workers that cannot meet give up soon, say so, and wait for one another patiently once they have met."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.train
+import torch
+import torch.distributed as distributed
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import ControllerError
+
+from pipelines import meeting, worker_job
+from pipelines.ray_environment import DEFAULTS, START_SECONDS
+from tune import trial_workers
+from tune.trial_workers import TrialWorker
+
+pytestmark = pytest.mark.core
+
+
+@pytest.fixture
+def ended_group() -> Iterator[None]:
+    yield
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("ended_group")
+def test_who_has_met_waits_longer(tmp_path: Path) -> None:
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=meeting.MEETING)
+    backend = distributed.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
+    assert backend.options._timeout == meeting.MEETING == datetime.timedelta(minutes=2)
+    meeting.have_met()
+    assert backend.options._timeout == meeting.TOGETHER == datetime.timedelta(minutes=30)
+
+
+@pytest.mark.usefixtures("ended_group")
+def test_a_worker_that_nobody_joins_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial_workers, "MEETING", datetime.timedelta(milliseconds=200))
+    worker = TrialWorker.__new__(TrialWorker)
+    worker.workers, worker.device = trial_workers.Workers(rank=0, count=2), "cpu"
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=trial_workers.MEETING)
+    worker.store = store
+    with pytest.raises(RuntimeError):
+        worker.join("127.0.0.1", store.port)
+
+
+class Kept(list[dict[str, Any]]):
+    put = list.append
+
+
+def test_workers_that_do_not_start_are_a_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    retry = worker_job.FailureDecision.RETRY
+    monkeypatch.setattr(worker_job.DefaultFailurePolicy, "make_decision", lambda self, error: retry)
+    events = Kept()
+    policy = worker_job._FailurePolicy(ray.train.FailureConfig(max_failures=10), events)  # type: ignore[arg-type]
+    late = ControllerError(WorkerGroupStartupTimeoutError(2))
+    failed = ControllerError(WorkerGroupStartupFailedError("Traceback\nGloo connectFullMesh failed"))
+    assert [policy.make_decision(error) for error in (late, late, failed, late)] == [retry] * 4
+    assert [event["warning"] for event in events] == [
+        f"Ray has given the workers no place within {START_SECONDS} s: asking again",
+        "the workers did not start (Gloo connectFullMesh failed): starting them again",
+        f"Ray has given the workers no place within {START_SECONDS} s: asking again",
+    ]
+
+
+def test_train_asks_again_after_as_long() -> None:
+    from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+
+    assert DEFAULTS[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] == str(START_SECONDS)
