@@ -19,6 +19,7 @@ from pipelines.model_files import MODEL
 from pipelines.retraining.comparison import compare
 from pipelines.retraining.decision import Decision, Outcome
 from pipelines.retraining.desk import Desk
+from pipelines.retraining.looks import Look, Looks, explained_by_looking, image_hashes, in_part, sketch
 from pipelines.retraining.recipe import Champion, recipe, require_fit, too_large
 from pipelines.retraining.registered import CHALLENGER, ROLLED_BACK, RegisteredModel, Version
 from pipelines.retraining.sanity import problems
@@ -74,6 +75,7 @@ class Job:
     ) -> None:
         self._settings, self._dataset, self._registered, self._desk = settings, dataset, registered, desk
         self._place, self._lease, self._console, self._notices = place, lease, console, notices
+        self._looks = Looks(place, lease.check)
         self._scales = Scales(settings, dataset, place.child("readings"), console)
         self._began = time.time()
         self._trained: Trained | None = None
@@ -160,14 +162,34 @@ class Job:
         except NonFiniteError as error:
             why = f"version {champion.version.number}, the champion, fails on these images: {error}"
             return decided("kept", *against) if against else decided("promoted", why)
-        better, why = self._compared(challenger, theirs, figures)
+        pair = f"{weights_digest(model)[:16]}-{champion.version.number}"
+        better, why = self._compared(challenger, theirs, figures, pair)
         if not better:
             against.insert(0, why)
         return decided("kept", *against) if against else decided("promoted", why)
 
-    def _compared(self, challenger: Bits, champion: Bits, figures: dict[str, float]) -> tuple[bool, str]:
-        """Whether the challenger is better, and the sentence that says so; adds to ``figures``."""
+    def _compared(self, challenger: Bits, champion: Bits, figures: dict[str, float], pair: str) -> tuple[bool, str]:
+        """Whether the challenger is better, and the sentence that says so; adds to ``figures``, and keeps the look."""
         settings = self._settings
+        hashes = image_hashes(self._dataset.images(SPLIT))
+        part = self._looks.turn(pair, settings.rotate)
+        chosen = in_part(hashes, part, settings.rotate)
+        if not chosen.any():
+            raise ConfigError(f"--rotate={settings.rotate}: one of the parts has no test image; use fewer")
+        challenger, champion = (
+            Bits({k: bits[:, chosen] for k, bits in each.by_k.items()}) for each in (challenger, champion)
+        )
+        looks = self._looks.add(
+            Look(
+                pair=pair,
+                time=time.time(),
+                part=part,
+                parts=settings.rotate,
+                images=int(chosen.sum()),
+                sketch=sketch(hashes[chosen]),
+            )
+        )
+        figures["test/looks"] = looks
         for k in settings.k:
             found = compare(challenger.by_k[k], champion.by_k[k])
             suffix = "" if k == 1 else f"_iwae{k}"
@@ -180,10 +202,13 @@ class Job:
         found = compare(challenger.by_k[settings.k[0]], champion.by_k[settings.k[0]])
         better = found.better_by(settings.least_gain)
         gain = f" by {settings.least_gain:g}" if settings.least_gain else ""
+        if warning := explained_by_looking(found, looks, settings.least_gain):
+            self._notices.say(f"warning: {warning}")
+        of_part = f" of part {part + 1} of {settings.rotate}" if settings.rotate > 1 else ""
         return better, (
             f"{found.challenger:.4f} bits/dim against the champion's {found.champion:.4f} on {found.images:,} test "
-            f"images (k = {settings.k[0]}): {found.difference:+.4f}, 95% from {found.low:+.4f} to {found.high:+.4f}, "
-            f"is {'better' if better else 'not better'}{gain}"
+            f"images{of_part} (k = {settings.k[0]}): {found.difference:+.4f}, 95% from {found.low:+.4f} to "
+            f"{found.high:+.4f}, is {'better' if better else 'not better'}{gain}"
         )
 
     def _unsound(self, model: Model, trained: Trained) -> list[str]:

@@ -62,6 +62,9 @@ class RetrainSettings:
     """Samples per image: 1 is the ELBO, more a tighter bound (IWAE). The first decides, the others are recorded."""
     noise_seeds: int = 3
     """How often every test image is measured, each time with other noise, the same for both models."""
+    rotate: int = 1
+    """Decide on one of so many parts of the test images, another one at every decision, so that the same images decide
+    the more seldom. An image stays in its part. 1: all of them decide every time."""
     seed: int = 0
     """Seeds the noise of the comparison."""
     max_params: Annotated[int | None, _unset("N")] = None
@@ -123,6 +126,7 @@ class RetrainSettings:
             require_integer("--k", k, 1)
         require(len(set(self.k)) == len(self.k), "--k: each at most once")
         require_integer("--noise-seeds", self.noise_seeds, 1)
+        require_integer("--rotate", self.rotate, 1)
         require_seed("--seed", self.seed)
         if self.max_params is not None:
             require_integer("--max-params", self.max_params, 1)
