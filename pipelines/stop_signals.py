@@ -23,8 +23,6 @@ def treat_as_ctrl_c() -> None:
     A signal that the process was started to ignore, as SIGHUP is below ``nohup``, stays ignored. To be called again
     after ``ray.init``, which takes SIGTERM for itself. Does nothing outside the main thread.
     """
-    global _hurried
-    _hurried = False
     if threading.current_thread() is not threading.main_thread():
         return
     for number in (signal.SIGTERM, signal.SIGHUP):
