@@ -147,7 +147,7 @@ class Training:
                 self.notices.say("Writing the last figures to MLflow …")
             self.tracker.close(interrupted=interrupted, timeout=patience)
             for problem in self.tracker.problems:
-                self.console.print(f"warning: {problem}", style="yellow", markup=False)
+                self.console.print(f"warning: {problem}", style="yellow", soft_wrap=True, highlight=False, markup=False)
         return self._print_result()
 
     def _train(self) -> TrainResult:

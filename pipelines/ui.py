@@ -51,6 +51,8 @@ def main(settings: UISettings) -> int:
     if uri.startswith("sqlite:///"):
         database = uri.removeprefix("sqlite:///").partition("?")[0]
         require(Path(database).exists(), f"--runs={settings.runs}: no runs there yet ({database}); make search first")
+    if uri.startswith("http") and (note := unreachable_for_now(uri)):
+        raise StorageError(f"{VARIABLE}: {note}")
     require(not uri.startswith("http"), f"{VARIABLE}={without_user(uri)}: already a server; open it there")
     _require_free(settings)
     settle(uri, storage)

@@ -147,7 +147,7 @@ def run(
         if not said:
             close(tracker, ledger, notices, interrupted=interrupted, patience=patience)
     for problem in tracker.problems:
-        console.print(f"warning: {problem}", style="yellow", markup=False)
+        console.print(f"warning: {problem}", style="yellow", soft_wrap=True, highlight=False, markup=False)
     if not ended:
         return say_interrupted(console)
     if reasons := why_all_failed(ledger):
@@ -161,6 +161,8 @@ def run(
         console.print(
             f"MLflow: {opened}, experiment fvae/{dataset.name}", soft_wrap=True, highlight=False, markup=False
         )
+    else:
+        console.print("MLflow has nothing of this search yet: the same command logs it once it answers", soft_wrap=True)
     return 0
 
 

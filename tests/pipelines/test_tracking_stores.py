@@ -163,6 +163,9 @@ def test_pages_of_a_dead_database_are_one_line(runs: Path, monkeypatch: pytest.M
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me@127.0.0.1:9/mlflow")
     with pytest.raises(StorageError, match="127.0.0.1:9/mlflow does not answer"):
         ui.main(ui.UISettings(runs=str(runs), port=free_port()))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match="http://127.0.0.1:9 does not answer"):
+        ui.main(ui.UISettings(runs=str(runs), port=free_port()))
 
 
 def free_port() -> int:
