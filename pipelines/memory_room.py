@@ -22,7 +22,7 @@ ACTIVATIONS = 5000
 """More float32 numbers than any model keeps for each pixel and channel of a batch. Where even so many fit, nothing is
 counted, which takes up to a second."""
 _REFUSED = re.compile(r"can't allocate memory|DefaultCPUAllocator|Cannot allocate memory|std::bad_alloc")
-_RAY = re.compile(r"OutOfMemoryError|running low on memory|oom killer", re.IGNORECASE)
+_RAY = re.compile(r"OutOfMemoryError|running low on memory")  # not its guess "OOM killer", which it makes of any loss
 
 
 def in_words(count: float) -> str:

@@ -92,7 +92,10 @@ def test_refused_memory_is_told_from_other_errors() -> None:
     killed = ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")
     assert memory_room.ran_out(str(killed))
     assert not memory_room.ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not memory_room.ran_out("The actor died unexpectedly before finishing this task.")
+    guess = (
+        "Worker unexpectedly exits. Potential causes: (1) The process is killed by SIGKILL by OOM killer due to high"
+    )
+    assert not memory_room.ran_out(f"The actor died unexpectedly before finishing this task. {guess} memory usage.")
 
 
 class Kept(list[dict[str, Any]]):
