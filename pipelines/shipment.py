@@ -19,7 +19,7 @@ LOCK = "requirements.lock"
 SUFFIXES = {
     "fvae": {".py"},
     "pipelines": {".py", ".sh", ".conf", ".json"},
-    "tune": {".py", ".html"},
+    "tune": {".py", ".html", ".js"},
     "configs": {".toml", ".json"},
 }
 """Of each folder that goes along, the kinds of files that are this product's."""

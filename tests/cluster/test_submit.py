@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,11 +180,14 @@ def test_what_goes_along_is_a_list_of_paths(tmp_path: Path, monkeypatch: pytest.
     assert {"tune/search.py", "tune/page.html", "configs/paper-64x64.toml", "requirements.lock"} <= ours
 
 
-def test_every_file_of_the_repository_that_a_job_reads_goes_along() -> None:
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a clone")
-    listed = subprocess.run(["git", "ls-files", "-z", *shipment.SUFFIXES], cwd=ROOT, capture_output=True, check=True)
-    assert set(listed.stdout.decode().split("\0")) - {""} <= set(shipment.shipped_files())
+def test_every_file_of_the_packages_goes_along() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = {package: ["*.py", *settings["package-data"].get(package, [])] for package in settings["packages"]}
+    assert set(settings["package-data"]) <= set(patterns)
+    for package, names in patterns.items():
+        folder = ROOT / package.replace(".", "/")
+        files = {path.relative_to(ROOT).as_posix() for name in names for path in folder.glob(name)}
+        assert files and files <= set(shipment.shipped_files())
 
 
 def test_of_two_checkouts_the_one_that_is_called_runs(tmp_path: Path) -> None:
