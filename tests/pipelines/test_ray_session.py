@@ -14,7 +14,7 @@ import ray
 from fvae.config import ConfigError
 from pipelines import ray_session as ray_session_module
 from pipelines.cluster.auth_token import make_token
-from pipelines.ray_session import ray_session, require_loopback
+from pipelines.ray_session import ray_session
 from tests.services.head import free_port
 
 pytestmark = pytest.mark.core
@@ -117,16 +117,6 @@ def test_a_container_of_half_a_core_has_one_for_a_trial(tmp_path: Path, monkeypa
         assert not ray_session_module.has_less_than_a_core()
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000")
     assert ray_session_module.has_less_than_a_core()
-
-
-def test_without_loopback_it_is_one_line_at_once() -> None:
-    program = "from pipelines.ray_session import require_loopback; require_loopback()"
-    command = ["unshare", "--user", "--net", sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if "unshare" in done.stderr:
-        pytest.skip("no namespaces here")
-    assert "ConfigError: a Ray on this machine: 127.0.0.1 cannot be reached" in done.stderr
-    require_loopback()  # here it is up
 
 
 def test_who_makes_a_token_at_once_has_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
