@@ -37,7 +37,7 @@ def first_models(
         models = [each for each in (fronts or {}).get(family, ()) if limits.allows_size(each)]
         if not models:
             share = min(most, share or most)
-            for finer in (1, 4, 16):  # more of the small ones where only these are within the limits
+            for finer in (1, 4, 16, 64):  # more of the small ones where only these are within the limits
                 designs = {each.key: each for each in source.designs(family, finer * share)}
                 models = [each for each in designs.values() if limits.allows_size(each)]
                 if len(models) >= share:

@@ -192,7 +192,8 @@ def _sample(
     covariance = _covariance(trials, trials, curves)
     across = _covariance(where, trials, curves)
     gain = cho_solve((_root(covariance), True), across.T).T  # g elsewhere from g here
-    root_where = _root(_covariance(where, where, curves) - gain @ across.T)
+    prior = _covariance(where, where, curves)
+    root_where = _root(prior - gain @ across.T, prior)
     members = [np.flatnonzero(trials.curve == each) for each in np.unique(trials.curve)]
     theta = typical.copy()
     noise = Noise(deviation, 1 / theta)
@@ -280,7 +281,7 @@ class Laplace:
         _, precision = noise.slope_and_curvature(beyond - g)
         half, factor = _whitened(covariance, precision)
         inner = solve_triangular(factor, half[:, None] * covariance, lower=True)
-        return cls(g, pull, precision, _root(covariance - inner.T @ inner))
+        return cls(g, pull, precision, _root(covariance - inner.T @ inner, covariance))
 
     def step(self, g: Floats, beyond: Floats, noise: Noise, rng: np.random.Generator) -> Floats:
         """A step from ``g``, a sample of the posterior, to another one: elliptical slice sampling (Murray, Adams and
@@ -340,10 +341,18 @@ def _whitened(covariance: Floats, precision: Floats) -> tuple[Floats, Floats]:
     return half, np.asarray(cholesky(np.eye(len(half)) + half[:, None] * covariance * half, lower=True))
 
 
-def _root(covariance: Floats) -> Floats:
-    """A lower root of a covariance that rounding may have left a hair short of positive."""
-    jitter = 1e-10 + 1e-7 * float(np.trace(covariance)) / len(covariance)
-    return np.asarray(cholesky(covariance + jitter * np.eye(len(covariance)), lower=True))
+def _root(covariance: Floats, before: Floats | None = None) -> Floats:
+    """A lower root of a covariance that rounding may have left short of positive: of ``before`` less something, where
+    that is given, so that the errors go by its size."""
+    scale = np.diag(covariance if before is None else before)
+    jitter = 1e-10 + 1e-7 * scale
+    while True:
+        try:
+            return np.asarray(cholesky(covariance + np.diag(jitter), lower=True))
+        except np.linalg.LinAlgError:
+            if (jitter > scale).all():  # no covariance at all
+                raise
+            jitter = 10 * jitter
 
 
 def _normal_below(limits: Floats, rng: np.random.Generator) -> Floats:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.tune.synthetic import record, stopped, true_bpd, world
+from tune import frontier
 from tune.bootstrap import Front
 from tune.claim import MIN_TRIALS, build_claim
 from tune.comparison import Paths
@@ -33,7 +34,7 @@ def answers(claim: dict[str, Any], label: str = "all") -> set[str]:
 def test_verdict_finds_a_large_ratio(ratio: float, verdict: str, answer: str, seed: int) -> None:
     claim = build_claim(world(ratio, 24, scatter=0.03, seed=seed), seed)
     assert claim["verdict"] == verdict
-    assert answers(claim) == {answer}
+    assert answers(claim) - {"undecided"} == {answer}
     measured = claim["params_ratio_fvae_over_flow"]
     low, high = measured["ci95"]
     assert measured["headline"] == pytest.approx(ratio, rel=0.2)
@@ -249,6 +250,16 @@ def test_who_may_have_more_parameters_may_have_fewer() -> None:
     bits = Paths.of(sizes, surest).bits
     assert bits[:2] == pytest.approx(np.array([[3.0, 2.5, 2.5], [4.0, 3.0, 2.5]]))
     assert (np.diff(bits) <= 0).all()
+
+
+@pytest.mark.parametrize("error", [1e-9, 1e-6, 1e-4])
+def test_rounding_leaves_no_covariance_without_a_root(error: float) -> None:
+    """What is left of variances that lie a million-fold apart is of the size of their rounding, and may be negative."""
+    scale = 10 ** np.linspace(-3, 3, 30)
+    prior = np.outer(scale, scale) * np.exp(-(np.subtract.outer(np.linspace(0, 1, 30), np.linspace(0, 1, 30)) ** 2))
+    root = frontier._root(-error * prior, prior)
+    assert np.isfinite(root).all()
+    assert (np.diag(root @ root.T) <= 1e-2 * np.diag(prior) + 1e-6).all()
 
 
 def test_same_seed_same_claim() -> None:
