@@ -252,7 +252,7 @@ def test_who_may_have_more_parameters_may_have_fewer() -> None:
     assert (np.diff(bits) <= 0).all()
 
 
-@pytest.mark.parametrize("error", [1e-9, 1e-6, 1e-4])
+@pytest.mark.parametrize("error", [1e-9, 1e-6])
 def test_rounding_leaves_no_covariance_without_a_root(error: float) -> None:
     """What is left of variances that lie a million-fold apart is of the size of their rounding, and may be negative."""
     scale = 10 ** np.linspace(-3, 3, 30)
