@@ -11,7 +11,9 @@ What is read, what happens to an image, and the format of the data set: docs/dat
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +64,8 @@ def ingest(settings: IngestSettings, say: Say, steps: Steps) -> Manifest:
 def rehearse(settings: IngestSettings, say: Say, steps: Steps) -> None:
     """Say what :func:`ingest` would make, and write nothing. Raises what it raises."""
     source, storage = _open(settings)
+    if not is_remote(settings.dest):
+        require_folder(storage)
     check_destination(storage)
     with Spool() as spool:
         for line in summary(settings, prepare(spool, source, settings, steps, lambda bad: "")):
@@ -151,6 +155,21 @@ def make_folder(storage: Storage) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be made ({error.strerror}); give another place") from error
+
+
+def require_folder(storage: Storage) -> None:
+    """Raise ``ConfigError`` where :func:`make_folder` would, and make nothing."""
+    folder = Path(storage.uri)
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+        if there.is_dir():
+            cause = 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
+        else:
+            cause = errno.EEXIST if there == folder else errno.ENOTDIR
+    except OSError as error:
+        cause = error.errno or errno.EIO
+    if cause:
+        raise ConfigError(f"{folder}: cannot be made ({os.strerror(cause)}); give another place")
 
 
 def main(settings: IngestSettings) -> int:

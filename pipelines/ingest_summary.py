@@ -26,7 +26,8 @@ def summary(settings: IngestSettings, made: Manifest | Prepared) -> Iterator[str
     for decision in made.decisions[:LINES]:
         yield f"  - {decision}"
     if len(made.decisions) > LINES:
-        yield f"  - and {len(made.decisions) - LINES} more decisions, in manifest.json"
+        where = "which manifest.json will hold" if isinstance(made, Prepared) else "in manifest.json"
+        yield f"  - and {len(made.decisions) - LINES} more decisions, {where}"
     if isinstance(made, Prepared):
         yield f"Content hash {made.hash}"
         yield f"Nothing was written; without --dry-run the data set goes to {settings.dest}"

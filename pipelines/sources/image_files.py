@@ -121,6 +121,7 @@ class ImageStream(Source):
         clutter, oddities = Clutter(hidden=self._hidden), Oddities()
         hard: dict[tuple[int, str], list[Found]] = {}
         lists: list[str] = []
+        skipped: dict[str, str] = {}  # the places of symbolic links
         symbolic = 0
         seen: set[int] = set()  # hashes of names: of millions, too, they fit the memory
         waiting: tuple[Found, ImageFile] | None = None  # for its class, which may lie behind it
@@ -133,6 +134,8 @@ class ImageStream(Source):
                 if found.is_hard and (is_image(path) or may_be_image(path)):
                     hard.setdefault((found.archive, _plain(found.link)), []).append(found)
                 symbolic += not found.is_hard
+                if not found.is_hard:  # a name without a suffix may be that of a folder
+                    skipped.setdefault(place_of(path) if is_image(path) else path, found.path)
                 continue
             if is_image(path):
                 content = found.read()
@@ -166,7 +169,7 @@ class ImageStream(Source):
         if waiting:
             yield waiting[1]
         yield from self._hard_links(hard, places)
-        self._layout = Layout(self._where, places, self._splits, lists)
+        self._layout = Layout(self._where, places, self._splits, lists, skipped)
         self.origins = self._layout.origins
         self.notes = [*self._fixed_notes, *ignored_line(others), *clutter.notes(), *oddities.notes()]
         if symbolic:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 
-from fvae.config import require
 from pipelines.sources.base import Question, printable
-from pipelines.sources.split_names import SPLIT_NAMES, SplitName, are_splits, listed_splits, of_file_name, read_names
+from pipelines.sources.split_folders import Found, find_splits
+from pipelines.sources.split_names import SPLIT_NAMES, are_splits, listed_splits, of_file_name, without_split
+from pipelines.sources.split_option import Parts, Splits, answer
+
+__all__ = ["LEFT_OUT", "Layout", "Splits", "place_of"]
 
 LEFT_OUT = ""
 """Split of what an explicit ``--splits`` does not name."""
@@ -19,41 +21,7 @@ _CONTAINERS = frozenset(_WORDS.split())
 _FILE = "\0"
 """Marks the split word of a file's name in a place."""
 
-Parts = tuple[str, ...]
 Place = tuple[str | None, str | None]
-
-
-class Splits:
-    """What ``--splits`` asks for: ``auto``, ``none``, or ``train=NAME,val=NAME,test=NAME`` with patterns of names.
-
-    Raises ``ConfigError`` for anything else.
-    """
-
-    def __init__(self, text: str = "auto") -> None:
-        self.text = text
-        self.patterns: list[tuple[str, str]] = []
-        if text in ("auto", "none"):
-            return
-        for part in text.split(","):
-            split, equals, name = part.strip().partition("=")
-            require(
-                bool(equals) and split in ("train", "val", "test") and name.strip("/ ") != "",
-                f"--splits={text!r}: auto, none, or folders such as train=train2017,val=val2017",
-            )
-            self.patterns.append((split, name.strip("/ ")))
-        require(
-            any(split == "train" for split, _ in self.patterns),
-            f"--splits={text!r}: names no train split; every model needs one: add train=NAME",
-        )
-
-    def of(self, parts: Parts) -> tuple[str, int] | None:
-        """The split that the patterns give a path, and the number of its parts up to the one named."""
-        for depth in range(1, len(parts) + 1):
-            for split, pattern in self.patterns:
-                whole = "/".join(parts[max(0, depth - 1 - pattern.count("/")) : depth])
-                if fnmatchcase(whole, pattern):
-                    return split, depth
-        return None
 
 
 def place_of(path: str) -> str:
@@ -75,11 +43,22 @@ class Layout:
         places: every place of :func:`place_of` with one image that lies there.
         splits: what the user says about splits.
         lists: the other files that may list the images of each split.
+        skipped: places, as ``places`` has them, of symbolic links that are not read.
+        tables: whether the places are tables, whose own names say the split as well as those of the folders.
 
     Raises ``Question`` where the names are ambiguous; the line names the option that answers.
     """
 
-    def __init__(self, where: str, places: Mapping[str, str], splits: Splits, lists: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        where: str,
+        places: Mapping[str, str],
+        splits: Splits,
+        lists: Sequence[str] = (),
+        skipped: Mapping[str, str] | None = None,
+        *,
+        tables: bool = False,
+    ) -> None:
         self.origins: dict[str, list[str]] = defaultdict(list)
         """The folders or the parts of file names that each split comes from."""
         self._noted: set[tuple[str, str]] = set()
@@ -91,14 +70,21 @@ class Layout:
         self._placed: dict[str, Place] = {}
         if splits.patterns:
             self._by_patterns()
-        elif splits.text == "none" or not (self._by_folders() or self._by_file_names()):
+            return
+        found = find_splits(self._parts, list(places) if tables else ())
+        if splits.text == "none":
+            self._without_splits(found)
+            return
+        if skipped:
+            self._require_no_split_of_links(found, skipped)
+        if not (self._by_folders(found) or self._by_file_names()):
             shown = ", ".join(map(printable, sorted(lists)[:3])) + (" …" if len(lists) > 3 else "")
-            if splits.text == "auto" and are_splits(split for name in lists for split in listed_splits(name)):
+            if are_splits(split for name in lists for split in listed_splits(name)):
                 raise Question(
                     f"{where}: {shown} may list published splits, which are not read from there: move the images into "
                     "folders train, val and test, or cut all of them anew (--splits none)"
                 )
-            self._placed = {place: (None, self._class(parts)) for place, parts in self._parts.items()}
+            self._without_splits(found)
 
     def place(self, place: str) -> Place:
         """Split and class of a place. The split is :data:`LEFT_OUT` where ``--splits`` names others only."""
@@ -113,71 +99,94 @@ class Layout:
         depth = len(self._root) if start is None else start
         return printable(parts[depth]) if len(parts) > depth else None
 
+    def _without_splits(self, found: Found) -> None:
+        """Take no split from names. Where all images lie in split folders, these name no class."""
+        if found.chosen and not found.strays:
+            self._classes(found)
+            self._placed = {place: (None, label) for place, (_, label) in self._placed.items()}
+        else:
+            self._placed = {place: (None, self._class(parts)) for place, parts in self._parts.items()}
+
     # --- folders ----------------------------------------------------------------------------------------------
 
-    def _by_folders(self) -> bool:
-        children: dict[Parts, set[str]] = defaultdict(set)
-        for parts in self._parts.values():
-            for depth, part in enumerate(parts):
-                children[parts[:depth]].add(part)
-        named = {parent: read_names(names) for parent, names in children.items()}
-        shared = len(self._root)
-
-        def first(parts: Parts, start: int) -> int | None:
-            return next((at for at in range(start, len(parts)) if parts[at] in named[parts[:at]]), None)
-
-        depths = {place: first(parts, shared) for place, parts in self._parts.items()}
-        around = first(self._root, 0)
-        if around is not None and None in depths.values():
-            depths = dict.fromkeys(depths, around)
-        found = {
-            place: (at, named[parts[:at]][parts[at]])
-            for place, parts in self._parts.items()
-            if (at := depths[place]) is not None
-        }
-        if not found:
+    def _by_folders(self, found: Found) -> bool:
+        for parent, names in found.suspected:
+            folders = [(split, (*parent, name)) for split, some in names.items() for name in some]
+            shown = " and ".join(printable(some[0]) for some in names.values())
+            raise Question(
+                f"{self._where}: {shown} may be published splits; if so, name them"
+                f"{self._option(folders)}; if they are none, cut everything anew (--splits none)"
+            )
+        if not found.chosen:
             return False
-        if len(found) < len(depths):
-            raise self._stray(next(place for place in depths if place not in found), found)
-        self._root = self._root[: min(depth for depth, _ in found.values())]
+        for place, outer, inner in found.contrary:
+            parts = self._parts[place]
+            raise Question(
+                f"{self._where}: {printable(self._examples[place])} lies in {printable('/'.join(parts[: inner + 1]))}, "
+                f"whose name says {found.chosen[place][1].split}, inside {printable('/'.join(parts[: outer + 1]))}, "
+                f"which is another split; say which folder is which{self._option(self._folders(found))}, or take no "
+                "name for a split (--splits none)"
+            )
+        if found.strays:
+            stray = found.strays[0]
+            place, (depth, _) = next(other for other in found.chosen.items() if other[0] not in found.strays)
+            folder = "/".join(self._parts[place][: depth + 1])
+            raise Question(
+                f"{self._where}: {printable(self._examples[stray])} lies beside the split folders "
+                f"({printable(folder)}); where there are train, val and test folders, every image belongs in one of "
+                f"them: move it, take the split folders alone{self._option(self._folders(found))}, or take such "
+                "folders for classes (--splits none)"
+            )
         self._require_one_variant(found)
         self._classes(found)
         return True
 
-    def _stray(self, stray: str, found: Mapping[str, tuple[int, SplitName]]) -> Question:
-        place, (depth, _) = next(iter(found.items()))
-        folder = "/".join(self._parts[place][: depth + 1])
-        return Question(
-            f"{self._where}: {printable(self._examples[stray])} lies beside the split folders ({printable(folder)}); "
-            "where there are train, val and test folders, every image belongs in one of them: move it, name the "
-            "folders to take (--splits train=FOLDER,test=FOLDER), or take such folders for classes (--splits none)"
-        )
+    def _folders(self, found: Found) -> list[tuple[str, Parts]]:
+        return [
+            (name.split, self._parts[place][: depth + 1])
+            for place, (depth, name) in found.chosen.items()
+            if found.contrary or place not in found.strays
+        ]
 
-    def _require_one_variant(self, found: Mapping[str, tuple[int, SplitName]]) -> None:
-        """Raise ``ConfigError`` where two folders side by side name one split and are not parts of it."""
-        names: dict[tuple[Parts, str], dict[str, str]] = defaultdict(dict)
-        for place, (depth, name) in found.items():
-            parts = self._parts[place]
-            names[parts[:depth], name.split].setdefault(name.variant, parts[depth])
-            self._note_origin(name.split, "/".join(parts[: depth + 1]))
-        for (_, split), variants in names.items():
+    def _option(self, folders: Sequence[tuple[str, Parts]]) -> str:
+        """`` (--splits train=…)`` that takes some folders; nothing where no such option is."""
+        splits = {path: split for split, path in folders}
+        wanted = {}
+        for place, parts in self._parts.items():
+            inside = [splits[parts[:end]] for end in range(len(parts), 0, -1) if parts[:end] in splits]
+            if inside:
+                wanted[place] = inside[0]
+        option = answer(folders, self._parts, wanted)
+        return f" (--splits {option})" if option else ""
+
+    def _require_one_variant(self, found: Found) -> None:
+        """Raise ``Question`` where two folders side by side name one split and are not parts of it."""
+        groups: dict[tuple[Parts, str], dict[str, Parts]] = defaultdict(dict)
+        for place, (depth, name) in found.chosen.items():
+            path = self._parts[place][: depth + 1]
+            is_file = self._examples[place].rpartition(".")[0] == place
+            together = name.counted or name.part.isalpha() or is_file
+            groups[path[:-1], name.split].setdefault(name.variant if together else path[-1], path)
+            self._note_origin(name.split, "/".join(path))
+        for (_, split), variants in groups.items():
             one, *others = variants.values()
             if others:
-                answer = f"train={one}" if split == "train" else f"train=FOLDER,{split}={one}"
                 raise Question(
-                    f"{self._where}: the folders {printable(one)} and {printable(others[0])} both name the {split} "
-                    f"split; leave one of them, or name the folders to take: --splits {printable(answer)}"
+                    f"{self._where}: the folders {printable(one[-1])} and {printable(others[0][-1])} both name the "
+                    f"{split} split: they may hold the same images twice, or be its parts; take one of them"
+                    f"{self._option(_one_of_each(groups))}, or all{self._option(self._folders(found))}"
                 )
 
-    def _classes(self, found: Mapping[str, tuple[int, SplitName]]) -> None:
+    def _classes(self, found: Found) -> None:
+        self._root = self._root[: min(depth for depth, _ in found.chosen.values())]
         inside: dict[Parts, set[str]] = defaultdict(set)
         for parts in self._parts.values():
             for depth in range(len(parts)):
                 inside[parts[:depth]].add(parts[depth])
         letters: dict[str, set[str]] = defaultdict(set)
-        for _, name in found.values():
+        for _, name in found.chosen.values():
             letters[name.split].add(name.part)
-        for place, (depth, name) in found.items():
+        for place, (depth, name) in found.chosen.items():
             parts = self._parts[place]
             below = depth + 1
             while (
@@ -186,12 +195,14 @@ class Layout:
                 and (parts[below].lower() in _CONTAINERS or parts[below] == parts[depth])
             ):
                 below += 1
-            label = self._class(parts, len(self._root)) if depth > len(self._root) else self._class(parts, below)
+            around = {at for at, _ in found.chains[place]}
+            above = next((at for at in range(len(self._root), depth) if at not in around), None)
+            label = self._class(parts, below if above is None else above)
             if label is None and name.part.isalpha() and len(letters[name.split]) > 1:
                 label = name.part
             self._placed[place] = (name.split, label)
 
-    # --- file names, patterns ---------------------------------------------------------------------------------
+    # --- file names, links, patterns --------------------------------------------------------------------------
 
     def _by_file_names(self) -> bool:
         words = {place: place.partition(_FILE)[2] for place in self._parts}
@@ -200,8 +211,9 @@ class Layout:
         stray = next((place for place, word in words.items() if not word), None)
         if stray is not None:
             splits = sorted({word for word in words.values() if word}, key=list(SPLIT_NAMES.values()).index)
+            example = next(self._examples[place] for place, word in words.items() if word)
             raise Question(
-                f"{self._where}: the names of files begin with {', '.join(splits)}, but not that of "
+                f"{self._where}: the names of files say {', '.join(splits)} ({printable(example)}), but not that of "
                 f"{printable(self._examples[stray])}; move it, or take all as one set: --splits none"
             )
         for place, parts in self._parts.items():
@@ -209,26 +221,41 @@ class Layout:
             self._note_origin(words[place], f"files called {words[place]}…")
         return True
 
+    def _require_no_split_of_links(self, found: Found, skipped: Mapping[str, str]) -> None:
+        """Raise ``Question`` where a split consists of links alone: without them it would be missing."""
+        paths = {place: _parts(place.partition(_FILE)[0]) for place in (*skipped, *self._parts)}
+        words = {word for place in paths if (word := place.partition(_FILE)[2])}
+        known = found.splits | {word for place in self._parts if (word := place.partition(_FILE)[2])}
+        everything = find_splits(paths)
+        splits = everything.splits | (words if are_splits(words) else set())
+        missing = splits - known if are_splits(splits) else set()
+        for place, link in skipped.items():
+            chosen = everything.chosen.get(place)
+            split = chosen[1].split if chosen else place.partition(_FILE)[2]
+            if split in missing:
+                raise Question(
+                    f"{self._where}: {printable(link)} is a symbolic link, which is not read from an archive, and the "
+                    f"{split} split consists of such links; unpack the archive and give its folder, or cut the files "
+                    "that are there anew (--splits none)"
+                )
+
     def _by_patterns(self) -> None:
-        found = {place: self._splits.of(parts) for place, parts in self._parts.items()}
-        for split, pattern in self._splits.patterns:
-            require(
-                any(self._splits.of(parts) and _matches(parts, pattern) for parts in self._parts.values()),
-                f"{self._where}: --splits {split}={pattern}: no folder with images is called so",
-            )
-        for place, match in found.items():
+        for place, match in self._splits.assign(self._where, self._parts, self._examples).items():
             parts = self._parts[place]
             if match is None:
                 self._placed[place] = (LEFT_OUT, None)
                 continue
-            split, end = match
-            self._placed[place] = (split, self._class(parts, end))
-            self._note_origin(split, "/".join(parts[:end]))
+            self._placed[place] = (match.split, self._class(parts, match.end))
+            self._note_origin(match.split, "/".join(parts[: match.end]))
 
 
-def _matches(parts: Parts, pattern: str) -> bool:
-    width = pattern.count("/") + 1
-    return any(fnmatchcase("/".join(parts[max(0, end - width) : end]), pattern) for end in range(1, len(parts) + 1))
+def _one_of_each(groups: Mapping[tuple[Parts, str], Mapping[str, Parts]]) -> list[tuple[str, Parts]]:
+    """One folder of each split: ``train2017`` and ``val2017``, if there is no ``val2014``."""
+    common = Counter(rest for paths in groups.values() for rest in {without_split(path[-1]) for path in paths.values()})
+    return [
+        (split, max(sorted(paths.values()), key=lambda path: common[without_split(path[-1])]))
+        for (_, split), paths in groups.items()
+    ]
 
 
 def _parts(folder: str) -> Parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 SPLIT_NAMES = {
@@ -21,8 +21,20 @@ _WORDS = SPLIT_NAMES | {
     "trainval": "train",
     **{f"{word}{more}": SPLIT_NAMES[word] for word in SPLIT_NAMES for more in ("set", "data", "images", "imgs")},
 }
-_BESIDE_TRAIN = {"dev": "val", "eval": "test", "evaluation": "test", "holdout": "test", "heldout": "test"}
+_BESIDE_TRAIN = {
+    "dev": "val",
+    "eval": "test",
+    "evaluation": "test",
+    "heldout": "test",
+    "holdout": "test",
+    "trn": "train",
+    "tst": "test",
+    "vld": "val",
+}
 """Words that mean a split where a train split lies beside them, and elsewhere may be anything."""
+_SHORT = {"tr": "train", "va": "val", "vl": "val", "te": "test", "ts": "test"}
+"""Words that mean a split where all names side by side have one of them: they are languages and countries, too."""
+_ALL_WORDS = _WORDS | _BESIDE_TRAIN
 _PLAIN_WORDS = """
     all batch big chunk clean color colour crop cropped data dataset file files fold folder full gray grey hr image
     images img imgs jpeg jpegs jpg k labeled labelled large lr mini of orig original part partial photos pics pictures
@@ -32,7 +44,17 @@ _AFFIXES = frozenset(_PLAIN_WORDS.split())
 """Words that say nothing else than how the images of a split are kept."""
 _TOKENS = re.compile(r"\d+x\d+|\d+|[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_a-zA-Z]+")
 _LISTS = frozenset(("txt", "csv", "tsv", "json", "jsonl", "lst", "list"))
-_IN_FILE_NAME = re.compile(rf"(?:^|(?<=[-_.]))({'|'.join(sorted(SPLIT_NAMES, key=len, reverse=True))})(?=[-_. ]|\d|$)")
+_GLUED = re.compile(r"training|train|validation|valid|val|testing|test")
+_SHARD = re.compile(r"(\d+)-of-(\d+)(?:-[0-9a-f]{8,})?(?![0-9A-Za-z])")
+_DIGEST = re.compile(
+    r"(?<![0-9A-Za-z])(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{8}T\d{4,6}Z?(?:-\d+)*"
+    r"|(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{6,}(?:-(?=[0-9a-f]*\d|[0-9a-f]{1,2}(?![0-9a-z]))[0-9a-f]{2,})*)(?![0-9A-Za-z])"
+)
+"""What programs add to a name: a UUID, a hash in hexadecimal digits, a time."""
+_IN_FILE_NAMES = SPLIT_NAMES | _BESIDE_TRAIN
+_PARTS_OF_WORDS = ("train", "test", "val", "dev", "trn", "tst", "vld", "holdout", "heldout")
+_COUNTED = frozenset(("batch", "chunk", "file", "part", "shard"))
+"""Words whose number distinguishes parts that belong together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +67,27 @@ class SplitName:
     """The letter or the number that distinguishes the parts of one split: ``A`` of ``trainA``."""
     variant: str = ""
     """Everything else: ``2017`` of ``train2017``. Two variants may hold the same images."""
+    counted: bool = False
+    """Whether the part is the number of a shard: ``train-00000-of-00002``, ``train_batch_1``."""
 
 
 def read_name(name: str) -> SplitName | None:
     """The split that a name means by itself; None where it holds words of other meanings (``test_tube``)."""
     if name.lower() == "t10k":
         return SplitName("test")
-    tokens = _TOKENS.findall(name)
+    name = _DIGEST.sub("", name) if any(character.isdigit() for character in name) else name
+    shard = _SHARD.search(name)
+    tokens = _TOKENS.findall(_SHARD.sub("", name))
     words = [token for token in tokens if token.lower() in _WORDS]
     if len(words) != 1:
         return None
     rest = [token for token in tokens if token != words[0]]
     if not all(token[0].isdigit() or len(token) == 1 or token.lower() in _AFFIXES for token in rest):
         return None
-    parts = [token for token in rest if _is_part(token)]
+    parts = [*(token for token in rest if _is_part(token)), *(shard.groups() if shard else ())]
     variant = " ".join([words[0].lower(), *(token.lower() for token in rest if token not in parts)])
-    return SplitName(_WORDS[words[0].lower()], "".join(parts), variant)
+    counted = shard is not None or any(token.lower() in _COUNTED for token in rest)
+    return SplitName(_WORDS[words[0].lower()], "".join(parts), variant, counted)
 
 
 def _is_part(token: str) -> bool:
@@ -70,28 +97,73 @@ def _is_part(token: str) -> bool:
     return len(token) == 1 and token.isalpha() and token.lower() not in _AFFIXES
 
 
+def read_table_name(name: str) -> SplitName | None:
+    """The split of a table by the name of its file: the only split word in it, or the one at its start."""
+    tokens = [token.lower() for token in _TOKENS.findall(_DIGEST.sub("", _SHARD.sub("", name)))]
+    words = [token for token in tokens if token in _WORDS]
+    if not words or (len(words) > 1 and tokens[0] not in _WORDS):
+        return None
+    return SplitName(_WORDS[words[0]], variant=words[0], counted=True)
+
+
 def read_names(names: Collection[str]) -> dict[str, SplitName]:
     """Which of some names that lie side by side mean a split.
 
-    Beside those of :func:`read_name`: names of one pattern for the training split and another one
-    (``birds_train``, ``birds_test``), and words such as ``dev`` beside a training split.
+    Beside those of :func:`read_name`: names of one pattern for the training split and another one (``birds_train``
+    and ``birds_test``, ``Xtrain`` and ``Xtest``), and words such as ``dev`` beside a training split.
     """
     found = {name: split for name in names if (split := read_name(name)) is not None}
-    families: dict[str, dict[str, SplitName]] = defaultdict(dict)
-    for name in names:
-        tokens = [token.lower() for token in _TOKENS.findall(name)]
-        words = [token for token in tokens if token in _WORDS or token in _BESIDE_TRAIN]
-        if name not in found and len(words) == 1:
-            pattern = " ".join("*" if token == words[0] else token for token in tokens)
-            meant = _WORDS.get(words[0]) or _BESIDE_TRAIN[words[0]]
-            families[pattern][name] = SplitName(meant, variant=pattern)
-    for pattern, family in families.items():
-        splits = {member.split for member in family.values()}
-        if ("train" in splits and len(splits) > 1) or (
-            pattern == "*" and any(other.split == "train" for other in found.values())
-        ):
-            found |= family
+    unread = [name for name in names if name not in found]
+    trains = any(split.split == "train" for split in found.values())
+    for words in (_ALL_WORDS, _SHORT):
+        families: dict[str, dict[str, SplitName]] = defaultdict(dict)
+        for name in unread:
+            tokens = [token.lower() for token in _TOKENS.findall(name)]
+            hits = [token for token in tokens if token in words]
+            if len(hits) == 1:
+                pattern = " ".join("*" if token == hits[0] else token for token in tokens)
+                families[pattern][name] = SplitName(words[hits[0]], variant=pattern)
+        for pattern, family in families.items():
+            if words is _SHORT and len(family) < len(names):
+                continue
+            if _is_cut(family) or (words is _ALL_WORDS and pattern == "*" and trains):
+                found |= family
+    glued: dict[str, dict[str, SplitName]] = defaultdict(dict)
+    for name in unread:
+        hits = _GLUED.findall(name.lower())
+        if name not in found and len(hits) == 1:
+            pattern = name.lower().replace(hits[0], "*")
+            glued[pattern][name] = SplitName(SPLIT_NAMES[hits[0]], variant=pattern)
+    for family in glued.values():
+        found |= family if _is_cut(family) else {}
     return found
+
+
+def _is_cut(family: Mapping[str, SplitName]) -> bool:
+    return are_splits(member.split for member in family.values())
+
+
+def suspected_splits(names: Collection[str]) -> dict[str, list[str]]:
+    """The names for each split that names side by side may mean, where they hold the words of a published cut.
+
+    Nothing where they do not: where no name holds a word for training, or none a word for another split.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        words = {_ALL_WORDS[token.lower()] for token in _TOKENS.findall(name) if token.lower() in _ALL_WORDS}
+        if len(words) == 1:
+            found[words.pop()].append(name)
+    short = [name for name in sorted(names) if name.lower() in _SHORT]
+    if not are_splits(found) and len(names) - len(short) <= len(short) // 2:  # else they are languages
+        found = defaultdict(list)
+        for name in short:
+            found[_SHORT[name.lower()]].append(name)
+    return dict(found) if are_splits(found) else {}
+
+
+def without_split(name: str) -> str:
+    """What a name says beside its split: ``2017`` of ``train2017``, ``cats`` of ``train_cats``."""
+    return " ".join(token for token in map(str.lower, _TOKENS.findall(name)) if token not in _ALL_WORDS)
 
 
 def listed_splits(path: str) -> set[str]:
@@ -109,12 +181,15 @@ def listed_splits(path: str) -> set[str]:
 
 
 def of_file_name(stem: str) -> str | None:
-    """The split word in a file's name: ``train`` of ``train_0001``, ``img_train_1`` and ``0001-train``."""
+    """The split word in a file's name: ``train`` of ``train_0001``, ``img (train) 1``, ``trainA_1`` and ``0001-train``.
+
+    Words such as ``eval`` count, too: they mean a split only where others mean the training split.
+    """
     small = stem.lower()
-    if "train" not in small and "test" not in small and "val" not in small:
+    if not any(part in small for part in _PARTS_OF_WORDS) or small in _ALL_WORDS:
         return None  # nearly all
-    word = _IN_FILE_NAME.search(small)
-    return SPLIT_NAMES[word[1]] if word and word[1] != small else None
+    words = (token for token in map(str.lower, _TOKENS.findall(stem)) if token in _IN_FILE_NAMES)
+    return next((_IN_FILE_NAMES[token] for token in words), None)
 
 
 def are_splits(splits: Iterable[str]) -> bool:

@@ -39,7 +39,7 @@ class EncodedRows(Source):
         self._where = where
         # A file is a folder of rows: its own name says the split as well as those of the folders around it.
         places = {key: key.rpartition(".")[0] or key for key, _ in files}
-        layout = Layout(where, {place: key for key, place in places.items()}, splits)
+        layout = Layout(where, {place: key for key, place in places.items()}, splits, tables=True)
         self._splits = {key: layout.place(place)[0] for key, place in places.items()}
         self._files = [(key, file) for key, file in files if self._splits[key] != LEFT_OUT]
         self.origins = layout.origins

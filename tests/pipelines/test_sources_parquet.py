@@ -161,6 +161,27 @@ def test_names_of_files_and_folders_name_splits(tmp_path: Path, bucket: str) -> 
     assert [(content, split) for content, split, _ in remote.values()] == [(content, "train") for content in CONTENT]
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("data/train-00000-of-00001-b42b775f407cee45", "data/test-00000-of-00001-5cfa8bd2c1ee2a3f"),
+        ("train-00001-of-00002-0ae1cc775f407c11", "test-00000-of-00001-abcdefabcdefabcd"),
+        ("train_9f2c4b1e-aa", "test_0c1d2e3f-bb"),
+        ("train-550e8400-e29b-41d4-a716-446655440000", "test-16fd2706-8baf-433b-82eb-8c7fada847da"),
+        ("mnist_train_v1", "mnist_test_final"),
+        ("train_of_cee", "some cfa test"),
+    ],
+)
+def test_one_split_word_names_the_split_of_a_table(tmp_path: Path, train: str, test: str) -> None:
+    for name in (train, test):
+        table(tmp_path / "set" / f"{name}.parquet", STRUCT[:2])
+    found = {
+        path.partition(".parquet")[0]: split
+        for path, (_, split, _) in files_of(open_source(str(tmp_path / "set"))).items()
+    }
+    assert found == {train: "train", test: "test"}
+
+
 def test_rows_without_an_image_are_named(tmp_path: Path) -> None:
     images = pa.array([{"bytes": b"x", "path": ""}, None, {"bytes": None, "path": "a.png"}, {"bytes": b"", "path": ""}])
     source = open_source(str(table(tmp_path / "a.parquet", images)))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import re
+import shlex
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -104,7 +108,26 @@ def test_names_side_by_side_explain_each_other() -> None:
         (pngs("test/train/1.png", "train/train/2.png", "train/apple/3.png"), None),
         (pngs("test/apple/0.png", "test/train/1.png", "train/apple/2.png", "train/train/3.png"), None),
         (pngs("vehicles/test_1.png", "vehicles/car.png"), [(None, None)] * 2),
-        (pngs("steam_train/1.png", "test_tube/2.png"), [(None, "steam_train"), (None, "test_tube")]),
+        (pngs("steam_train/1.png", "tube/2.png"), [(None, "steam_train"), (None, "tube")]),
+        (pngs("Xtest/a/1.png", "Xtrain/a/2.png"), [("test", "a"), ("train", "a")]),
+        (pngs("carstest/1.png", "carstrain/2.png"), [("test", None), ("train", None)]),
+        (pngs("trn/1.png", "tst/2.png"), [("train", None), ("test", None)]),
+        (pngs("te/1.png", "tr/2.png", "va/3.png"), [("test", None), ("train", None), ("val", None)]),
+        (pngs("de/1.png", "en/2.png", "te/3.png", "tr/4.png"), [(None, name) for name in ("de", "en", "te", "tr")]),
+        (pngs("test_a1b2c3/1.png", "train_b42b775f/2.png"), [("test", None), ("train", None)]),
+        (pngs("all/testA_001.png", "all/trainA_001.png"), [("test", None), ("train", None)]),
+        (pngs("img (test) 1.png", "img (train) 1.png"), [("test", None), ("train", None)]),
+        (pngs("a/eval_1.png", "a/train_1.png"), [("test", None), ("train", None)]),
+        (pngs("a/cat_dev_1.png", "a/cat_dev_2.png"), [(None, None)] * 2),
+        (pngs("test/1.png", "train/train/2.png", "train/val/3.png"), [("test", None), ("train", None), ("val", None)]),
+        (
+            pngs("d/Testing/cat/1.png", "d/Training/Train/cat/2.png", "d/Training/Validation/cat/3.png"),
+            [("test", "cat"), ("train", "cat"), ("val", "cat")],
+        ),
+        (
+            pngs("test_set/a/test/1.png", "test_set/a/train/2.png", "test_set/b/train/3.png"),
+            [("test", "a"), ("train", "a"), ("train", "b")],
+        ),
     ],
 )
 def test_splits_at_any_depth_with_the_usual_affixes(
@@ -122,6 +145,61 @@ def test_splits_at_any_depth_with_the_usual_affixes(
 @pytest.mark.parametrize(
     ("tree", "said", "answer", "expected"),
     [
+        (
+            pngs("My Test Photos (final)/1.png", "My Train Photos/2.png"),
+            "My Test Photos (final) and My Train Photos may be published splits",
+            "train=My Train Photos,test=My Test Photos (final)",
+            {"My Test Photos (final)/1.png": "test", "My Train Photos/2.png": "train"},
+        ),
+        (
+            pngs("final_test_v2a/1.png", "final_train_v2b/2.png"),
+            "may be published splits",
+            "none",
+            {"final_test_v2a/1.png": None, "final_train_v2b/2.png": None},
+        ),
+        (
+            pngs("steam_train/1.png", "test_tube/2.png"),
+            "may be published splits",
+            "none",
+            {"steam_train/1.png": None, "test_tube/2.png": None},
+        ),
+        (
+            pngs("train/images/cat/1.png", "train/test/cat/2.png"),
+            "train/test/cat/2.png lies in train/test, whose name says test, inside train, which is another split",
+            "train=train,test=test",
+            {"train/images/cat/1.png": "train", "train/test/cat/2.png": "test"},
+        ),
+        (
+            pngs("train/cat/1.png", "train/train/2.png", "train/val/3.png"),
+            "train/cat/1.png lies beside the split folders (train/train)",
+            "train=train/train,val=val",
+            {"train/cat/1.png": LEFT_OUT, "train/train/2.png": "train", "train/val/3.png": "val"},
+        ),
+        (
+            pngs("test_cats/1.png", "test_dogs/2.png", "train_cats/3.png", "train_dogs/4.png"),
+            "or be its parts",
+            "train=train_*,test=test_*",
+            {f"{name}.png": name[:5].strip("_") for name in ("test_cats/1", "test_dogs/2")}
+            | {f"{name}.png": "train" for name in ("train_cats/3", "train_dogs/4")},
+        ),
+        (
+            pngs("test/1.png", "train_32/2.png", "train_64/3.png"),
+            "the folders train_32 and train_64 both name the train split",
+            "train=train_32,train=train_64,test=test",
+            {"test/1.png": "test", "train_32/2.png": "train", "train_64/3.png": "train"},
+        ),
+        (
+            pngs("test_1/1.png", "test_2/2.png", "train/3.png"),
+            "the folders test_1 and test_2 both name the test split",
+            "train=train,test=test_2",
+            {"test_1/1.png": LEFT_OUT, "test_2/2.png": "test", "train/3.png": "train"},
+        ),
+        (
+            pngs("test/1.png", "train [2014], a/2.png", "train [2017]/3.png"),
+            "both name the train split",
+            "train=train [2014], a,test=test",
+            {"test/1.png": "test", "train [2014], a/2.png": "train", "train [2017]/3.png": LEFT_OUT},
+        ),
         (
             pngs("train2014/1.png", "train2017/2.png", "val2017/3.png"),
             "the folders train2014 and train2017 both name the train split",
@@ -148,7 +226,7 @@ def test_splits_at_any_depth_with_the_usual_affixes(
         ),
         (
             pngs("test_1.png", "train_1.png", "logo.png"),
-            "the names of files begin with train, test, but not that of logo.png",
+            "the names of files say train, test (test_1.png), but not that of logo.png",
             "none",
             {"test_1.png": None, "train_1.png": None, "logo.png": None},
         ),
@@ -173,6 +251,79 @@ def test_what_cannot_be_told_is_asked_and_the_option_answers(
     if packing in ("folder", "zip"):  # there, what is left out is not even read
         expected = {path: split for path, split in expected.items() if split != LEFT_OUT}
     assert found == expected
+    options = [shlex.split(option)[0] for option in re.findall(r"--splits ((?:'[^']*'|[^\s')])+)", str(caught.value))]
+    assert options
+    for option in options:  # whatever the line proposes
+        taken = set(splits_and_classes(open_source(place, option)).values())
+        assert option == "none" or {split for split, _ in taken} >= {"train"}
+
+
+def test_the_line_proposes_one_variant_of_each_split_and_all(tmp_path: Path) -> None:
+    place = folder(tmp_path / "set", pngs("a/train2014/1.png", "a/train2017/2.png", "a/val2017/3.png"))
+    with pytest.raises(ConfigError, match="both name the train split") as caught:
+        open_source(place)
+    assert "take one of them (--splits train=train2017,val=val2017), or all (--splits" in str(caught.value)
+    place = folder(
+        tmp_path / "spaces", pngs("test/1.png", "train a data/2.png", "train [x] big/3.png", "big/test/4.png")
+    )
+    with pytest.raises(ConfigError) as caught:
+        open_source(place)
+    assert "(--splits '" in str(caught.value)
+
+
+def test_without_splits_their_folders_name_no_class(tmp_path: Path) -> None:
+    place = folder(tmp_path / "set", pngs("test/cat/1.png", "train/cat/2.png", "train/dog/3.png"))
+    assert sorted(splits_and_classes(open_source(place, "none")).values()) == [
+        (None, "cat"),
+        (None, "cat"),
+        (None, "dog"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("paths", "splits", "expected"),
+    [
+        ("images/cat/1.png images/test/2.png", "train=images,test=images/test", ["train", "test"]),
+        ("bar/1.png foo/2.png", "train=*,test=foo", ["train", "test"]),
+        ("bar/a/1.png foo/a/2.png", "train=*,test=foo", ["train", "test"]),
+        ("test/1.png train/2.png", "train=t*,test=test", ["test", "train"]),
+        ("test/1.png train/2.png", "train=train*,test=t*", ["test", "train"]),
+        ("d/test/1.png d/train/2.png", "train=./d/train,test=d/test/", ["test", "train"]),
+        ("t[1]/1.png t1/2.png", "train=t1,test=t[1]", ["test", "train"]),
+    ],
+)
+def test_the_most_specific_pattern_wins(tmp_path: Path, paths: str, splits: str, expected: list[str]) -> None:
+    place = folder(tmp_path / "set", pngs(*paths.split()))
+    found = splits_and_classes(open_source(place, splits))
+    assert [found[path][0] for path in sorted(found, key=paths.index)] == expected
+
+
+def test_an_image_that_two_splits_claim_is_refused_and_the_advice_works(tmp_path: Path) -> None:
+    place = folder(tmp_path / "set", pngs("foo/cat/1.png", "cow/2.png"))
+    with pytest.raises(ConfigError, match=r"foo/cat/1.png lies in c\* \(train\) and in foo \(test\)") as caught:
+        open_source(place, "train=c*,test=foo")
+    option = shlex.split(str(caught.value).partition("--splits ")[2])[0]
+    found = splits_and_classes(open_source(place, option))
+    assert {path: split for path, (split, _) in found.items()} == {"foo/cat/1.png": "test", "cow/2.png": "train"}
+
+
+@pytest.mark.parametrize("linked", ["all", "test", "folder"])
+def test_splits_of_symbolic_links_in_an_archive_are_asked_for(tmp_path: Path, linked: str) -> None:
+    links = {f"{split}/{n}.png": f"../blobs/{n}" for split in ("train", "test") for n in range(3)}
+    links = {"test": "blobs"} if linked == "folder" else links
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for path in [f"blobs/{n}" for n in range(3)] * (linked == "all") + ["train/a.png"] * (linked != "all"):
+            member, content = tarfile.TarInfo(path), png(len(path))
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for path, target in links.items():
+            if linked != "test" or path.startswith("test"):
+                member = tarfile.TarInfo(path)
+                member.type, member.linkname = tarfile.SYMTYPE, target
+                archive.addfile(member)
+    with pytest.raises(ConfigError, match="is a symbolic link, which is not read from an archive"):
+        list(open_source(str(tmp_path / "set.tar")).items())
+    assert {split for split, _ in splits_and_classes(open_source(str(tmp_path / "set.tar"), "none")).values()} == {None}
 
 
 @pytest.mark.parametrize(
@@ -183,6 +334,8 @@ def test_what_cannot_be_told_is_asked_and_the_option_answers(
         ("holdout=x", "auto, none"),
         ("val=val2017", "names no train split"),
         ("train=trian", "no folder with images is called so"),
+        ("train=val,train=train,test=t*", "every image there goes to another split"),
+        ("train=train,test=train", "train is in train and in test"),
     ],
 )
 def test_splits_that_cannot_be_are_said(tmp_path: Path, splits: str, said: str) -> None:
