@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 
 from pipelines.sources.base import Question, printable
 from pipelines.sources.split_folders import Found, find_splits
-from pipelines.sources.split_names import SPLIT_NAMES, are_splits, listed_splits, of_file_name, without_split
+from pipelines.sources.split_names import (
+    SPLIT_NAMES,
+    are_splits,
+    listed_splits,
+    of_file_name,
+    split_word,
+    without_split,
+)
 from pipelines.sources.split_option import Parts, Splits, answer
 
 __all__ = ["LEFT_OUT", "Layout", "Splits", "place_of"]
@@ -131,15 +138,32 @@ class Layout:
             stray = found.strays[0]
             place, (depth, _) = next(other for other in found.chosen.items() if other[0] not in found.strays)
             folder = "/".join(self._parts[place][: depth + 1])
+            option = self._option([*self._folders(found), *self._likely(found)])
             raise Question(
                 f"{self._where}: {printable(self._examples[stray])} lies beside the split folders "
                 f"({printable(folder)}); where there are train, val and test folders, every image belongs in one of "
-                f"them: move it, take the split folders alone{self._option(self._folders(found))}, or take such "
-                "folders for classes (--splits none)"
+                f"them: move it, {f'name the splits{option}, ' if option else ''}or take such folders for classes "
+                "(--splits none)"
             )
+        self._require_agreeing_files(found)
         self._require_one_variant(found)
         self._classes(found)
         return True
+
+    def _require_agreeing_files(self, found: Found) -> None:
+        """Raise ``Question`` where the names of files in one split folder are a published cut of their own."""
+        words: dict[Parts, dict[str, str]] = defaultdict(dict)
+        for place, (depth, _) in found.chosen.items():
+            words[self._parts[place][: depth + 1]].setdefault(place.partition(_FILE)[2], place)
+        for folder, places in words.items():
+            if are_splits(places):
+                split = found.chosen[next(iter(places.values()))][1].split
+                word, place = next((word, place) for word, place in places.items() if word not in ("", split))
+                raise Question(
+                    f"{self._where}: {printable(self._examples[place])} lies in {printable('/'.join(folder))} "
+                    f"({split}), but its name says {word}; move such files into folders of their own, keep to the "
+                    f"folders{self._option(self._folders(found))}, or take no name for a split (--splits none)"
+                )
 
     def _folders(self, found: Found) -> list[tuple[str, Parts]]:
         return [
@@ -147,6 +171,16 @@ class Layout:
             for place, (depth, name) in found.chosen.items()
             if found.contrary or place not in found.strays
         ]
+
+    def _likely(self, found: Found) -> list[tuple[str, Parts]]:
+        """The folders around strays whose names hold a split word that is not understood."""
+        likely = []
+        for place in found.strays:
+            parts = self._parts[place]
+            end = next((end for end in range(1, len(parts) + 1) if split_word(parts[end - 1])), None)
+            if place not in found.chosen and end and (split := split_word(parts[end - 1])):
+                likely.append((split, parts[:end]))
+        return likely
 
     def _option(self, folders: Sequence[tuple[str, Parts]]) -> str:
         """`` (--splits train=…)`` that takes some folders; nothing where no such option is."""
@@ -170,11 +204,16 @@ class Layout:
             self._note_origin(name.split, "/".join(path))
         for (_, split), variants in groups.items():
             one, *others = variants.values()
-            if others:
+            if others and "train" in found.splits:
+                options = [self._option(folders) for folders in (_one_of_each(groups), self._folders(found))]
+                ways = [
+                    f"{what}{option}" for what, option in zip(("one of them", "all"), options, strict=True) if option
+                ]
                 raise Question(
-                    f"{self._where}: the folders {printable(one[-1])} and {printable(others[0][-1])} both name the "
-                    f"{split} split: they may hold the same images twice, or be its parts; take one of them"
-                    f"{self._option(_one_of_each(groups))}, or all{self._option(self._folders(found))}"
+                    f"{self._where}: {printable(one[-1])} and {printable(others[0][-1])} both name the {split} split: "
+                    "they may hold the same images twice, or be its parts; "
+                    f"{'take ' + ' or '.join(ways) if ways else 'rename one of them'}, or cut everything anew "
+                    "(--splits none)"
                 )
 
     def _classes(self, found: Found) -> None:

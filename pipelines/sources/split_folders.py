@@ -6,7 +6,14 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from pipelines.sources.split_names import SplitName, are_splits, read_names, read_table_name, suspected_splits
+from pipelines.sources.split_names import (
+    SplitName,
+    are_splits,
+    read_name,
+    read_names,
+    read_table_name,
+    suspected_splits,
+)
 from pipelines.sources.split_option import Parts
 
 Chain = list[tuple[int, SplitName]]
@@ -51,7 +58,7 @@ def find_splits(paths: Mapping[str, Parts], tables: Collection[str] = ()) -> Fou
     named = {parent: read_names(names) for parent, names in children.items()}
     for place in tables:
         *folders, file_name = paths[place]
-        read = None if file_name in named[tuple(folders)] else read_table_name(file_name)
+        read = None if read_name(file_name) else read_table_name(file_name)
         if read is not None:
             named[tuple(folders)][file_name] = read
     found = Found()

@@ -150,15 +150,20 @@ def suspected_splits(names: Collection[str]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
-        words = {_ALL_WORDS[token.lower()] for token in _TOKENS.findall(name) if token.lower() in _ALL_WORDS}
-        if len(words) == 1:
-            found[words.pop()].append(name)
+        if split := split_word(name):
+            found[split].append(name)
     short = [name for name in sorted(names) if name.lower() in _SHORT]
     if not are_splits(found) and len(names) - len(short) <= len(short) // 2:  # else they are languages
         found = defaultdict(list)
         for name in short:
             found[_SHORT[name.lower()]].append(name)
     return dict(found) if are_splits(found) else {}
+
+
+def split_word(name: str) -> str | None:
+    """The split of the words in a name, whatever else it says; None where there is none, or several."""
+    words = {_ALL_WORDS[token.lower()] for token in _TOKENS.findall(name) if token.lower() in _ALL_WORDS}
+    return words.pop() if len(words) == 1 else None
 
 
 def without_split(name: str) -> str:

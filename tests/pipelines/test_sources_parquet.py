@@ -170,6 +170,7 @@ def test_names_of_files_and_folders_name_splits(tmp_path: Path, bucket: str) -> 
         ("train-550e8400-e29b-41d4-a716-446655440000", "test-16fd2706-8baf-433b-82eb-8c7fada847da"),
         ("mnist_train_v1", "mnist_test_final"),
         ("train_of_cee", "some cfa test"),
+        ("cats-train", "birds_heldback-test"),
     ],
 )
 def test_one_split_word_names_the_split_of_a_table(tmp_path: Path, train: str, test: str) -> None:
