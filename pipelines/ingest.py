@@ -42,7 +42,7 @@ from pipelines.terminal import make_console
 from pipelines.value_range import require_range
 
 Say = Callable[[str], None]
-READER = 2
+READER = 3
 """Version of what is made of a source: a data set of another one is made again, even if the source is unchanged."""
 
 

@@ -272,10 +272,12 @@ class Layout:
             chosen = everything.chosen.get(place)
             split = chosen[1].split if chosen else place.partition(_FILE)[2]
             if split in missing:
+                option = self._option(self._folders(found))
+                there = f"take the splits that are there{option}, " if option else ""
                 raise Question(
                     f"{self._where}: {printable(link)} is a symbolic link, which is not read from an archive, and the "
-                    f"{split} split consists of such links; unpack the archive and give its folder, or cut the files "
-                    "that are there anew (--splits none)"
+                    f"{split} split consists of such links; unpack the archive and give its folder, {there}or cut the "
+                    "files that are there anew (--splits none)"
                 )
 
     def _by_patterns(self) -> None:

@@ -141,7 +141,10 @@ CASES = [
         "published splits",
         "train2014/ beside train2017/",
         of_files(flat(FORTY[:20], "train2014/{}.png") | flat(FORTY[20:], "train2017/{}.png")),
-        Made(None, "both name the train split; leave one of them, or name the folders to take: --splits train="),
+        Made(
+            None,
+            "both name the train split: they may hold the same images twice, or be its parts; take one of them (--splits train=",
+        ),
     ),
     Case(
         "published splits",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import io
 import os
@@ -28,9 +29,11 @@ from pipelines import ingest as ingest_module
 from pipelines.datasets import load_dataset
 from pipelines.ingest import ingest, main
 from pipelines.ingest_settings import IngestSettings, bad_limit
-from pipelines.ingest_summary import class_line
+from pipelines.ingest_summary import class_line, summary
 from pipelines.lease import Lease
+from pipelines.preparing import prepare
 from pipelines.progress import Steps
+from pipelines.sources import open_source
 from pipelines.spool import Spool
 from pipelines.storage import StorageError, open_storage
 from tests.pipelines.bad_inputs import CASES, Case, idx
@@ -358,6 +361,36 @@ def test_a_dry_run_says_the_same_and_writes_nothing(
         command_line.run(main, IngestSettings)
     assert exit_.value.code == 2
     assert "which is no part of a data set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", ["", "/set"])
+def test_a_dry_run_refuses_a_destination_that_is_a_file_as_the_real_run_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], below: str
+) -> None:
+    folder = tree(tmp_path / "mine", pixels(60), test=10)
+    (tmp_path / "file").write_text("")
+    said = []
+    for options in (["--dry-run"], []):
+        monkeypatch.setattr(sys, "argv", ["pipelines.ingest", str(folder), f"{tmp_path}/file{below}", *options])
+        with pytest.raises(SystemExit) as exit_:
+            command_line.run(main, IngestSettings)
+        assert exit_.value.code == 2
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1]
+    assert "cannot be made" in said[0]
+
+
+def test_a_dry_run_promises_the_decisions_that_do_not_fit_the_screen(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "mine", pixels(60), test=10)
+    settings = IngestSettings(source=str(folder), dest=str(tmp_path / "set"))
+    decisions = tuple(f"decision {number}" for number in range(30))
+    with Spool() as spool:
+        planned = prepare(spool, open_source(str(folder)), settings, Steps(Console(quiet=True)), lambda bad: "")
+        lines = list(summary(settings, dataclasses.replace(planned, decisions=decisions)))
+    assert any(line.endswith("and 10 more decisions, which manifest.json will hold") for line in lines)
+    manifest, _ = make(folder, tmp_path / "set")
+    lines = list(summary(settings, dataclasses.replace(manifest, decisions=decisions)))
+    assert any(line.endswith("and 10 more decisions, in manifest.json") for line in lines)
 
 
 def test_what_systems_leave_in_a_finished_set_changes_nothing(tmp_path: Path) -> None:

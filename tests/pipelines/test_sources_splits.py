@@ -333,7 +333,8 @@ def test_splits_of_symbolic_links_in_an_archive_are_asked_for(tmp_path: Path, li
                 member = tarfile.TarInfo(path)
                 member.type, member.linkname = tarfile.SYMTYPE, target
                 archive.addfile(member)
-    with pytest.raises(ConfigError, match="is a symbolic link, which is not read from an archive"):
+    there = r".* \(--splits train=train\)" if linked != "all" else ""
+    with pytest.raises(ConfigError, match=f"is a symbolic link, which is not read from an archive{there}"):
         list(open_source(str(tmp_path / "set.tar")).items())
     assert {split for split, _ in splits_and_classes(open_source(str(tmp_path / "set.tar"), "none")).values()} == {None}
 
