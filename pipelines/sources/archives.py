@@ -9,6 +9,7 @@ from functools import partial
 
 from fvae.config import ConfigError
 from pipelines.sources.base import LARGEST_FILE, printable, too_large
+from pipelines.sources.file_names import HEAD
 from pipelines.sources.files import Content
 from pipelines.sources.streams import DAMAGED, OneFile, decompressed, refusal
 from pipelines.sources.tars import Member, TarReader
@@ -19,12 +20,14 @@ TAR_SUFFIX = re.compile(r"\.(tar(\.(gz|bz2|xz))?|t[gbx]z2?)$", re.IGNORECASE)
 ARCHIVE_SUFFIX = re.compile(r"\.zip$|" + TAR_SUFFIX.pattern, re.IGNORECASE)
 Refusal = Callable[[Exception], ConfigError]
 """Makes one line of damage."""
+DEEPEST = 4
+"""Archives inside one another that are opened; an archive that holds itself has no end."""
 _NUMBER = re.compile(r"\d+$")
 
 
 @dataclass(slots=True)
 class Found:
-    """A member of an archive. Its content is to be read before the next one is asked for."""
+    """A member of an archive. Its head and its content are to be read before the next one is asked for."""
 
     path: str
     """Shown to users."""
@@ -33,6 +36,8 @@ class Found:
     archive: int
     """Number of the archive."""
     read: Callable[[], Content]
+    head: Callable[[], bytes] = bytes
+    """Reads the first bytes, ``HEAD`` at most; none where they cannot be read. :attr:`read` still returns all."""
     link: str | None = None
     """Where a link leads to."""
     is_hard: bool = False
@@ -78,7 +83,7 @@ def tar_members(
             return refusal(error, file.where, f" after {reader.members:,} entries")
 
         try:
-            yield from _walk(reader, nested, prefix, shown, number, refused)
+            yield from _walk(reader, nested, prefix, shown, number, refused, 0)
             oddities.trailing += reader.trailing
             if reader.unmarked:
                 oddities.unmarked.append(file.where.rpartition("/")[2])
@@ -95,16 +100,33 @@ def _walk(
     shown: str,
     number: int,
     refused: Refusal,
+    depth: int,
 ) -> Iterator[Found]:
     for member in reader:
         if nested and member.link is None and (inner := TAR_SUFFIX.sub("", member.name)) != member.name:
+            if depth == DEEPEST:
+                raise too_deep(printable(f"{shown}{member.name}"))
             with decompressed(reader.open()) as content:
                 below = f"{prefix}{inner}/", f"{shown}{member.name}: "
-                yield from _walk(TarReader(content), True, *below, number, refused)
+                yield from _walk(TarReader(content), True, *below, number, refused, depth + 1)
         else:
             link = f"{prefix}{member.link}" if member.is_hard else member.link
-            read = partial(_content, reader, member, refused)
-            yield Found(shown + member.name, prefix + member.name, number, read, link, member.is_hard)
+            read, head = partial(_content, reader, member, refused), partial(_head, reader, refused)
+            yield Found(shown + member.name, prefix + member.name, number, read, head, link, member.is_hard)
+
+
+def too_deep(where: str) -> ConfigError:
+    """The line for an archive that lies in too many others."""
+    return ConfigError(f"{where}: archives more than {DEEPEST} deep inside one another; unpack the outer ones")
+
+
+def _head(reader: TarReader, refused: Refusal) -> bytes:
+    try:
+        return reader.head(HEAD)
+    except StorageError:
+        raise
+    except DAMAGED as error:
+        raise refused(error) from error
 
 
 def _content(reader: TarReader, member: Member, refused: Refusal) -> Content:
@@ -127,8 +149,8 @@ def members_of_all(archives: Sequence[tuple[str, OneFile]], oddities: Oddities) 
             yield from tar_members(file, oddities, nested=True, prefix=prefix, shown=shown, number=number)
         else:
             files = ZipFiles(file)
-            for entry, content in files.contents(files.entries):
-                yield Found(shown + entry.key, prefix + entry.key, number, lambda content=content: content)  # type: ignore[misc]
+            for entry, read, head in files.opened():
+                yield Found(shown + entry.key, prefix + entry.key, number, read, head)
 
 
 def archive_folders(keys: Sequence[str]) -> dict[str, str]:

@@ -16,6 +16,10 @@ from pipelines.sources.streams import OneFile
 
 _CLASS = "\1"
 """Marks the class that a WebDataset names (``000012.cls`` beside ``000012.jpg``) in a label."""
+_SAMPLE_BYTES = 64 << 20
+"""Images of one sample that are held back until the class of the sample comes."""
+_Key = tuple[int, str]
+"""The number of an archive, and a path in it."""
 
 
 def ignored_line(others: Counter[str]) -> list[str]:
@@ -119,15 +123,20 @@ class ImageStream(Source):
         places: dict[str, str] = {}
         others: Counter[str] = Counter()
         clutter, oddities = Clutter(hidden=self._hidden), Oddities()
-        hard: dict[tuple[int, str], list[Found]] = {}
+        hard: dict[_Key, list[Found]] = {}
+        targets: dict[_Key, _Key] = {}
         lists: list[str] = []
         skipped: dict[str, str] = {}  # the places of symbolic links
         symbolic = 0
         seen: set[int] = set()  # hashes of names: of millions, too, they fit the memory
-        waiting: tuple[Found, ImageFile] | None = None  # for its class, which may lie behind it
-        named = ("", "")  # the key of a class that lay before its image, and the class
+        waiting: list[ImageFile] = []  # images of one sample, for their class, which may lie behind them
+        sample = ""  # the key that these have in common
+        held = 0
+        named = ("", "")  # the key of a class that lay before its images, and the class
         for found in self._walk(oddities):
             path = found.place
+            if found.is_hard and found.link is not None:
+                targets[found.archive, _plain(path)] = found.archive, _plain(found.link)
             if clutter.takes(path):
                 continue
             if found.link is not None:
@@ -142,33 +151,42 @@ class ImageStream(Source):
             elif path.endswith(".cls"):
                 text = found.read()
                 named = (_key(found), text.decode("utf-8", "replace").strip() if isinstance(text, bytes) else "")
-                if waiting and named[1] and _key(waiting[0]) == named[0]:
-                    yield _labelled(waiting[1], named[1])
-                    waiting = None
+                if named[1] and sample == named[0]:
+                    if held > _SAMPLE_BYTES:
+                        raise ConfigError(
+                            f"{self._where}: {printable(found.path)} names the class of images of more than "
+                            f"{_SAMPLE_BYTES:,} bytes before it; pack it before them"
+                        )
+                    yield from (_labelled(image, named[1]) for image in waiting)
+                    waiting = []
                 continue
+            elif may_be_image(path) and is_image_content(found.head()):
+                content = found.read()
             else:
-                content = found.read() if may_be_image(path) else ""
-                if not isinstance(content, bytes) or not is_image_content(content):
-                    others[suffix_of(path)] += 1
-                    lists += [found.path] if listed_splits(path) else []
-                    continue
+                others[suffix_of(path)] += 1
+                lists += [found.path] if listed_splits(path) else []
+                continue
             once = hash((found.archive, path.removeprefix("./")))
             if once in seen:
                 raise ConfigError(f"{self._where}: {printable(found.path)} stands in it twice; pack it again")
             seen.add(once)
-            if waiting:
-                yield waiting[1]
-                waiting = None
+            key = _key(found)
+            if key != sample:
+                yield from waiting
+                waiting, sample, held = [], key, 0
             item = self._item(found, content, places)
             if isinstance(item, BadFile):
                 yield item
-            elif named[1] and _key(found) == named[0]:
+            elif named[1] and key == named[0]:
                 yield _labelled(item, named[1])
             else:
-                waiting = found, item
-        if waiting:
-            yield waiting[1]
-        yield from self._hard_links(hard, places)
+                waiting.append(item)
+                held += len(item.content)
+                if held > _SAMPLE_BYTES:  # they are no sample: names with a dot, such as frame.0001.png
+                    yield from waiting
+                    waiting = []
+        yield from waiting
+        yield from self._hard_links(_resolved(hard, targets), places)
         self._layout = Layout(self._where, places, self._splits, lists, skipped)
         self.origins = self._layout.origins
         self.notes = [*self._fixed_notes, *ignored_line(others), *clutter.notes(), *oddities.notes()]
@@ -182,7 +200,7 @@ class ImageStream(Source):
         places.setdefault(place, found.path)
         return ImageFile(printable(found.path), content, None, place)
 
-    def _hard_links(self, hard: dict[tuple[int, str], list[Found]], places: dict[str, str]) -> Iterator[Item]:
+    def _hard_links(self, hard: dict[_Key, list[Found]], places: dict[str, str]) -> Iterator[Item]:
         """The images that hard links name, read again: when a link comes, its file is long handed over."""
         if not hard:
             return
@@ -207,6 +225,18 @@ def image_tar(name: str, file: OneFile, splits: Splits, *, nested: bool, hidden:
         return tar_members(file, oddities, nested=nested)
 
     return ImageStream(name, "tar archive", file.where, splits, walk, file.fingerprint, hidden=hidden)
+
+
+def _resolved(hard: dict[_Key, list[Found]], targets: dict[_Key, _Key]) -> dict[_Key, list[Found]]:
+    """Hard links by the file that they name, which may be another hard link in the archive."""
+    resolved: dict[_Key, list[Found]] = {}
+    for key, links in hard.items():
+        passed = set()
+        while key in targets and key not in passed:  # a damaged archive may lead round in a circle
+            passed.add(key)
+            key = targets[key]
+        resolved.setdefault(key, []).extend(links)
+    return resolved
 
 
 def _plain(path: str) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from fvae.config import ConfigError, require
-from pipelines.sources.archives import TAR_SUFFIX
+from pipelines.sources.archives import DEEPEST, TAR_SUFFIX, too_deep
 from pipelines.sources.base import Source, printable, suffix_of
 from pipelines.sources.file_names import HEAD, is_clutter, is_image, is_image_content, may_be_image
 from pipelines.sources.files import Files, StoredFiles
@@ -111,8 +111,9 @@ def _open_remote(location: str, splits: Splits, anonymous: bool) -> Source:
     return _from_file(name, file, splits)
 
 
-def _from_many(name: str, files: Files, splits: Splits) -> Source:
-    return from_files(name, files, splits, lambda key, file: _from_file(key.rpartition("/")[2], file, splits))
+def _from_many(name: str, files: Files, splits: Splits, depth: int = 0) -> Source:
+    """The source that some files make, which lie in ``depth`` archives."""
+    return from_files(name, files, splits, lambda key, file: _from_file(key.rpartition("/")[2], file, splits, depth))
 
 
 def _near(name: str, others: list[str]) -> str:
@@ -123,7 +124,9 @@ def _near(name: str, others: list[str]) -> str:
 # --- one file --------------------------------------------------------------------------------------
 
 
-def _from_file(file_name: str, file: OneFile, splits: Splits) -> Source:
+def _from_file(file_name: str, file: OneFile, splits: Splits, depth: int = 0) -> Source:
+    if depth > DEEPEST:
+        raise too_deep(file.where)
     name = _short(file_name)
     require(file.size > 0, f"{file.where}: an empty file")
     with file.open() as content:
@@ -142,7 +145,7 @@ def _from_file(file_name: str, file: OneFile, splits: Splits) -> Source:
             from pipelines.sources.arrays import npz_file
 
             return npz_file(name, file)
-        return _from_many(name, files, splits)
+        return _from_many(name, files, splits, depth + 1)
     for magic, what in _REFUSED:
         require(not head.startswith(magic), f"{file.where}: {what}")
     return _from_stream(name, file, splits)
@@ -209,7 +212,7 @@ def _peek_tar(file: OneFile, hidden: bool) -> tuple[str, Counter[str]]:
                     if inside:  # one may lie beside the images; two are what is packed
                         return name, suffixes
                     inside = name
-                if member.link is None and may_be_image(name) and is_image_content(reader.open().read(HEAD)):
+                if member.link is None and may_be_image(name) and is_image_content(reader.head(HEAD)):
                     return name, suffixes
                 suffixes[suffix_of(name)] += 1
     return inside, suffixes

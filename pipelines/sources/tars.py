@@ -59,6 +59,7 @@ class TarReader:
         self.unmarked = False
         """Whether the archive ends without an end mark; known after the last member."""
         self._file = file
+        self._head = b""  # what was read ahead of the member's content
         self._left = 0  # content of the member not yet read
         self._padding = 0
         self._global: dict[str, str] = {}
@@ -109,8 +110,15 @@ class TarReader:
         content = self._file.read(size + self._padding)
         if len(content) < size + self._padding:
             raise EOFError("a member is incomplete")
+        head, self._head = self._head, b""
         self._left = self._padding = 0
-        return content[:size]
+        return head + content[:size]
+
+    def head(self, most: int) -> bytes:
+        """The first bytes of the present member, ``most`` at most; :meth:`read` still returns all of it."""
+        while len(self._head) < most and (more := self.read_some(most - len(self._head))):
+            self._head += more
+        return self._head
 
     def open(self) -> BinaryIO:
         """The present member's content as a stream."""
@@ -129,6 +137,7 @@ class TarReader:
     def _skip(self) -> None:
         rest = self._left + self._padding
         self._left = self._padding = 0
+        self._head = b""
         while rest:
             content = self._file.read(min(rest, _PIECE))
             if not content:
@@ -216,11 +225,16 @@ def _records(content: bytes) -> dict[str, str]:
     found = {}
     while content.strip(b"\0"):
         length, _, _ = content.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(content):
+        if not _is_number(length) or not len(length) < int(length) <= len(content):
             raise OSError("an extended header is damaged")
         key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
         found[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         content = content[int(length) :]
-    if not found.get("size", "0").isdigit():
+    if not _is_number(found.get("size", "0").encode("utf-8", "surrogateescape")):
         raise OSError("an extended header is damaged")
     return found
+
+
+def _is_number(text: bytes) -> bool:
+    """Whether a text is a number of a length that a size has."""
+    return text.isdigit() and len(text) <= 20

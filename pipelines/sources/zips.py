@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import IO, BinaryIO
 
@@ -63,18 +63,28 @@ class ZipFiles(Files):
     def heads(self, entries: Sequence[Entry]) -> Iterator[bytes]:
         with self._file.open() as packed, zipfile.ZipFile(packed) as archive:
             for entry in entries:
-                try:
-                    with archive.open(self._members[entry.key]) as content:
-                        yield content.read(HEAD)
-                except StorageError:
-                    raise
-                except _ZIP_ERRORS:
-                    yield b""
+                yield self._head(archive, self._members[entry.key])
 
     def contents(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Content]]:
         with self._file.open() as packed, zipfile.ZipFile(packed) as archive:
             for entry in entries:
                 yield entry, self._content(archive, self._members[entry.key])
+
+    def opened(self) -> Iterator[tuple[Entry, Callable[[], Content], Callable[[], bytes]]]:
+        """All files in their order: what reads the content of each, and what reads its head, before the next one."""
+        with self._file.open() as packed, zipfile.ZipFile(packed) as archive:
+            for entry in self.entries:
+                member = self._members[entry.key]
+                yield entry, partial(self._content, archive, member), partial(self._head, archive, member)
+
+    def _head(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+        try:
+            with archive.open(member) as content:
+                return content.read(HEAD)
+        except StorageError:
+            raise
+        except _ZIP_ERRORS:
+            return b""
 
     def _content(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Content:
         if member.flag_bits & 1:

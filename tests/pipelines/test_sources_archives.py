@@ -6,6 +6,7 @@ import io
 import shutil
 import subprocess
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fvae import ConfigError
-from pipelines.sources import BadFile, ImageFile, open_source
+from pipelines.sources import BadFile, ImageFile, image_files, open_source
 from pipelines.sources.archives import archive_folders
 from pipelines.sources.tars import TarReader
+from tests.pipelines.input_builders import tar_bytes, zip_bytes
 from tests.pipelines.source_builders import (
     PACKERS,
     TREE,
@@ -327,3 +329,91 @@ def test_a_link_never_stands_in_for_an_image_or_a_split(tmp_path: Path) -> None:
     assert isinstance(items[2], ImageFile)
     assert (items[2].content, split_of(source, items[2])) == (png(0), "test")
     assert source.notes == ["2 symbolic links in the archive skipped"]
+
+
+# --- archives that are odd on purpose ----------------------------------------------------------------------
+
+
+def nested(depth: int, kind: str) -> bytes:
+    """An image in so many archives, one inside the other."""
+    content, name = png(), "1.png"
+    for _ in range(depth):
+        content = zip_bytes({name: content}) if kind == "zip" else tar_bytes({name: content})
+        name = f"a.{kind}"
+    return content
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_archives_in_archives_end_at_a_depth(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"set.{kind}"
+    path.write_bytes(nested(4, kind))
+    assert len(files_of(open_source(str(path)))) == 1
+    for depth in (6, 300):
+        path.write_bytes(nested(depth, kind))
+        with pytest.raises(ConfigError, match="archives more than 4 deep inside one another; unpack the outer ones$"):
+            list(open_source(str(path)).items())
+
+
+@pytest.mark.parametrize("packed", ["tar", "zips"])
+def test_of_a_large_file_that_is_no_image_only_the_head_is_held(tmp_path: Path, packed: str) -> None:
+    files = pngs("a/1.png", "b/2") | {"weights.unknown": bytes(64 << 20), "b/3": png(3)}
+    if packed == "tar":
+        path = tar(tmp_path / "set.tar", files, "w")
+    else:
+        (tmp_path / "set").mkdir()
+        zipped(tmp_path / "set" / "x.zip", files)
+        zipped(tmp_path / "set" / "y.zip", pngs("4.png"))
+        path = str(tmp_path / "set")
+    source = open_source(path)
+    tracemalloc.start()
+    found = [item for item in source.items() if isinstance(item, ImageFile)]
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    contents = {item.content for item in found}
+    assert {png(0), png(1), png(3)} <= contents
+    assert most < 16 << 20
+
+
+def test_every_image_of_a_sample_has_its_class(tmp_path: Path) -> None:
+    files: dict[str, bytes] = {}
+    for number in range(3):
+        text = {f"{number}.cls": str(number).encode()}
+        one, two = {f"{number}.a.png": png(2 * number)}, {f"{number}.b.png": png(2 * number + 1)}
+        files |= ({**one, **two, **text}, {**one, **text, **two}, {**text, **one, **two})[number]
+    found = files_of(open_source(tar(tmp_path / "a.tar", files | pngs("x.a.png", "x.b.png"), "w")))
+    assert [label for _, _, label in found.values()] == ["0", "0", "1", "1", "2", "2", None, None]
+
+
+def test_images_that_wait_for_a_class_fill_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_files, "_SAMPLE_BYTES", 600)
+    files = pngs(*(f"frame.{number:03}.png" for number in range(20)))
+    source = open_source(tar(tmp_path / "a.tar", files, "w"))
+    assert {path: content for path, (content, _, _) in files_of(source).items()} == files
+    source = open_source(tar(tmp_path / "b.tar", files | {"frame.cls": b"3"}, "w"))
+    with pytest.raises(ConfigError, match=r"frame.cls names the class of images of more than 600 bytes before it"):
+        list(source.items())
+
+
+def test_a_hard_link_may_lead_to_a_hard_link(tmp_path: Path) -> None:
+    links = [("d/2.png", tarfile.LNKTYPE, "d/1.png"), ("d/1.png", tarfile.LNKTYPE, "c/1.png"),
+             ("e/3.png", tarfile.LNKTYPE, "./e/link"), ("e/link", tarfile.LNKTYPE, "c/1.png")]  # fmt: skip
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes({"c/1.png": png()}, links))
+    found = files_of(open_source(str(path)))
+    assert {name: label for name, (_, _, label) in found.items()} == {
+        "c/1.png": "c", "d/1.png": "d", "d/2.png": "d", "e/3.png": "e", "e/link": "e"
+    }  # fmt: skip
+    assert {content for content, _, _ in found.values()} == {png()}
+    circle = [("d/1.png", tarfile.LNKTYPE, "d/2.png"), ("d/2.png", tarfile.LNKTYPE, "d/1.png")]
+    path.write_bytes(tar_bytes({"c/1.png": png()}, circle))
+    assert [type(item) for item in open_source(str(path)).items()] == [ImageFile, BadFile, BadFile]
+
+
+@pytest.mark.parametrize("size", ["²", "9" * 5000, "-1", "x"])
+def test_a_size_that_is_no_number_is_damage(tmp_path: Path, size: str) -> None:
+    member = tarfile.TarInfo("1.png")
+    member.pax_headers = {"size": size}
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes(pngs("0.png"), closed=False) + member.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+    with pytest.raises(ConfigError, match=r"a.tar: damaged or cut short after \d entries \(an extended header"):
+        list(open_source(str(path)).items())
