@@ -15,7 +15,7 @@ import tyro
 from fvae.config import ConfigError
 from pipelines.stop_signals import in_a_hurry, treat_as_ctrl_c
 from pipelines.storage import StorageError
-from pipelines.terminal import tolerant_output
+from pipelines.terminal import tolerant_output, without_controls
 
 Settings = TypeVar("Settings")
 
@@ -91,7 +91,7 @@ def _status(main: Callable[[Settings], int], settings: type[Settings]) -> int:
     try:
         return main(parse(settings))
     except ConfigError as error:
-        return _fail(f"error: {error}", BAD_INPUT)
+        return _fail(f"error: {without_controls(str(error))}", BAD_INPUT)
     except StorageError as error:
         return _fail(f"error: {error}", 1)
     except KeyboardInterrupt:

@@ -41,6 +41,7 @@ _OTHERS = (  # only to say what was given
     (b"\0\0\1\0", "ICO"),
     (b"\0\0\0\x0cJXL ", "JPEG XL"),
     (b"\xff\x0a", "JPEG XL"),
+    (b"#?R", "Radiance HDR"),
     (b"%PDF", "PDF"),
     (b"<svg", "SVG"),
     (b"<?xml", "XML or SVG"),

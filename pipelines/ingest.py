@@ -38,7 +38,7 @@ from pipelines.progress import Steps, WarningLines
 from pipelines.sources import Source, open_source
 from pipelines.spool import Spool
 from pipelines.storage import Storage, is_remote, open_storage
-from pipelines.terminal import make_console
+from pipelines.terminal import make_console, without_controls
 from pipelines.value_range import require_range
 
 Say = Callable[[str], None]
@@ -177,7 +177,7 @@ def main(settings: IngestSettings) -> int:
     console = make_console()
 
     def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(without_controls(line), highlight=False, markup=False, soft_wrap=True)
 
     with WarningLines(console):
         if settings.dry_run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from pipelines.image_headers import BadImage
 _PLAIN = frozenset((0xE0, 0xDB, 0xC4, 0xFE, 0xDD))  # JFIF, tables, comment, restart interval
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended, progressive
 _SCAN = 0xDA
+_END = b"\xff\xd9"
 _MODES = {1: "L", 3: "RGB"}
 _DAMAGE = ("premature end", "corrupt jpeg data", "inconsistent progression", "bad huffman")
 _STRIPS, _TILES, _TABLES, _COMPRESSION, _AS_JPEG = (273, 279), (324, 325), 347, 259, 7
@@ -62,7 +63,7 @@ def read_jpeg(content: bytes, colours: str, *, least: bool = False) -> np.ndarra
         cause = error
     except MemoryError:  # Pillow then says so
         return None
-    if "extraneous" in str(cause) and (tidied := without_padding(content)) != content:
+    for tidied in _tidied(content, str(cause)):
         try:
             return _decode(tidied, colours, least)
         except ValueError as error:
@@ -79,6 +80,17 @@ def _decode(content: bytes, colours: str, least: bool) -> np.ndarray:
 
 def _is_damage(error: ValueError) -> bool:
     return any(words in str(error).lower() for words in _DAMAGE)
+
+
+def _tidied(content: bytes, warning: str) -> Iterator[bytes]:
+    """The file without bytes that may be harmless; where they stood for pixels, its data now end too early."""
+    if "extraneous" in warning and (tidied := without_padding(content)) != content:
+        yield tidied
+    if warning.startswith("Premature end of JPEG") and content.endswith(b"\0"):  # a block of a disk, filled up
+        whole = content.rstrip(b"\0")
+        yield whole + _END
+        if whole.endswith(b"\xff"):  # then one zero belongs to the data
+            yield whole + b"\0" + _END
 
 
 def _explained(warning: str) -> str:
@@ -112,7 +124,7 @@ def without_padding(content: bytes) -> bytes:
 
 def _without_run(scans: bytes) -> bytes:
     """The scans, whose last bytes before the end mark may repeat one value."""
-    end = scans.rfind(b"\xff\xd9")
+    end = scans.rfind(_END)
     if end < 2:
         return scans
     filled = scans[:end]

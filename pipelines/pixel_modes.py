@@ -106,7 +106,7 @@ def flatten(
     if image.mode in ("LA", "RGBA", "La", "RGBa"):
         image = image.convert(image.mode.upper())
         colour = image.getchannel(0) if image.mode == "LA" else image.convert("RGB")
-        return _over_white(spread(colour, levels), image.getchannel("A"), notes)
+        return _over_white(spread(colour, levels), image.getchannel("A"), notes, file_format)
     if image.mode in ("CMYK", "YCbCr", "RGBX"):
         notes.append("extra channel" if image.mode == "RGBX" else image.mode.lower())
         return spread(image.convert("RGB"), levels)
@@ -156,12 +156,12 @@ def _without_key(colours: np.ndarray, values: np.ndarray, key: object, notes: li
     return _over_white(image, Image.fromarray(np.where(hidden, np.uint8(0), np.uint8(255))), notes)
 
 
-def _over_white(colours: Image.Image, alpha: Image.Image, notes: list[str]) -> Image.Image:
+def _over_white(colours: Image.Image, alpha: Image.Image, notes: list[str], file_format: str = "") -> Image.Image:
     least, most = alpha.getextrema()
     if least == 255:
         notes.append("opaque alpha")
         return colours
-    if most == 0:  # some programs leave the fourth byte empty; a picture that shows nothing is not kept on purpose
+    if most == 0 and file_format == "BMP":  # screen-capture programs leave the fourth byte empty
         notes.append("alpha of zero")
         return colours
     notes.append("alpha")

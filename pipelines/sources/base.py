@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fvae.config import ConfigError
+from pipelines.terminal import without_controls
 
 CHUNK_BYTES = 4 << 20
 """Pixels that a source of arrays hands over at a time."""
@@ -136,8 +137,13 @@ def too_large(size: int) -> str:
 
 
 def printable(name: str) -> str:
-    """A file name that can be printed, logged and kept in JSON, whatever bytes it is made of."""
-    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A file name that can be printed, logged and kept in JSON, whatever bytes it is made of.
+
+    Bytes that are no UTF-8 are escaped, and so is what would move a terminal's cursor or begin a line.
+    """
+    if name.isascii() and name.isprintable():
+        return name
+    return without_controls(name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 def shortened(name: str, most: int = 80) -> str:

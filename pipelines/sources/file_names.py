@@ -14,16 +14,17 @@ IMAGE_SUFFIXES = (
 )
 """Suffixes of image files that are decoded."""
 OTHER_IMAGES = (
-    *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".psd", ".psb", ".ico", ".tga", ".exr", ".hdr", ".pfm", ".dcm"),
-    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".svg", ".xcf", ".fits", ".nii"),
+    *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".psd", ".psb", ".tga", ".exr", ".pfm", ".dcm"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
 )
-"""Suffixes of image files that are not: a file that is called so counts as a bad one."""
+"""Suffixes of photographs that are not: a file that is called so counts as a bad one."""
 _ALL_IMAGES = IMAGE_SUFFIXES + OTHER_IMAGES
 _OTHER_FILES = """
     .txt .csv .tsv .json .jsonl .ndjson .xml .yaml .yml .toml .md .rst .html .htm .pdf .doc .docx .xls .xlsx .odt .ods
     .py .ipynb .r .m .c .h .cpp .js .ts .css .sh .bat .log .ini .cfg .conf .lock .url .mat .npy .npz .parquet .arrow
     .feather .pkl .pickle .h5 .hdf5 .lmdb .mdb .db .sqlite .tfrecord .rec .lst .idx .cls .tar .gz .tgz .bz2 .tbz .xz
     .txz .zip .7z .rar .zst .mp4 .avi .mov .mkv .webm .mpg .wav .mp3 .flac .ogg .pt .pth .ckpt .safetensors .onnx
+    .ico .cur .icns .svg .svgz .eps .ps .ai .xcf .fits .fit .nii .aux .ovr .prj .tfw
     .crc .md5 .sha1 .sha256 .sig .asc .tmp .part .bib .tex .license
 """
 _NO_IMAGES = frozenset(_OTHER_FILES.split())
@@ -43,7 +44,7 @@ _SYSTEM_ENDS = (":zone.identifier", "@synoeastream")
 _MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|II[*+]\0|MM\0[*+]|RIFF....WEBP|BM....\0\0\0\0|P[1-6][ \n\r\t]"
     rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|....ftyp(?:avi[fs]|hei[cxms]|he[vi][cmx]|mif1|msf1)|8BPS\0\x01|\xff\x0a"
-    rb"|\0\0\0\x0cJXL ",
+    rb"|\0\0\0\x0cJXL |#\?R(?:ADIANCE|GBE)",
     re.DOTALL,
 )
 HEAD = 16

@@ -48,11 +48,14 @@ class Files(ABC):
     """What is there and is no file that could be read."""
     notes: list[str]
     """What was decided in listing them."""
+    clutter: list[str]
+    """The one of these notes that names the clutter, if there was any."""
 
     def __init__(self, where: str) -> None:
         self.where = where
         self.bad = []
         self.notes = []
+        self.clutter = []
 
     @abstractmethod
     def file(self, key: str) -> OneFile:
@@ -99,7 +102,8 @@ class StoredFiles(Files):
             self.entries = [entry for entry in listed if not clutter.takes(entry.key)]
             if self.entries:
                 break
-        self.notes += clutter.notes()
+        self.clutter = clutter.notes()
+        self.notes += self.clutter
 
     def file(self, key: str) -> OneFile:
         return stored_file(self._storage, key, f"{self.where.rstrip('/')}/{key}")

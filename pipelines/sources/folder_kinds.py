@@ -103,7 +103,7 @@ def _from_packed(
         return ImageStream(name, "archives of images", files.where, splits, walk, fingerprint, notes=notes)
     if files.bad:
         return ImageTree(name, files, splits)
-    raise no_images(files.where, Counter(suffix_of(entry.key) for entry in files.entries))
+    raise no_images(files.where, Counter(suffix_of(entry.key) for entry in files.entries), files.clutter)
 
 
 # --- IDX and CIFAR ----------------------------------------------------------------------------------------

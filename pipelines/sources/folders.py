@@ -37,7 +37,8 @@ class LocalFiles(Files):
             self._list()
             if self.entries or self.bad:
                 break
-        self.notes += self._clutter.notes()
+        self.clutter = self._clutter.notes()
+        self.notes += self.clutter
 
     def _list(self) -> None:
         self.entries, self.bad, self.notes = [], [], []

@@ -253,11 +253,11 @@ def _labelled(image: ImageFile, label: str) -> ImageFile:
     return ImageFile(image.path, image.content, image.split, f"{image.label}{_CLASS}{label}")
 
 
-def no_images(where: str, suffixes: Counter[str]) -> ConfigError:
-    """The line for a place without anything to read."""
+def no_images(where: str, suffixes: Counter[str], ignored: Sequence[str] = ()) -> ConfigError:
+    """The line for a place without anything to read; ``ignored`` are the notes on what was not looked into."""
     if not suffixes:
         return ConfigError(f"{where}: empty; needs image files (.png, .jpg, .webp, .bmp, .tif) or files of arrays")
     return ConfigError(
         f"{where}: no images in it; it holds {suffix_counts(suffixes)}, and .png, .jpg, .webp, .bmp, .gif, .avif and "
-        ".tif are read"
+        f".tif are read{''.join(f'; {note}; rename what is meant' for note in ignored)}"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from fvae.config import ConfigError, require
 from pipelines.sources.archives import DEEPEST, TAR_SUFFIX, too_deep
 from pipelines.sources.base import Source, printable, suffix_of
-from pipelines.sources.file_names import HEAD, is_clutter, is_image, is_image_content, may_be_image
+from pipelines.sources.file_names import HEAD, Clutter, is_image, is_image_content, may_be_image
 from pipelines.sources.files import Files, StoredFiles
 from pipelines.sources.folder_kinds import from_files
 from pipelines.sources.folders import LocalFiles
@@ -178,17 +178,18 @@ def _from_tar(name: str, file: OneFile, splits: Splits) -> Source:
     from pipelines.sources.cifar import cifar_tar, format_in_tar
 
     for hidden in (True, False):  # where nothing else is there, hidden files are the images
-        first, suffixes = _peek_tar(file, hidden)
+        clutter = Clutter(hidden=hidden)
+        first, suffixes = _peek_tar(file, clutter)
         if first and (form := format_in_tar(first)) and not is_image(first):
             return cifar_tar(name, file, form)
         if first:
             return image_tar(name, file, splits, nested=TAR_SUFFIX.search(first) is not None, hidden=hidden)
         if suffixes:
             break
-    raise no_images(file.where, suffixes)
+    raise no_images(file.where, suffixes, clutter.notes())
 
 
-def _peek_tar(file: OneFile, hidden: bool) -> tuple[str, Counter[str]]:
+def _peek_tar(file: OneFile, clutter: Clutter) -> tuple[str, Counter[str]]:
     """What a tar archive holds, and the suffixes before it.
 
     That is the first image or batch of CIFAR, else the second tar inside or the only one, else ``""``.
@@ -204,7 +205,7 @@ def _peek_tar(file: OneFile, hidden: bool) -> tuple[str, Counter[str]]:
         with whole_or_refused(file.where, lambda: f" after {reader.members:,} entries"):
             for member in reader:
                 name = member.name
-                if is_clutter(name, hidden=hidden) or (member.link is not None and not member.is_hard):
+                if clutter.takes(name) or (member.link is not None and not member.is_hard):
                     continue
                 if is_image(name) or format_in_tar(name):
                     return name, suffixes

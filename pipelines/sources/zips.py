@@ -46,7 +46,8 @@ class ZipFiles(Files):
             kept = {name: member for name, member in named.items() if not clutter.takes(name) and name not in links}
             if kept:
                 break
-        self.notes += clutter.notes()
+        self.clutter = clutter.notes()
+        self.notes += self.clutter
         if links:
             self.notes.append(f"{len(links):,} symbolic link{'' if len(links) == 1 else 's'} in the archive skipped")
         self._members = kept

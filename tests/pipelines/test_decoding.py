@@ -16,6 +16,7 @@ from pipelines.area_average import area_average
 from pipelines.decoding import BadImage, Conversion, convert, decode, describe
 from pipelines.pixel_modes import to_8_bits
 from tests.images import chunk, png, saved, tiff
+from tests.pipelines.input_builders import bmp_with_empty_alpha
 
 pytestmark = pytest.mark.core
 
@@ -171,12 +172,19 @@ def test_palette_and_bits() -> None:
         assert decoded.notes == ("1-bit",)
 
 
-def test_an_alpha_of_zero_everywhere_hides_nothing() -> None:
+def test_a_picture_that_is_transparent_everywhere_is_white() -> None:
     for file_format in ("PNG", "TIFF"):
         for colours in (GREY, COLOUR):
             decoded = decode(saved(np.dstack([colours, np.zeros_like(GREY)]), file_format), AS_IT_IS)
-            assert np.array_equal(decoded.pixels, colours)
-            assert decoded.notes == ("alpha of zero",)
+            assert decoded.pixels.shape == colours.shape
+            assert (decoded.pixels == 255).all()
+            assert decoded.notes == ("alpha",)
+
+
+def test_an_empty_fourth_byte_of_a_bmp_hides_nothing() -> None:
+    decoded = decode(bmp_with_empty_alpha(COLOUR), AS_IT_IS)
+    assert np.array_equal(decoded.pixels, COLOUR)
+    assert decoded.notes == ("alpha of zero",)
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "AVIF", "PPM", "JPEG2000"])

@@ -51,11 +51,15 @@ DAMAGE = {
     ),
     "half of the data": lambda content: content[: scan(content)],
     "no end mark": lambda content: content[:-2],
+    "zeros for the last of the data": lambda content: content[:-40] + bytes(40),
+    "zeros for half of the data": lambda content: content[: scan(content)] + bytes(4096),
 }
 HARMLESS = {
     "zeros behind the end": lambda content: content + bytes(100),
     "text behind the end": lambda content: content + b"a camera's notes " * 9,
     "another picture behind the end": lambda content: content + saved(SMOOTH, "JPEG", quality=20),
+    "zeros for the end mark": lambda content: content[:-2] + bytes(16),
+    "a block of zeros for the end mark": lambda content: content[:-2] + bytes(512),
     "zeros before the end": lambda content: content[:-2] + bytes(64) + content[-2:],
     "padding in the header": lambda content: content[: segment(content)] + bytes(7) + content[segment(content) :],
 }
