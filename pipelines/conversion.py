@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipelines.area_average import area_average
 from pipelines.image_headers import BadImage
-from pipelines.value_levels import Levels, Stored, to_8_bits
+from pipelines.value_levels import TOP, WIDE_TOP, Levels, Stored, to_8_bits
 
 MAX_PIXELS = 50_000_000
 """Larger images are refused before they are decoded: a file of a few KB can claim to be one of many GB."""
@@ -57,7 +57,7 @@ class Decoded:
     notes: tuple[str, ...] = ()
     """Codes of what was done to it, for :func:`describe`."""
     stored: tuple[Stored, ...] = ()
-    """The range of the values in the file, where these are no 8-bit ones."""
+    """The range of the values in the file, where these are no 8-bit ones or a range is asked for."""
 
 
 def convert(values: np.ndarray, conversion: Conversion) -> Decoded:
@@ -82,6 +82,7 @@ def convert(values: np.ndarray, conversion: Conversion) -> Decoded:
     stored: tuple[Stored, ...] = ()
     if values.dtype == np.uint8:
         pixels = levels.spread(values) if levels.given else values
+        stored = (Stored(TOP, values.min().item(), values.max().item()),) if levels.given else ()
     else:
         pixels, stored = _to_bytes(values, levels, notes)
     channels = 1 if pixels.ndim == 2 else 3
@@ -100,7 +101,7 @@ def _to_bytes(values: np.ndarray, levels: Levels, notes: list[str]) -> tuple[np.
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise BadImage("holds values that are not finite")
     deep = values.dtype.kind == "u" and values.dtype.itemsize == 2
-    stored = Stored(16 if deep else 0, values.min().item(), values.max().item())
+    stored = Stored(WIDE_TOP if deep else 0, values.min().item(), values.max().item())
     if levels.given:
         notes.append("spread")
         return levels.spread(values.astype(np.uint16) if deep else values), (stored,)

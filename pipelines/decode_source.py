@@ -53,8 +53,7 @@ def _converted(item: Pixels, conversion: Conversion) -> DecodedBatch:
             bad.append((paths[row], str(cause)))
             continue
         notes.update(converted.notes)
-        for stored in converted.stored:
-            seen.add(stored)
+        seen.add(converted.stored)
         kept.append(row)
         pixels.append(converted.pixels)
     images, digests = channels_first(pixels)

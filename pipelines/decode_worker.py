@@ -57,8 +57,7 @@ def decode_task(contents: Sequence[bytes], conversion: Conversion) -> Iterator[P
             size += decoded.pixels.nbytes
             if decoded.notes:
                 notes.update(decoded.notes)
-            for stored in decoded.stored:
-                seen.add(stored)
+            seen.add(decoded.stored)
         files += 1
         if size >= PART_BYTES:
             yield _part(files, pixels, notes, bad, seen)

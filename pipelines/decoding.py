@@ -30,6 +30,7 @@ from pipelines.conversion import MAX_PIXELS, MAX_REDUCED, Conversion, Decoded, c
 from pipelines.image_headers import FORMATS, BadImage, Png, image_format, read_png
 from pipelines.jpeg import check_jpeg_tiff, plain_jpeg, read_jpeg
 from pipelines.pixel_modes import flatten, spread
+from pipelines.pnm import flatten_pnm, read_pnm
 from pipelines.value_levels import Stored
 
 __all__ = ["MAX_PIXELS", "BadImage", "Conversion", "Decoded", "convert", "decode", "describe"]
@@ -101,12 +102,16 @@ def describe(note: str, count: int) -> str:
 def decode(content: bytes, conversion: Conversion) -> Decoded:
     """The pixels of an image file of one of ``FORMATS``. Raises ``BadImage`` for anything else or damaged."""
     file_format = image_format(content)
+    notes: list[str] = []
+    stored: list[Stored] = []
     png = read_png(content) if file_format == "PNG" else None
     if png:
         check_size(png.size, conversion)
         plain = _plain_png(png)
         if plain is not None:
-            return fit(spread(plain, conversion.levels), conversion, [])
+            return _fitted(spread(plain, conversion.levels, stored), conversion, notes, stored)
+    if file_format == "PPM" and (pnm := read_pnm(content, conversion)) is not None:
+        return _fitted(flatten_pnm(pnm, conversion.levels, notes, stored), conversion, notes, stored)
     if file_format == "JPEG":
         pixels = _plain_jpeg(content, conversion)
         if pixels is not None:
@@ -114,16 +119,18 @@ def decode(content: bytes, conversion: Conversion) -> Decoded:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata and sizes: judged here
         try:
-            notes: list[str] = []
-            stored: list[Stored] = []
             image = _decode_any(content, file_format, png, conversion, notes, stored)
-            decoded = fit(image, conversion, notes)
-            decoded.stored = tuple(stored)
-            return decoded
+            return _fitted(image, conversion, notes, stored)
         except BadImage:
             raise
         except _DAMAGE as error:
             raise BadImage(_cause(error, FORMATS[file_format])) from None
+
+
+def _fitted(image: Image.Image, conversion: Conversion, notes: list[str], stored: list[Stored]) -> Decoded:
+    decoded = fit(image, conversion, notes)
+    decoded.stored = tuple(stored)
+    return decoded
 
 
 def _plain_png(png: Png) -> Image.Image | None:
@@ -166,7 +173,8 @@ def _decode_any(
             check_jpeg_tiff(image.tag_v2, content)  # type: ignore[attr-defined]
         turn = None if turned_by_pillow else _orientation(image, notes)  # now: a PNG may say it behind the pixels
         if pixels is not None:
-            flat = spread(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), conversion.levels)
+            picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+            flat = spread(picture, conversion.levels, stored)
         else:
             depth = png.depth if png else 8
             flat = flatten(image, rawmode, content, file_format, depth, notes, conversion.levels, stored)

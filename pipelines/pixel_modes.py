@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.image_headers import FORMATS, BadImage
-from pipelines.value_levels import Levels, Stored, to_8_bits
+from pipelines.value_levels import TOP, WIDE_TOP, Levels, Stored, to_8_bits
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 0x0106, 0
 _BITS_PER_SAMPLE = 0x0102
@@ -50,7 +50,7 @@ def flatten(
     """
 
     def deep(values: np.ndarray) -> np.ndarray:
-        stored.append(Stored(16, int(values.min()), int(values.max())))
+        stored.append(Stored(WIDE_TOP, int(values.min()), int(values.max())))
         notes.append("spread" if levels.given else "16-bit")
         return levels.spread(values) if levels.given else to_8_bits(values)
 
@@ -60,7 +60,7 @@ def flatten(
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})  # a TIFF file's
     if 16 in tags.get(_BITS_PER_SAMPLE, ()) and "16" not in rawmode:
         raise BadImage("16 bits per channel in separate planes; save it with interleaved channels")
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PPM"):
+    if image.mode.startswith("I;16"):
         inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         values = np.asarray(image).astype(np.uint16)
         return _without_key(deep(~values if inverted else values), values, key, notes)
@@ -90,35 +90,45 @@ def flatten(
     if image.mode in ("L", "RGB"):
         if file_format == "TIFF" and rawmode.startswith("RGBX"):
             notes.append("extra channel")
+        scale = 17 if rawmode.startswith("L;4") else 85 if rawmode.startswith("L;2") else 1  # by which Pillow widens
+        # A range that fits 2 or 4 bits is one of the values in the file.
+        narrow = scale > 1 and levels.given and levels.span[1] <= TOP // scale
+        spread_ = spread(Image.fromarray(np.asarray(image) // np.uint8(scale)) if narrow else image, levels, stored)
         if key is not None and file_format == "PNG":
-            scale = 255 // (2**depth - 1) if 1 < depth < 8 else 1  # Pillow widens the pixels, but not the key
-            key = key * scale if isinstance(key, int) else key
-            return _without_key(np.asarray(spread(image, levels)), np.asarray(image), key, notes)
-        return spread(image, levels)
+            key = key * scale if isinstance(key, int) else key  # which Pillow does not widen
+            return _without_key(np.asarray(spread_), np.asarray(image), key, notes)
+        return spread_
     if image.mode in ("P", "PA"):
         notes.append("palette")
         if image.mode == "P" and "transparency" not in image.info:
             palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
             grey = bool((palette == palette[:, :1]).all())
-            return image.convert("L" if grey else "RGB")
+            return spread(image.convert("L" if grey else "RGB"), levels, stored)
         image = image.convert("RGBA")
-        return _over_white(image.convert("RGB"), image.getchannel("A"), notes)
+        return _over_white(spread(image.convert("RGB"), levels, stored), image.getchannel("A"), notes)
     if image.mode in ("LA", "RGBA", "La", "RGBa"):
         image = image.convert(image.mode.upper())
         colour = image.getchannel(0) if image.mode == "LA" else image.convert("RGB")
-        return _over_white(spread(colour, levels), image.getchannel("A"), notes, file_format)
+        return _over_white(spread(colour, levels, stored), image.getchannel("A"), notes, file_format)
     if image.mode in ("CMYK", "YCbCr", "RGBX"):
         notes.append("extra channel" if image.mode == "RGBX" else image.mode.lower())
-        return spread(image.convert("RGB"), levels)
+        return spread(image.convert("RGB"), levels, stored)
     if image.mode in ("I", "F"):
         raise BadImage(f"{FORMATS[file_format]} of mode {image.mode}; save it as grey or RGB with 8 or 16 bits per "
                        "channel, or give --value-range")  # fmt: skip
     raise BadImage(f"{FORMATS[file_format]} of mode {image.mode}; save it as grey or RGB with 8 or 16 bits per channel")
 
 
-def spread(image: Image.Image, levels: Levels) -> Image.Image:
-    """An image of mode L or RGB whose values are spread as asked for. Raises ``BadImage``."""
-    return Image.fromarray(levels.spread(np.asarray(image))) if levels.given else image
+def spread(image: Image.Image, levels: Levels, stored: list[Stored]) -> Image.Image:
+    """An image of mode L or RGB whose values are spread as asked for; ``stored`` gets their range.
+
+    Raises ``BadImage`` where a value lies outside of the range.
+    """
+    if not levels.given:
+        return image
+    values = np.asarray(image)
+    stored.append(Stored(TOP, int(values.min()), int(values.max())))
+    return Image.fromarray(levels.spread(values))
 
 
 def _16_bit_grey_alpha(content: bytes) -> np.ndarray:

@@ -16,6 +16,8 @@ from pipelines.image_headers import BadImage
 
 TOP = 255
 """White, while an image is worked on."""
+WIDE_TOP = 65535
+"""White of 16 bits."""
 NARROW = 8
 """A range of values that uses less than this part of its container's levels is asked about."""
 _ROUNDED = ((np.arange(1 << 16, dtype=np.uint32) + 128) // 257).astype(np.uint8)
@@ -27,10 +29,10 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 class Stored(NamedTuple):
-    """The values of one image as its file holds them, where these are no 8-bit ones."""
+    """The values of one image as its file holds them, where these are no 8-bit ones or a range is asked for."""
 
-    bits: int
-    """16, or 0 for integers whose type says nothing about white."""
+    top: int
+    """The value that is white as the file has it, such as 65,535; 0 for types that say nothing about white."""
     low: float
     high: float
 
@@ -68,7 +70,8 @@ class Levels:
         least, most = values.min(), values.max()
         if not (low <= least and most <= high):
             outside = most if low <= least else least
-            raise BadImage(f"holds {outside:g}, which lies outside of the values {low:g} … {high:g} asked for")
+            asked = f"{exact(low)} … {exact(high)}"
+            raise BadImage(f"holds {exact(outside)}, which lies outside of the values {asked} asked for")
         if values.dtype in (np.uint8, np.uint16):
             return _table(low, high, np.iinfo(values.dtype).max)[values]
         return _rounded((values.astype(np.float64) - low) * (TOP / (high - low)))
@@ -78,6 +81,11 @@ class Levels:
         if self.bins in (None, TOP + 1):
             return pixels
         return _reduced(self.bins)[pixels]
+
+
+def exact(value: float | np.number) -> str:
+    """A number without rounding: whole ones have no point, others the digits that their type needs."""
+    return str(int(value)) if value == np.floor(value) else str(value)
 
 
 @functools.lru_cache(4)
@@ -105,12 +113,16 @@ class Seen:
     distinct: frozenset[int] | None = frozenset()
     """The levels, as long as they are two at most; else None."""
     stored: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """Least and highest value in the files by bits of :class:`Stored`."""
+    """Least and highest value in the files by ``top`` of :class:`Stored`."""
+    plain: bool = False
+    """Whether there are images of 8 bits whose values are taken as they are."""
 
-    def add(self, stored: Stored) -> None:
-        """One image that is no 8-bit one."""
-        low, high = self.stored.get(stored.bits, (stored.low, stored.high))
-        self.stored[stored.bits] = min(low, stored.low), max(high, stored.high)
+    def add(self, stored: Sequence[Stored]) -> None:
+        """What is stored of one image."""
+        self.plain = self.plain or not stored
+        for top, *held in stored:
+            low, high = self.stored.get(top, held)
+            self.stored[top] = min(low, held[0]), max(high, held[1])
 
     def add_pixels(self, images: np.ndarray | Sequence[np.ndarray]) -> None:
         """Decoded images: uint8 ``[N, C, H, W]``, or N arrays."""
@@ -126,8 +138,9 @@ class Seen:
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         together = None if self.distinct is None or other.distinct is None else self.distinct | other.distinct
         self.distinct = together if together is not None and len(together) <= 2 else None
-        for bits, (low, high) in other.stored.items():
-            self.add(Stored(bits, low, high))
+        self.plain = self.plain or other.plain
+        if other.stored:
+            self.add([Stored(top, *held) for top, held in other.stored.items()])
 
 
 def _two_at_most(levels: frozenset[int], pixels: np.ndarray) -> frozenset[int] | None:

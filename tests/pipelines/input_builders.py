@@ -126,6 +126,26 @@ def png_of_16_bit_grey(values: np.ndarray, *, alpha: bool) -> bytes:
     return png_of_rows((values.shape[1], values.shape[0]), 16, 4, rows)
 
 
+def grey_palette(values: np.ndarray, file_format: str) -> bytes:
+    """uint8 ``[H, W]`` as a palette image whose colour k is the grey k."""
+    image = Image.frombytes("P", values.shape[::-1], values.tobytes())
+    image.putpalette([grey for grey in range(256) for _ in range(3)])
+    return saved(image, file_format)
+
+
+def png_of_4_bits(values: np.ndarray) -> bytes:
+    """uint8 ``[H, W]`` up to 15 as a grey PNG of 4 bits; W is even."""
+    height, width = values.shape
+    return png_of_rows((width, height), 4, 0, (values[:, ::2] << 4 | values[:, 1::2]).tobytes())
+
+
+def pnm(values: np.ndarray, top: int) -> bytes:
+    """uint8 or uint16 ``[H, W]`` or ``[H, W, 3]`` as a binary anymap in which ``top`` is white."""
+    height, width = values.shape[:2]
+    header = f"P{5 if values.ndim == 2 else 6}\n# a comment\n{width} {height}\n{top}\n".encode()
+    return header + values.astype(">u2" if top > 255 else np.uint8).tobytes()
+
+
 def cut_inside(content: bytes) -> bytes:
     """A JPEG with half of its data and an end mark: Pillow decodes the rest as grey."""
     start = content.index(b"\xff\xda")

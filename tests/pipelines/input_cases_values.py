@@ -10,12 +10,16 @@ from tests.images import saved, tiff
 from tests.pipelines.input_builders import (
     bmp_of_16_bits,
     cut_inside,
+    grey_palette,
     images,
     jpeg,
     npy,
     npz,
     packed_idx,
+    png,
+    png_of_4_bits,
     png_of_16_bit_grey,
+    pnm,
 )
 from tests.pipelines.input_case import (
     BINARY,
@@ -36,6 +40,10 @@ from tests.pipelines.input_case import (
     tables,
 )
 
+MIXED = {
+    f"{n}.png": saved(i.astype(np.uint16) * 16, "PNG") if n % 2 else png(i)  # of 12 bits in 16, and of 8
+    for n, i in enumerate(GREY)
+}
 CASES = [
     # --- the decoder's warnings
     Case(
@@ -118,6 +126,59 @@ CASES = [
         "floats, answered",
         of_one("in.npy", npy(np.stack(GREY) / 255), "--value-range", "0:1"),
         Made(WHOLE, "values 0 … 1 spread over 256 levels", NO_CLASSES, GREY),
+    ),
+    Case(
+        "range of values",
+        "palettes of 17 levels, answered",
+        of_files({f"{n}.gif": grey_palette(i // 16, "GIF") for n, i in enumerate(GREY)}, "--bins", "16"),
+        Made(WHOLE, "values 0 … 15 spread over 16 levels", NO_CLASSES, [i // 16 for i in GREY], bins=16),
+    ),
+    Case(
+        "range of values",
+        "12-bit values in 16-bit PNGs, and 8-bit PNGs",
+        of_files(MIXED),
+        Made(None, "the values are 0 … 4,080, less than an eighth of the 65,536 levels of their type, and images of 8"),
+    ),
+    Case(
+        "range of values",
+        "12-bit values in 16-bit PNGs, and 8-bit PNGs, with a range that fits half of them",
+        of_files(MIXED, "--value-range", "0:4080"),
+        Made(None, "some images are of 256 levels (values 0 … 255) and would be all but black where 4080"),
+    ),
+    Case(
+        "range of values",
+        "8-bit PNGs with the range of others",
+        of_files({f"{n}.png": png(i) for n, i in enumerate(GREY)}, "--value-range", "0:4095"),
+        Made(None, "would be all but black where 4095 is white; give a range within 0:255"),
+    ),
+    Case(
+        "range of values",
+        "8-bit values in 16-bit PNGs, and 8-bit PNGs, answered",
+        of_files(
+            {f"{n}.png": saved(i.astype(np.uint16 if n % 2 else np.uint8), "PNG") for n, i in enumerate(GREY)},
+            *("--value-range", "0:255"),
+        ),
+        Made(WHOLE, "values 0 … 255 spread over 256 levels", NO_CLASSES, GREY),
+    ),
+    Case(
+        "range of values",
+        "12-bit values in 16-bit colour anymaps",
+        of_files({f"{n}.ppm": pnm(i.astype(np.uint16) * 16, 65535) for n, i in enumerate(FORTY)}),
+        Made(None, "the values are 0 … 4,080, less than an eighth of the 65,536 levels"),
+    ),
+    Case(
+        "range of values",
+        "12-bit values in 16-bit colour anymaps, answered",
+        of_files(
+            {f"{n}.ppm": pnm(i.astype(np.uint16) * 16, 65535) for n, i in enumerate(FORTY)}, "--value-range", "0:4080"
+        ),
+        Made(WHOLE, "values 0 … 4,080 spread over 256 levels", NO_CLASSES, FORTY),
+    ),
+    Case(
+        "range of values",
+        "PNGs of 4 bits",
+        of_files({f"{n}.png": png_of_4_bits(i // 16) for n, i in enumerate(GREY)}, "--bins", "16"),
+        Made(WHOLE, "values 0 … 15 spread over 16 levels", NO_CLASSES, [i // 16 for i in GREY], bins=16),
     ),
     # --- labels that do not fit
     Case(

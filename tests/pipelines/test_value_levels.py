@@ -13,7 +13,8 @@ from pipelines.decoding import BadImage, decode
 from pipelines.ingest_settings import IngestSettings, parse_range
 from pipelines.value_levels import Levels, Seen, Stored
 from pipelines.value_range import require_wide
-from tests.images import saved
+from tests.images import chunk, saved
+from tests.pipelines.input_builders import grey_palette, png_of_4_bits, pnm
 
 pytestmark = pytest.mark.core
 
@@ -95,12 +96,12 @@ def test_what_is_seen_in_parts_is_what_is_seen_at_once(parts: list[list[int]]) -
     for part in parts:
         one = Seen()
         one.add_pixels(np.array(part, np.uint8))
-        one.add(Stored(16, min(part), max(part)))
+        one.add([Stored(65535, min(part), max(part))])
         merged.merge(one)
     everything = {value for part in parts for value in part}
     assert (merged.low, merged.high) == (min(everything), max(everything))
     assert merged.distinct == (everything if len(everything) <= 2 else None)
-    assert merged.stored == {16: (min(everything), max(everything))}
+    assert merged.stored == {65535: (min(everything), max(everything))}
 
 
 @pytest.mark.parametrize(
@@ -108,11 +109,16 @@ def test_what_is_seen_in_parts_is_what_is_seen_at_once(parts: list[list[int]]) -
     [
         (0, 255, 65535, "--value-range 0:255, or --value-range 0:65535 to take them as they are"),
         (0, 4000, 65535, "--value-range 0:4095, or --value-range 0:65535"),
-        (900, 1200, 65535, "--value-range 0:2047 or --value-range 900:1200, or --value-range 0:65535"),
+        (900, 1200, 65535, "--value-range 0:2047, --value-range 900:1200, or --value-range 0:65535"),
         (0, 16, 255, "--value-range 0:16, --bins 17 for 17 levels, or --value-range 0:255"),
-        (200, 210, 255, "--value-range 0:210 or --value-range 200:210, --bins 211"),
+        (200, 210, 255, "--value-range 0:210, --value-range 200:210, --bins 211"),
         (-5, 90, 255, "not in 0 … 255; say which are black and white: --value-range -5:90"),
         (0, 4000, 255, "--value-range 0:4095"),
+        (7, 7, 255, "white: --value-range 0:7, --bins 8 for 8 levels, or --value-range 0:255"),
+        (0, 0, 255, "white: --value-range 0:255 to take them as they are"),
+        (-3, -3, 255, "white: --value-range -3:-2"),
+        (1_000_000_001, 1_234_567_894, 65535, "--value-range 1000000001:1234567894"),
+        (0, 16, 200, "--value-range 0:16, --bins 17 for 17 levels, or --value-range 0:200"),
     ],
 )
 def test_the_question_has_answers_that_work(low: int, high: int, top: int, said: str) -> None:
@@ -125,6 +131,15 @@ def test_the_question_has_answers_that_work(low: int, high: int, top: int, said:
         assert found is not None
         assert found[0] <= low
         assert high <= found[1]
+    assert "--bins 1 " not in str(caught.value)
+
+
+def test_a_value_just_outside_is_said_to_all_its_digits() -> None:
+    for value, said in ((np.float32(1.0000001), "holds 1.0000001,"), (np.float64(1.5), "holds 1.5,")):
+        with pytest.raises(BadImage, match=said):
+            Levels(low=0, high=1).spread(np.array([[value]]))
+    with pytest.raises(BadImage, match="holds 1234567895, which lies outside of the values 0 … 1234567894"):
+        Levels(low=0, high=1_234_567_894).spread(np.array([[1_234_567_895]]))
 
 
 def test_a_range_that_is_wide_enough_is_no_question() -> None:
@@ -141,3 +156,58 @@ def test_ranges_that_cannot_be_are_said(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="--value-range=|--bins") as caught:
         IngestSettings(source="a", dest="b", **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+LEVELS = (np.arange(256, dtype=np.uint8).reshape(16, 16) * 7) % 17
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "GIF", "TIFF"])
+def test_a_palette_takes_the_range(file_format: str) -> None:
+    content = grey_palette(LEVELS, file_format)
+    assert np.array_equal(decode(content, Conversion()).pixels, LEVELS)
+    assert np.array_equal(decode(content, Conversion(levels=Levels(bins=17))).pixels, LEVELS)
+    white = decode(content, Conversion(levels=Levels(low=0, high=16))).pixels
+    assert np.array_equal(white, np.floor(LEVELS * (255 / 16) + 0.5))
+
+
+def test_a_palette_with_transparency_takes_the_range() -> None:
+    content = grey_palette(LEVELS, "PNG")
+    start = content.index(b"IDAT") - 4
+    content = content[:start] + chunk(b"tRNS", b"\0") + content[start:]
+    found = decode(content, Conversion(levels=Levels(low=0, high=16))).pixels
+    expected = np.where(LEVELS == 0, 255, np.floor(LEVELS * (255 / 16) + 0.5))
+    assert np.array_equal(found, np.dstack([expected] * 3))
+
+
+@pytest.mark.parametrize("top", [16, 100, 1023, 4095, 65535])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_anymap_has_the_values_of_its_file(top: int, channels: int) -> None:
+    shape = (16, 16) if channels == 1 else (16, 16, 3)
+    values = np.random.default_rng(top).integers(0, top + 1, shape).astype(np.uint16)
+    values.flat[:2] = 0, top
+    text = f"P{2 if channels == 1 else 3} 16 16 # wide\n{top}\n{' '.join(map(str, values.reshape(-1)))}\n".encode()
+    for content in (pnm(values, top), text):
+        decoded = decode(content, Conversion())
+        assert np.array_equal(decoded.pixels, np.floor(values * (255 / top) + 0.5))
+        assert decoded.notes == (("16-bit",) if top > 255 else ())
+        assert decoded.stored == ((top, 0, top),)
+        asked = decode(content, Conversion(levels=Levels(low=0, high=top)))
+        assert np.array_equal(asked.pixels, decoded.pixels)
+        if top < 256:
+            assert np.array_equal(decode(content, Conversion(levels=Levels(bins=top + 1))).pixels, values)
+            assert np.array_equal(decode(content, Conversion(levels=Levels(low=0, high=255))).pixels, decoded.pixels)
+    with pytest.raises(BadImage, match="truncated PPM"):
+        decode(pnm(values, top)[:-3], Conversion())
+    with pytest.raises(BadImage, match="damaged PPM: holds values outside"):
+        decode(text.replace(f"\n{top}\n".encode(), f"\n{top - 1}\n".encode(), 1), Conversion())
+    with pytest.raises(BadImage, match="something else than numbers"):
+        decode(text.replace(f"\n0 {top} ".encode(), b"\nx -1 ", 1), Conversion())
+
+
+def test_a_range_that_fits_four_bits_is_one_of_the_values_in_the_file() -> None:
+    values = LEVELS % 16
+    content = png_of_4_bits(values)
+    assert np.array_equal(decode(content, Conversion()).pixels, values * 17)
+    assert np.array_equal(decode(content, Conversion(levels=Levels(bins=16))).pixels, values)
+    assert np.array_equal(decode(content, Conversion(levels=Levels(low=0, high=15))).pixels, values * 17)
+    assert np.array_equal(decode(content, Conversion(levels=Levels(low=0, high=255))).pixels, values * 17)
