@@ -144,7 +144,8 @@ CASES = [
         of_files(flat(FORTY[:20], "train2014/{}.png") | flat(FORTY[20:], "train2017/{}.png")),
         Made(
             None,
-            "both name the train split: they may hold the same images twice, or be its parts; take one of them (--splits train=",
+            "both name the train split: they may hold the same images twice, or be its parts; take one of them "
+            "(--splits train=",
         ),
     ),
     Case(
