@@ -18,7 +18,7 @@ from fvae.config import ConfigError
 from pipelines import tracking_stores as stores
 from pipelines.artifact_places import settle
 from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
-from pipelines.plain_urls import without_user
+from pipelines.plain_urls import without_secrets
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.tracking_database import DATABASE, DatabaseConflict, WorkingCopy
 from pipelines.trial_snapshot import TrialSnapshot
@@ -310,7 +310,7 @@ def _parsed(content: bytes, place: Storage) -> dict[str, Any]:
 
 
 def _one_line(error: Exception, limit: int = 300) -> str:
-    text = without_user(" ".join(str(error).split()))
+    text = without_secrets(" ".join(str(error).split()))
     if isinstance(error, ConfigError | StorageError | DatabaseConflict):  # made to be read, and whole
         return text
     return f"{type(error).__name__}: {text if len(text) <= limit else text[: limit - 1] + '…'}"

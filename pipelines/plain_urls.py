@@ -1,12 +1,25 @@
-"""URLs as they may be shown: without the user and password that stand in some."""
+"""URLs as they may be shown: without the user, the password and the query that some have."""
 
 from __future__ import annotations
 
 import re
 
-_USER = re.compile(r"(?<=://)[^/\s@]+@")
+# A password may contain what should be percent-encoded there, "/" and "@" too: everything up to the last "@" goes.
+_USER = re.compile(r"(?<=://)(?:[^/\s:@?]*:\S*@|[^/\s?]*@)")
+_QUERY = re.compile(r"\?\S*=\S*")
+_SECRET = re.compile(r"[?&][^=&]*(?:pass|pwd|token|secret|user|auth|cred|api_?key)[^=&]*=", re.IGNORECASE)
 
 
-def without_user(text: str) -> str:
-    """``text`` with every ``scheme://user:password@host`` in it as ``scheme://host``."""
-    return _USER.sub("", text)
+def without_secrets(text: str) -> str:
+    """``text`` with every ``scheme://user:password@host/path?query`` in it as ``scheme://host/path``."""
+    return _QUERY.sub("", _USER.sub("", text))
+
+
+def plain_url(url: str) -> str:
+    """``url``, which is nothing but a URL, without its secrets, also where a password contains spaces."""
+    return without_secrets(url if url.startswith(("sqlite:", "file:")) else re.sub(r"\s", "%20", url))
+
+
+def has_secret(url: str) -> bool:
+    """Whether a user stands in ``url``, or a parameter of its query has the name of a secret."""
+    return bool(_USER.search(url) or _SECRET.search(url))

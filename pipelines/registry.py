@@ -24,7 +24,7 @@ from pipelines.artifact_places import settle
 from pipelines.artifacts import reachable
 from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
 from pipelines.model_folder import ARTIFACT, MLMODEL
-from pipelines.plain_urls import without_user
+from pipelines.plain_urls import plain_url, without_secrets
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.tracking_database import WorkingCopy
 from pipelines.tracking_stores import tracking_uri
@@ -122,7 +122,7 @@ def finished_runs(experiment: str, tracking_uri: str) -> list[FinishedRun]:
         client = _client(tracking_uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            raise ConfigError(f"no such experiment in {without_user(tracking_uri)}; `make ui` shows their names")
+            raise ConfigError(f"no such experiment in {plain_url(tracking_uri)}; `make ui` shows their names")
         token = None
         while token != "":
             page = client.search_runs(
@@ -210,7 +210,7 @@ def _explained(what: str, tracking_uri: str) -> Iterator[None]:
     except ConfigError as error:
         raise ConfigError(f"{what}: {error}") from error
     except Exception as error:
-        line, place = without_user(" ".join(str(error).split())), without_user(tracking_uri)
+        line, place = without_secrets(" ".join(str(error).split())), plain_url(tracking_uri)
         if getattr(error, "error_code", "") in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}:
             raise ConfigError(f"{what}: not in {place} ({line})") from error
         raise StorageError(f"{what}: cannot be read from {place} ({line[:300]})") from error

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from fvae.config import ConfigError, require
 from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
-from pipelines.plain_urls import without_user
+from pipelines.plain_urls import plain_url, without_secrets
 from pipelines.storage import Storage
 
 VARIABLE = "MLFLOW_TRACKING_URI"
@@ -33,6 +33,7 @@ _DRIVERS = {
 _NAMES = {"MySQLdb": "mysqldb", "mysql.connector": "mysqlconnector"}
 """What SQLAlchemy calls a driver whose module has another name."""
 _USE = "use the URL of an MLflow server, a database such as sqlite:////folder/mlflow.db, or unset it"
+_ENCODE = "in a user and a password, write / as %2F, @ as %40 and : as %3A"
 
 
 def tracking_uri(storage: Storage) -> str:
@@ -60,19 +61,21 @@ def unreachable_for_now(uri: str) -> str | None:
 
 
 def _checked(uri: str) -> str:
-    shown = f"{VARIABLE}={without_user(uri)}"
+    shown = f"{VARIABLE}={plain_url(uri)}"
     scheme = urlsplit(uri).scheme
     kind, _, driver = scheme.partition("+")
     if scheme in {"", "file"} and "databricks" not in uri:
         raise ConfigError(f"{shown}: a folder, and MLflow no longer keeps runs in folders; {_USE}")
     if scheme in {"http", "https"}:
         require(bool(urlsplit(uri).hostname), f"{shown}: names no host; use http://HOST:PORT")
+        require(_has_port_or_none(uri), f"{shown}: has no number as its port; {_ENCODE}")
         return f"{scheme}{uri[len(scheme) :]}"
     if kind == "sqlite":
         right = uri.startswith("sqlite:///") and len(uri) > len("sqlite:///")
         require(right, f"{shown}: names no file; use sqlite:////folder/mlflow.db or sqlite:///relative/mlflow.db")
         return uri
     require(kind in {*_DRIVERS, "postgres"} and "://" in uri, f"{shown}: not a place that runs can be kept in; {_USE}")
+    require("@" not in _host(uri), f"{shown}: has more than one @ before its host; {_ENCODE}")
     kind = "postgresql" if kind == "postgres" else kind  # which SQLAlchemy no longer takes
     if driver:
         module = {name: module for module, name in _NAMES.items()}.get(driver, driver)
@@ -82,6 +85,19 @@ def _checked(uri: str) -> str:
     if found is None:
         raise ConfigError(f"{shown}: no driver for {kind} is installed; {_choices(kind)}")
     return f"{kind}+{_NAMES.get(found, found)}://{uri.split('://', 1)[1]}"
+
+
+def _has_port_or_none(uri: str) -> bool:
+    try:
+        urlsplit(uri).port  # noqa: B018 - the property raises
+    except ValueError:  # such as the first half of a password that contains "/"
+        return False
+    return True
+
+
+def _host(uri: str) -> str:
+    """What stands before the database, less the user and the password: drivers print it in their errors."""
+    return re.sub(r"^[^:/@]*(?::[^@]*)?@", "", uri.split("://", 1)[1]).partition("/")[0]
 
 
 def _choices(kind: str) -> str:
@@ -120,12 +136,12 @@ def _database(uri: str) -> str | None:
     except OperationalError as error:
         return _not_now(uri, getattr(error, "orig", None) or error)
     except Exception as error:
-        place, line = without_user(uri), without_user(" ".join(str(getattr(error, "orig", None) or error).split()))
+        place, line = plain_url(uri), without_secrets(" ".join(str(getattr(error, "orig", None) or error).split()))
         found = re.search(r"found version (\w+)", line)
         if found and _knows(found[1]):
             raise ConfigError(
                 f"{place}: the database of an earlier MLflow; keep a copy of it, then bring it to the version that is "
-                f"installed with: {shlex.join([sys.executable, '-m', 'mlflow', 'db', 'upgrade', place])}"
+                f"installed with: {shlex.join([sys.executable, '-m', 'mlflow', 'db', 'upgrade'])} {_in_a_shell(uri)}"
             ) from error
         why = f"schema {found[1]}" if found else line[:200]
         raise ConfigError(
@@ -133,6 +149,15 @@ def _database(uri: str) -> str | None:
             "install the MLflow that wrote it, or use another place"
         ) from error
     return None
+
+
+def _in_a_shell(uri: str) -> str:
+    """``uri`` as a word of a shell command, which takes what must not be shown from the environment."""
+    if plain_url(uri) == uri:
+        return shlex.quote(uri)
+    if os.environ.get(VARIABLE) == uri:
+        return f'"${VARIABLE}"'
+    return f'"{uri.split("://")[0]}://${{{VARIABLE}#*://}}"'  # the driver was added here
 
 
 def _knows(schema: str) -> bool:
@@ -144,4 +169,4 @@ def _knows(schema: str) -> bool:
 
 def _not_now(uri: str, why: object) -> str:
     line = " ".join(str(why).split())[:200]
-    return f"{without_user(uri)} does not answer ({line}); the runs are logged there once it does"
+    return f"{plain_url(uri)} does not answer ({without_secrets(line)}); the runs are logged there once it does"

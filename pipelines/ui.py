@@ -17,7 +17,7 @@ from fvae.config import ConfigError, require
 from pipelines import command_line
 from pipelines.artifact_places import settle
 from pipelines.mlflow_settings import artifact_place, default_tracking_uri, quiet_mlflow, server_environment
-from pipelines.plain_urls import without_user
+from pipelines.plain_urls import plain_url
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.tracking_database import WorkingCopy
 from pipelines.tracking_stores import VARIABLE, tracking_uri, unreachable_for_now
@@ -53,7 +53,7 @@ def main(settings: UISettings) -> int:
         require(Path(database).exists(), f"--runs={settings.runs}: no runs there yet ({database}); make search first")
     if uri.startswith("http") and (note := unreachable_for_now(uri)):
         raise StorageError(f"{VARIABLE}: {note}")
-    require(not uri.startswith("http"), f"{VARIABLE}={without_user(uri)}: already a server; open it there")
+    require(not uri.startswith("http"), f"{VARIABLE}={plain_url(uri)}: already a server; open it there")
     _require_free(settings)
     settle(uri, storage)
     quiet_mlflow()
@@ -72,7 +72,7 @@ def how_to_open(storage: Storage) -> str:
     address of the MLflow server that keeps them."""
     uri = tracking_uri(storage)
     if uri.startswith("http"):
-        return without_user(uri)
+        return plain_url(uri)
     words = ["make"]
     if Path.cwd() != ROOT:
         words += ["-C", str(ROOT)]

@@ -20,7 +20,7 @@ from fvae.config import ConfigError
 from fvae.model import Model
 from pipelines.artifact_places import settle
 from pipelines.mlflow_settings import artifact_location, default_tracking_uri, quiet_mlflow
-from pipelines.plain_urls import without_user
+from pipelines.plain_urls import plain_url, without_secrets
 from pipelines.registry import RunConfigs, model_location, run_configs, tracking_uri_of
 from pipelines.retraining.decision import Decision
 from pipelines.storage import Storage, StorageError
@@ -232,7 +232,7 @@ class RegisteredModel:
         except (ConfigError, StorageError):
             raise
         except Exception as error:
-            line, place = without_user(" ".join(str(error).split()))[:300], without_user(self.uri)
+            line, place = without_secrets(" ".join(str(error).split()))[:300], plain_url(self.uri)
             if _code(error) in _REFUSED:
                 raise ConfigError(f"{what}: refused by {place} ({line})") from error
             raise StorageError(f"{what}: {place} does not do what is asked ({line})") from error

@@ -15,7 +15,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 import pipelines.ray_environment  # noqa: F401  # before Ray
 from fvae.config import require
-from pipelines.plain_urls import without_user
+from pipelines.plain_urls import has_secret
 from pipelines.ray_session import PASSED_ON
 from pipelines.storage import StorageError
 
@@ -69,7 +69,7 @@ class RayJobs:
         """Submit a job, unless Ray has one of that id: whoever gave it, it is the same job."""
         variables = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", *PASSED_ON) if name in os.environ}
         # They stand in Ray's own records, so no password goes along.
-        variables = {name: value for name, value in variables.items() if without_user(value) == value}
+        variables = {name: value for name, value in variables.items() if not has_secret(value)}
 
         def submitted(client: _Client) -> None:
             try:

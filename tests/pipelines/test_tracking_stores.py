@@ -16,6 +16,7 @@ import pytest
 from fvae.config import ConfigError
 from pipelines import tracking_stores, ui
 from pipelines.mlflow_settings import default_tracking_uri
+from pipelines.plain_urls import has_secret, without_secrets
 from pipelines.storage import StorageError, open_storage
 from pipelines.tracking_stores import tracking_uri, unreachable_for_now
 from tests.commands import call
@@ -39,6 +40,12 @@ pytestmark = pytest.mark.core
         "sqlite:///": "names no file",
         "mysql://me:secret@host/mlflow": "no driver for mysql is installed; install one (pip install pymysql)",
         "postgresql+psycopg://me:secret@host/mlflow": "the driver psycopg is not installed; install one",
+        "mysql://host/mlflow?user=me&password=secret": "no driver for mysql",
+        "mysql://me:a/secret@host/mlflow": "no driver for mysql",
+        "mysql://me:a secret@host/mlflow": "no driver for mysql",
+        "mysql://me:a@secret@host/mlflow": "more than one @ before its host; in a user and a password, write / as %2F",
+        "http://me:a/secret@host": "has no number as its port; in a user and a password, write / as %2F",
+        "http://?token=secret": "names no host",
     }.items(),
 )
 def test_what_can_never_work_is_one_line(uri: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -71,7 +78,14 @@ def test_what_does_not_answer_now_is_one_line() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # and does not listen
         port = nobody.getsockname()[1]
-        for uri in (f"http://me:secret@127.0.0.1:{port}", f"postgresql+psycopg2://me:secret@127.0.0.1:{port}/mlflow"):
+        at = f"127.0.0.1:{port}"
+        for uri in (
+            f"http://me:secret@{at}",
+            f"http://{at}/?token=secret",
+            f"postgresql+psycopg2://me:secret@{at}/mlflow",
+            f"postgresql+psycopg2://me:a/secret@{at}/mlflow",
+            f"postgresql+psycopg2://{at}/mlflow?user=me&password=secret",
+        ):
             note = unreachable_for_now(uri)
             assert note is not None and f"127.0.0.1:{port}" in note and "onnection refused" in note
             assert "\n" not in note and "secret" not in note
@@ -106,6 +120,35 @@ def test_the_advice_for_an_earlier_database_works(empty_database: Path, tmp_path
     assert command[-3:] == ["db", "upgrade", uri]
     # The newest migration has been carried out on this database already, so the whole command would repeat it.
     assert subprocess.run([*command[:-1], "--help"], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "uri"),
+    [
+        ("postgresql://me:it's $(a) secret@host/db", "postgresql+psycopg2://me:it's $(a) secret@host/db"),
+        ("mysql+pymysql://host/db?password=secret", "mysql+pymysql://host/db?password=secret"),
+    ],
+)
+def test_the_advice_has_the_secrets_of_the_environment(
+    variable: str, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+    word = tracking_stores._in_a_shell(uri)
+    assert "secret" not in word
+    assert subprocess.run(["sh", "-c", f"printf %s {word}"], capture_output=True, text=True).stdout == uri
+
+
+def test_texts_lose_their_secrets_and_keep_the_rest() -> None:
+    for text, shown in {
+        "cannot read https://me:a@b/secret@h/x?token=secret (no)": "cannot read https://h/x (no)",
+        "exceeded with url: /api?token=secret (Caused by x)": "exceeded with url: /api (Caused by x)",
+        "sqlite:////home/me@work/my runs.db, s3://bucket/a@b": "sqlite:////home/me@work/my runs.db, s3://bucket/a@b",
+        "http://host:5000/x: what? is = not": "http://host:5000/x: what? is = not",
+    }.items():
+        assert without_secrets(text) == shown
+    for url in ("http://h/?api_key=x", "postgresql://h/db?sslmode=require&password=x", "http://me@h"):
+        assert has_secret(url)
+    assert not has_secret("postgresql://h/db?sslmode=require")
 
 
 def newest_schemas() -> tuple[str, str]:
