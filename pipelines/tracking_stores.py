@@ -127,17 +127,23 @@ def _server(uri: str) -> str | None:
 def _database(uri: str) -> str | None:
     quiet_mlflow()  # before the import, which reads some of it
     from mlflow import MlflowClient
-    from sqlalchemy import NullPool, create_engine
-    from sqlalchemy.exc import OperationalError
+    from sqlalchemy import NullPool, create_engine, text
+    from sqlalchemy.exc import ArgumentError
 
     try:
-        create_engine(uri, poolclass=NullPool).connect().close()  # MLflow itself tries for minutes
+        with create_engine(uri, poolclass=NullPool).connect() as connection:  # MLflow itself tries for minutes
+            if uri.startswith("sqlite"):
+                connection.execute(text("SELECT count(*) FROM sqlite_master"))  # which a lock refuses
         MlflowClient(uri).search_experiments(max_results=1)
-    except OperationalError as error:
-        return _not_now(uri, getattr(error, "orig", None) or error)
+    except (ArgumentError, ValueError) as error:
+        line = without_secrets(" ".join(str(error).split()))
+        raise ConfigError(f"{plain_url(uri)}: no URL of a database ({line[:200]}); {_USE}") from error
     except Exception as error:
-        place, line = plain_url(uri), without_secrets(" ".join(str(getattr(error, "orig", None) or error).split()))
+        line = _cause(error)
         found = re.search(r"found version (\w+)", line)
+        if not found and "file is not a database" not in line:
+            return _not_now(uri, line)  # locked, out of connections, refused for the moment
+        place = plain_url(uri)
         if found and _knows(found[1]):
             raise ConfigError(
                 f"{place}: the database of an earlier MLflow; keep a copy of it, then bring it to the version that is "
@@ -149,6 +155,17 @@ def _database(uri: str) -> str | None:
             "install the MLflow that wrote it, or use another place"
         ) from error
     return None
+
+
+def _cause(error: BaseException) -> str:
+    """What the database says, on one line; MLflow wraps SQLAlchemy's errors, and SQLAlchemy the driver's."""
+    from sqlalchemy.exc import DBAPIError
+
+    chain: list[BaseException] = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) and below not in chain:
+        chain.append(below)
+    original = next((each.orig for each in chain if isinstance(each, DBAPIError) and each.orig), error)
+    return without_secrets(" ".join(str(original).split()))
 
 
 def _in_a_shell(uri: str) -> str:

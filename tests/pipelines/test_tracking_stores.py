@@ -9,6 +9,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,26 @@ def test_a_database_of_another_mlflow_is_one_line(empty_database: Path, tmp_path
         with pytest.raises(ConfigError) as failure:
             unreachable_for_now(uri)
         assert said in str(failure.value) and "\n" not in str(failure.value)
+
+
+def test_what_is_no_url_of_a_database_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"postgresql\+psycopg2://host:port/db: no URL of a database .*; use the URL"):
+        unreachable_for_now("postgresql+psycopg2://me:secret@host:port/db")
+
+
+@pytest.mark.parametrize("lock", ["EXCLUSIVE", "IMMEDIATE"])
+def test_a_database_that_another_process_has_locked_is_used_later(
+    lock: str, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # MLflow's own retries
+    path = tmp_path / "mlflow.db"
+    if lock == "EXCLUSIVE":
+        shutil.copyfile(empty_database, path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("CREATE TABLE IF NOT EXISTS other (x)")
+        writer.execute(f"BEGIN {lock}")  # the second lets others read, and MLflow has its tables to make
+        note = unreachable_for_now(f"sqlite:///{path}?timeout=0.01")
+    assert note is not None and "database is locked" in note and "\n" not in note
 
 
 def test_the_advice_for_an_earlier_database_works(empty_database: Path, tmp_path: Path) -> None:
