@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 
 import torch.distributed as distributed
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 
 MEETING = datetime.timedelta(minutes=2)
 """How long they wait to meet: a process that has not come by then does not come."""
@@ -18,3 +18,4 @@ def have_met() -> None:
     """To be called on every process once the group is there: from now on they wait for :data:`TOGETHER`."""
     if distributed.is_initialized():
         _set_pg_timeout(TOGETHER, distributed.group.WORLD)
+        _get_default_store().set_timeout(TOGETHER)  # NCCL meets there at its first collective, gloo for a new group

@@ -32,11 +32,13 @@ def ended_group() -> Iterator[None]:
 @pytest.mark.usefixtures("ended_group")
 def test_who_has_met_waits_longer(tmp_path: Path) -> None:
     store = distributed.FileStore(str(tmp_path / "store"), 1)
+    store.set_timeout(meeting.MEETING)
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=meeting.MEETING)
     backend = distributed.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
     assert backend.options._timeout == meeting.MEETING == datetime.timedelta(minutes=2)
     meeting.have_met()
     assert backend.options._timeout == meeting.TOGETHER == datetime.timedelta(minutes=30)
+    assert store.timeout == meeting.TOGETHER
 
 
 @pytest.mark.usefixtures("ended_group")
