@@ -9,42 +9,63 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from fvae.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
 LOCK = "requirements.lock"
-SUFFIXES = {
-    "fvae": {".py"},
-    "pipelines": {".py", ".sh", ".conf", ".json"},
-    "tune": {".py", ".html", ".js"},
-    "configs": {".toml", ".json"},
-}
-"""Of each folder that goes along, the kinds of files that are this product's."""
 FILES = ("pyproject.toml", LOCK, "README.md")
-"""Files beside them that go along too."""
-SHIPPED = (*SUFFIXES, *FILES)
-"""What a job finds in its folder at most."""
+PATTERNS = (
+    "fvae/*.py",
+    "pipelines/*.py",
+    "pipelines/cluster/*.py",
+    "pipelines/retraining/*.py",
+    "pipelines/scheduling/*.py",
+    "pipelines/services/*.py",
+    "pipelines/sources/*.py",
+    "tune/*.py",
+    "pipelines/cluster/aws_machine.sh",
+    "pipelines/cluster/data_disk.sh",
+    "pipelines/cluster/environment.sh",
+    "pipelines/cluster/set_up.sh",
+    "pipelines/cluster/spot_watcher.conf",
+    "pipelines/cluster/policies/head.json",
+    "pipelines/cluster/policies/trust.json",
+    "pipelines/cluster/policies/worker.json",
+    "tune/page.html",
+    "tune/plotly-basic.min.js",
+    "configs/mnist-28x28.toml",
+    "configs/paper-64x64.toml",
+    *FILES,
+)
+"""The modules of the packages, new ones too, and by name every other file of this product that a job may read."""
+SHIPPED = tuple(dict.fromkeys(pattern.partition("/")[0] for pattern in PATTERNS))
+"""What a job finds in its folder."""
 
 
-def shipped_files(root: Path = ROOT) -> list[str]:
+def shipped_files(root: Path = ROOT, config: str | None = None) -> list[str]:
     """The files that go along, as paths relative to ``root``, sorted: nothing that a user keeps beside or among them.
 
-    Hidden files, caches, other kinds of files and links that lead out of ``root`` stay here.
+    ``config``, the path of one more file relative to ``root``, goes along too. Hidden files and links that lead out
+    of ``root`` stay here.
     """
-    return sorted(_belonging(root.resolve()))
+    root = root.resolve()
+    found = {path for pattern in PATTERNS for path in root.glob(pattern) if not path.name.startswith(".")}
+    if config is not None:
+        found.add(root / os.path.normpath(config))
+    ours = (path for path in found if path.is_file() and path.resolve().is_relative_to(root))
+    return sorted(path.relative_to(root).as_posix() for path in ours)
 
 
-def staged(root: Path = ROOT) -> Path:
+def staged(root: Path = ROOT, config: str | None = None) -> Path:
     """A new folder with a copy of every file of :func:`shipped_files`; the caller removes it.
 
     Raises ``ConfigError`` where a file cannot be read, or the copy cannot be written.
     """
     folder = Path(tempfile.mkdtemp(prefix="fvae-submission-"))
     try:
-        for name in shipped_files(root):
+        for name in shipped_files(root, config):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, target)
@@ -52,20 +73,3 @@ def staged(root: Path = ROOT) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         raise ConfigError(f"{error.filename}: cannot be sent along ({error.strerror})") from error
     return folder
-
-
-def _belonging(root: Path) -> Iterator[str]:
-    for name in FILES:
-        if _is_ours(root / name, root):
-            yield name
-    for top, suffixes in SUFFIXES.items():
-        for folder, below, names in os.walk(root / top):
-            below[:] = [name for name in below if name.isidentifier() and name != "__pycache__"]
-            for name in names:
-                path = Path(folder, name)
-                if path.suffix in suffixes and not name.startswith(".") and _is_ours(path, root):
-                    yield path.relative_to(root).as_posix()
-
-
-def _is_ours(path: Path, root: Path) -> bool:
-    return path.is_file() and path.resolve().is_relative_to(root)

@@ -47,8 +47,8 @@ def here_or_there(main: Callable[[Settings], int]) -> Callable[[Settings], int]:
         if address.startswith(("http://", "https://")):
             require_reachable(settings, "is a folder of this machine, which the cluster does not see")
             if settings.dry_run:
-                return show(address, this_command())
-            return submit(address, this_command())
+                return show(address, this_command(), _config_of(settings))
+            return submit(address, this_command(), _config_of(settings))
         if JOB_FOLDER in f"{Path.cwd()}/":
             require_reachable(settings, "lies in the job's copy of the code, which goes with the job")
             for line in other_packages(Path(LOCK)):
@@ -64,19 +64,26 @@ def require_reachable(settings: RunSettings, why: str) -> None:
     for option, place in (("--storage", settings.storage), ("--dataset", settings.dataset)):
         embedded = option == "--dataset" and place in ("digits", "photos")
         require(embedded or is_remote(place) or Path(place).is_absolute(), f"{option}={place}: {why}; {better}")
-    config = getattr(settings, "config", None)
-    if config and not Path(config).is_absolute():
-        shipped = (Path.cwd() / config).resolve().is_relative_to(ROOT / "configs")
+    config = _config_of(settings)
+    if config and JOB_FOLDER not in f"{Path.cwd()}/":
+        advice = f"only files in configs/ go along; put it into {ROOT / 'configs'}, and start the command in {ROOT}"
         require(
-            shipped or JOB_FOLDER in f"{Path.cwd()}/",
-            f"--config={config}: only files in configs/ go along; put it there",
+            (ROOT / config).resolve() == Path(config).resolve()  # the job starts in the folder of the code
+            and (ROOT / config).resolve().is_relative_to(ROOT / "configs"),
+            f"--config={config}: {advice}",
         )
 
 
-def show(address: str, command: list[str]) -> int:
+def _config_of(settings: RunSettings) -> str | None:
+    """The file of ``--config``, which goes along; None where there is none, or every machine sees it."""
+    config = getattr(settings, "config", None)
+    return config if config and not Path(config).is_absolute() else None
+
+
+def show(address: str, command: list[str], config: str | None = None) -> int:
     """Print the job that ``command`` would become, and every file that would go along. Returns the exit status."""
     print(f"Nothing is submitted. To {address} would go the job: {shlex.join(command)}")
-    names = shipped_files()
+    names = shipped_files(config=config)
     print(f"and {len(names)} files of {ROOT}:", *(f"  {name}" for name in names), sep="\n")
     return 0
 
@@ -89,8 +96,10 @@ def this_command() -> list[str]:
     return ["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]]
 
 
-def submit(address: str, command: list[str]) -> int:
+def submit(address: str, command: list[str], config: str | None = None) -> int:
     """Submit ``command``, or find the job that it is already, and show its output to the end.
+
+    ``config``, a path relative to the folder of the code, is a file that goes along too.
 
     Returns the job's exit status; 1 after Ctrl-C. Raises ``ConfigError`` where the server does not answer, or refuses.
     """
@@ -104,7 +113,7 @@ def submit(address: str, command: list[str]) -> int:
         print(f"The job {job} runs already: following it.", flush=True)
     else:
         try:
-            client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=runtime_env())
+            client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=runtime_env(config))
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"RAY_ADDRESS={address}: the job was not taken ({_line(error)})") from error
         print(f"Submitted as the job {job}. Ctrl-C leaves it running.", flush=True)
@@ -168,9 +177,9 @@ def find_job(client: JobSubmissionClient, entrypoint: str) -> tuple[str, bool]:
     return job, False
 
 
-def runtime_env() -> dict[str, Any]:
+def runtime_env(config: str | None = None) -> dict[str, Any]:
     """The code and the lock file, and the variables that lead to the same store."""
-    folder = staged()
+    folder = staged(config=config)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return {
         "working_dir": str(folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -78,6 +79,23 @@ def test_configs_go_along(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     settings = TrainSettings(storage="s3://bucket/runs", config="configs/paper-64x64.toml")
     submit.require_reachable(settings, "no")
+    monkeypatch.chdir(ROOT / "fvae")  # the job would look for the file elsewhere
+    with pytest.raises(ConfigError, match="--config=../configs/paper-64x64.toml: .* start the command in "):
+        submit.require_reachable(dataclasses.replace(settings, config="../configs/paper-64x64.toml"), "no")
+
+
+def test_the_file_of_a_config_goes_along(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path.resolve()
+    (folder / "configs/my-models").mkdir(parents=True)
+    (folder / "configs/my-models/flow.toml").write_text("")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(submit, "ROOT", folder)
+    monkeypatch.setattr(submit, "shipped_files", lambda config: shipment.shipped_files(folder, config))
+    monkeypatch.setattr(submit, "this_command", lambda: ["python"])
+    monkeypatch.setenv("RAY_ADDRESS", CLOSED)
+    options = ["--dry-run", "--storage", "/shared", "--config", "configs/my-models/flow.toml"]
+    done = call(submit.here_or_there(lambda _: pytest.fail("ran here")), TrainSettings, *options)
+    assert done.out.splitlines()[1:] == [f"and 1 files of {folder}:", "  configs/my-models/flow.toml"]
 
 
 def test_without_a_url_the_command_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +174,20 @@ def project(folder: Path) -> Path:
             (folder / name / file).write_text("private")
     for name in ("key [1].pem", "*", "?", "[a-z]*", "!tune", "tune/notes.txt", "fvae/.env", "configs/key.pem", ".env"):
         (folder / name).write_text("private")
+    for name in (
+        "configs/gcp.json",
+        "configs/mine.toml",
+        "configs/my-models/other.toml",
+        "fvae/old/module.py",
+        "pipelines/key.json",
+        "pipelines/data/rows.json",
+        "pipelines/cluster/mine.sh",
+        "pipelines/cluster/policies/mine.json",
+        "tune/notes.html",
+        "tune/notes.js",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("private")
     (folder / "tune/outside.py").symlink_to("/etc/hostname")
     (folder / "fvae/linked").symlink_to(folder / "normal")
     return folder
@@ -169,12 +201,19 @@ def packed(environment: dict[str, Any], archive: Path) -> set[str]:
     return {name for name in zipfile.ZipFile(archive).namelist() if not name.endswith("/")}
 
 
-def test_what_goes_along_is_a_list_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("config", [None, "configs/my-models/flow.toml", "configs/../configs/x.json"])
+def test_what_goes_along_is_a_list_of_paths(
+    config: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours = set(shipment.shipped_files())
     folder = project(tmp_path / "project [1]")
-    monkeypatch.setattr(submit, "staged", lambda: shipment.staged(folder))
-    environment = submit.runtime_env()
-    assert packed(environment, tmp_path / "made.zip") == ours
+    if config:
+        (folder / config).parent.mkdir(exist_ok=True)
+        (folder / config).write_text("the user's")
+    monkeypatch.setattr(submit, "staged", lambda config: shipment.staged(folder, config))
+    environment = submit.runtime_env(config)
+    named = {os.path.normpath(config)} if config else set()
+    assert packed(environment, tmp_path / "made.zip") == ours | named
     for name in ours:
         assert Path(environment["working_dir"], name).read_bytes() == (ROOT / name).read_bytes()
     assert {"tune/search.py", "tune/page.html", "configs/paper-64x64.toml", "requirements.lock"} <= ours
@@ -184,10 +223,10 @@ def test_every_file_of_the_packages_goes_along() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     patterns = {package: ["*.py", *settings["package-data"].get(package, [])] for package in settings["packages"]}
     assert set(settings["package-data"]) <= set(patterns)
-    for package, names in patterns.items():
-        folder = ROOT / package.replace(".", "/")
-        files = {path.relative_to(ROOT).as_posix() for name in names for path in folder.glob(name)}
-        assert files and files <= set(shipment.shipped_files())
+    installed = {f"{package.replace('.', '/')}/{name}" for package, names in patterns.items() for name in names}
+    assert installed == {name for name in shipment.PATTERNS if "/" in name and not name.startswith("configs/")}
+    for pattern in shipment.PATTERNS:
+        assert any(Path(name).match(pattern) for name in shipment.shipped_files()), pattern
 
 
 def test_of_two_checkouts_the_one_that_is_called_runs(tmp_path: Path) -> None:
