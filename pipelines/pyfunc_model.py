@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fvae import Model, NonFiniteError, load
 from fvae.model import images_at_once
-from fvae.scores import score
+from fvae.scores import rows_at_once, score
 
 TASKS = ("score", "sample", "reconstruct", "encode")
 DEFAULTS: dict[str, Any] = {"task": "score", "k": 1, "seed": 0, "count": 16, "temperature": 1.0}
@@ -33,7 +33,6 @@ WEIGHTS = "weights"
 
 # One request must not hold the server for hours, nor fill its memory.
 _MOST_SAMPLES, _MOST_COUNT, _MOST_TEMPERATURE = 100_000, 10_000, 10.0
-_AT_ONCE = 8
 _LONGEST_VALUE = 40
 _KINDS = {"f": "decimal numbers", "U": "text", "b": "true or false"}
 
@@ -104,7 +103,7 @@ class ImageModel(PythonModel):
 
     def _in_parts(self, function: Callable[[Tensor], Tensor], images: Tensor) -> np.ndarray:
         """``function`` of all images, always as many at once: how sums are rounded depends on the arrays' shape."""
-        device, at_once = self._model.log_sigma1.device, min(_AT_ONCE, images_at_once(self._model.config))
+        device, at_once = self._model.log_sigma1.device, rows_at_once(self._model)
         filled = torch.cat([images, images[-1:].expand(-len(images) % at_once, -1, -1, -1)])
         parts = [function(part.to(device)).cpu() for part in filled.split(at_once)]
         result = torch.cat(parts)[: len(images)].numpy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -53,6 +55,24 @@ def test_it_is_the_bound_that_an_evaluation_measures(kind: tuple[str, str]) -> N
         theirs = torch.stack([evaluate(model, IMAGES, k=k, seed=seed) for seed in range(12)])
         error = (mine.var(0) / 12 + theirs.var(0) / 12).mean().div(len(IMAGES)).sqrt()
         assert (mine.mean() - theirs.mean()).abs() < 5 * error
+
+
+@pytest.mark.parametrize(("k", "noises", "passes"), [(1, 40, 2), (16, 40, 20), (64, 40, 40), (100, 80, 63)])
+def test_many_images_share_a_pass(k: int, noises: int, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {"noise": 0, "log_weight": 0}
+    model = MODELS["fvae", "gaussian"]
+
+    def counted(name: str, method: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            return method(*arguments)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(model, name, counted(name, getattr(model, name)))
+    score(model, IMAGES, k=k)
+    assert calls == {"noise": noises, "log_weight": passes}
 
 
 def test_seeds_and_images_have_noise_of_their_own() -> None:
