@@ -18,7 +18,7 @@ def in_a_hurry() -> bool:
 
 
 def treat_as_ctrl_c() -> None:
-    """From now on SIGTERM and SIGHUP raise ``KeyboardInterrupt`` in the main thread.
+    """From now on the first SIGTERM or SIGHUP raises ``KeyboardInterrupt`` in the main thread; later ones do nothing.
 
     A signal that the process was started to ignore, as SIGHUP is below ``nohup``, stays ignored. To be called again
     after ``ray.init``, which takes SIGTERM for itself. Does nothing outside the main thread.
@@ -33,5 +33,7 @@ def treat_as_ctrl_c() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Not through SIGINT's own handler: Tune has one while it runs, which first waits for the trials."""
     global _hurried
+    if _hurried:  # systemd and closed terminals send both; another interrupt would cut short what must be kept
+        return
     _hurried = True
     raise KeyboardInterrupt

@@ -135,6 +135,34 @@ def test_a_signal_that_ends_a_command_is_ctrl_c(number: int) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "Interrupted.\n")
 
 
+CLOSING = """
+import dataclasses, os, signal
+from pipelines import command_line
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    then: int
+
+def main(settings):
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+        signal.pause()
+    finally:
+        for number in (settings.then, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        print("closed")
+
+command_line.run(main, Settings)
+"""
+
+
+@pytest.mark.parametrize("then", [signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_does_not_cut_the_closing_short(then: int) -> None:
+    command = [sys.executable, "-c", CLOSING, "--then", str(int(then))]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "closed\n", "Interrupted.\n")
+
+
 def test_below_nohup_a_closed_terminal_ends_nothing() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
