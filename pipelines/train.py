@@ -20,7 +20,6 @@ from fvae.data import Dataset, steps_per_epoch
 from fvae.epoch_metrics import EpochMetrics
 from fvae.flops import parameters_and_flops
 from pipelines import command_line, memory_room
-from pipelines.checkpoints import CHECKPOINTS
 from pipelines.datasets import load_dataset
 from pipelines.lease import Lease
 from pipelines.model_files import MODEL
@@ -71,14 +70,14 @@ def main(settings: TrainSettings) -> int:
             return 0
         with explained_disk(run), locked(run, "training") as lease:
             run.clean_up()  # what a killed job was about to write
-            open_job(run, job)
+            new = open_job(run, job)
             for decision in decisions:
                 notices.say(decision)
             training = Training(settings, dataset, configs, job, name, run, lease, console, notices)
             try:
                 status = training.carry_out()
             except ConfigError:
-                if not training.history and not any(run.list(CHECKPOINTS)):  # it could not begin
+                if new and not training.tracking:  # it could not begin; MLflow's run keeps the params that it got
                     run.delete(JOB)
                 raise
             lease.check()
@@ -109,7 +108,8 @@ class Training:
         """What the machines did, by epoch: only of those trained since this process started."""
         self.result = read_result(run)
         self._starts = 0
-        self._tracking = False
+        self.tracking = False
+        """Whether MLflow has been told of the job since this process started."""
         self.tracker = RunTracker(
             storage=settings.all_runs(),
             dataset_name=dataset.name,
@@ -143,7 +143,7 @@ class Training:
             self.console.print("Interrupted. The same command goes on from the last checkpoint.")
             return 1
         finally:
-            if self._tracking:
+            if self.tracking:
                 self.notices.say("Writing the last figures to MLflow …")
             self.tracker.close(interrupted=interrupted, timeout=patience)
             for problem in self.tracker.problems:
@@ -226,7 +226,7 @@ class Training:
 
     def _start_tracking(self) -> None:
         self.tracker.start()
-        self._tracking = True
+        self.tracking = True
 
     def _track(self) -> None:
         """Tell MLflow how the job is now."""

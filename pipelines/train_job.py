@@ -74,19 +74,21 @@ def job_digest(job: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity_of_any_version(job), sort_keys=True).encode()).hexdigest()
 
 
-def open_job(run: Storage, job: dict[str, Any]) -> None:
-    """Make the job's place, or check it. Raises ``ConfigError`` where another job lies there."""
+def open_job(run: Storage, job: dict[str, Any]) -> bool:
+    """Make the job's place, or check it. Returns whether it was made. Raises ``ConfigError`` where another job lies
+    there."""
     try:
         theirs = read_json(run, JOB)
     except FileNotFoundError:
         if run.exists("search.json"):
             raise ConfigError(f"{run.uri}: holds a search; give another --name") from None
         run.write(JOB, (json.dumps(job, indent=1) + "\n").encode())
-        return
+        return True
     old, new = identity_of_any_version(theirs), identity_of_any_version(job)
     for part in job:
         if old.get(part) != new[part]:
             raise ConfigError(f"{run.uri}: holds another training ({_difference(old, new, part)}); give another --name")
+    return False
 
 
 def read_result(run: Storage) -> TrainResult | None:

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from fvae import ConfigError, Trainer, load
 from fvae.data import ImageDataset
 from fvae.flops import parameters_and_flops
-from pipelines import train_worker
+from pipelines import memory_room, train_worker
 from pipelines.datasets import load_dataset
 from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.storage import open_storage
@@ -224,6 +224,31 @@ def test_a_figure_that_is_not_finite_ends_the_job_with_its_reason(alone: None, t
     assert f"failed: {result['reason']}" in done.out
     again = train(tmp_path, *options)
     assert again.status == 1 and result["reason"] in again.out and "parameters" not in again.out
+
+
+def test_out_of_memory_in_the_first_epoch_leaves_the_name_to_the_same_job(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", lambda self: torch.empty(2**60))
+        done = train(tmp_path, "--name", "job")
+    assert done.status == 2 and "ran out of memory" in done.err, done
+    (logged,) = logged_runs(tmp_path)[1]
+    line = refused(*OPTIONS, "--storage", str(tmp_path), "--name", "job", "--model.coupling-width", "4")
+    assert line.endswith("holds another training (model coupling_width=8, not 4); give another --name")
+    assert train(tmp_path, "--name", "job", "--micro-batch-size", "32").status == 0  # what the first line advises
+    (again,) = logged_runs(tmp_path)[1]
+    assert again.info.run_id == logged.info.run_id and again.info.status == "FINISHED"
+
+
+def test_a_job_that_cannot_begin_leaves_its_name_free(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(memory_room, "memory_bytes", lambda: 1)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        assert train(tmp_path, "--name", "job").status == 2
+    assert not (tmp_path / "job/job.json").exists()
 
 
 # --- what is trained -----------------------------------------------------------------------------
