@@ -99,8 +99,7 @@ def _status(main: Callable[[Settings], int], settings: type[Settings]) -> int:
 
 
 def _fail(line: str, status: int) -> int:
-    if sys.stdout is not None:  # it is None where the shell has closed it
-        sys.stdout.flush()
+    sys.stdout.flush()
     print(line, file=sys.stderr)
     return status
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import os
 import re
+import select
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -27,68 +30,117 @@ def make_console() -> Console:
 
 
 class _Tolerant(io.TextIOBase):
-    """A stream that says nothing more once it cannot be written: the disk behind it is full, the reader has gone."""
+    """A stream that says nothing more once it cannot be written: the disk behind it is full, the reader has gone.
+
+    A non-blocking one whose reader is slow is waited for. ``TextIOWrapper`` loses what does not go out at once, so the
+    text goes straight to the binary stream below it, which says how much has gone.
+    """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self.stream = _taking_any_character(stream)
         self.broken = False
+        self._encoder = _encoder(self.stream)
+        self.flush()  # what was printed before comes first
 
     def write(self, text: str) -> int:
         if not self.broken:
             try:
-                self._stream.write(text)
+                self._write(text)
             except (OSError, ValueError):  # ValueError: closed
                 self.broken = True
         return len(text)
 
+    def _write(self, text: str) -> None:
+        if not isinstance(self.stream, io.TextIOWrapper):
+            self.stream.write(text)
+            return
+        rest = memoryview(self._encoder.encode(text))
+        while rest:
+            try:
+                gone = self.stream.buffer.write(rest)
+            except BlockingIOError as error:
+                gone = error.characters_written
+                self._wait()
+            else:
+                if gone is None:  # of an unbuffered one
+                    self._wait()
+            rest = rest[gone or 0 :]
+        if self.stream.line_buffering and ("\n" in text or "\r" in text):
+            self._flush()
+
     def flush(self) -> None:
         if not self.broken:
             try:
-                self._stream.flush()
+                self._flush()
             except (OSError, ValueError):
                 self.broken = True
+
+    def _flush(self) -> None:
+        while True:
+            try:
+                return self.stream.flush()
+            except BlockingIOError:
+                self._wait()
+
+    def _wait(self) -> None:
+        """Until the stream takes more, or its reader has gone."""
+        poll = select.poll()
+        poll.register(self.stream.fileno(), select.POLLOUT)
+        poll.poll()
+
+    def reconfigure(self, **options: Any) -> None:
+        """As ``TextIOWrapper.reconfigure``; any character stays welcome."""
+        if isinstance(self.stream, io.TextIOWrapper):
+            self.flush()
+            self.stream.reconfigure(**options)
+            _taking_any_character(self.stream)
+            self._encoder = _encoder(self.stream)
 
     def writable(self) -> bool:
         return True
 
     def isatty(self) -> bool:
-        return not self.broken and self._stream.isatty()
+        return not self.broken and self.stream.isatty()
 
     def fileno(self) -> int:
-        return self._stream.fileno()
+        return self.stream.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        return self._stream.encoding
+        return self.stream.encoding
 
     @property
     def errors(self) -> str | None:  # type: ignore[override]
-        return self._stream.errors
+        return self.stream.errors
 
     @property
     def buffer(self) -> Any:
-        return self._stream.buffer
+        return self.stream.buffer
 
 
 @contextlib.contextmanager
 def tolerant_output() -> Iterator[None]:
     """Within the block standard output and error take any character and any fault.
 
-    What an encoding lacks becomes a question mark. After a fault the stream itself is given up, so that Python does
-    not fail on it when it ends.
+    What an encoding lacks becomes a question mark. One that the shell has closed, which is None to Python, is a stream
+    that leads nowhere. After a fault the stream itself is given up, so that Python does not fail on it when it ends.
     """
     before = sys.stdout, sys.stderr
-    wrapped = [stream if stream is None else _Tolerant(_taking_any_character(stream)) for stream in before]
-    sys.stdout, sys.stderr = wrapped
-    try:
-        yield
-    finally:
-        for stream, tolerant in zip(before, wrapped, strict=True):
-            if tolerant is not None:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        wrapped = [_Tolerant(nowhere if stream is None else stream) for stream in before]
+        sys.stdout, sys.stderr = wrapped
+        try:
+            yield
+        finally:
+            for tolerant in wrapped:
                 tolerant.flush()
                 if tolerant.broken:
-                    _give_up(stream)
-        sys.stdout, sys.stderr = before
+                    _give_up(tolerant.stream)
+            sys.stdout, sys.stderr = before
+
+
+def _encoder(stream: TextIO) -> codecs.IncrementalEncoder:
+    return codecs.getincrementalencoder(stream.encoding or "utf-8")(stream.errors or "replace")
 
 
 def _taking_any_character(stream: TextIO) -> TextIO:

@@ -30,6 +30,8 @@ def main(settings):
             advance(10)
             console.print(f"line {number}: 8×8×1 images …", markup=False)
     print("a warning: σ", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.reconfigure(line_buffering=True)
     Path(settings.to).write_text("whole")
     return 7
 
@@ -79,6 +81,30 @@ def test_what_an_encoding_lacks_is_replaced(environment: dict[str, str], tmp_pat
     assert done.returncode == 7
     assert len(done.stdout.splitlines()) == 2001
     assert b"line 1999: 8" in done.stdout
+
+
+NON_BLOCKING = """
+import fcntl, os, select, subprocess, sys, time
+ours, theirs = os.pipe()
+fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
+os.set_blocking(theirs, False)
+process = subprocess.Popen(sys.argv[1:], stdout=theirs)
+while select.select([], [theirs], [], 0)[1]:  # until it is full
+    time.sleep(0.001)
+os.close(theirs)
+with open(ours, "rb") as pipe:
+    sys.stdout.buffer.write(pipe.read())
+sys.exit(process.wait())
+"""
+
+
+@pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_a_pipe_that_is_full_for_now_gets_every_line(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "reader.py").write_text(NON_BLOCKING)
+    done = run(tmp_path, f"{sys.executable} {tmp_path}/reader.py COMMAND", **environment)
+    assert done.returncode == 7
+    lines = [line for line in done.stdout.decode().splitlines() if line.startswith("line")]
+    assert lines == [f"line {number}: 8×8×1 images …" for number in range(2000)]
 
 
 def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
