@@ -82,20 +82,27 @@ def require_room(
     )
 
 
-def why_it_ran_out(model: ModelConfig, train: TrainConfig, room: int) -> str:
-    """One line for a trial that ran out of main memory: what it needs, and what there is."""
-    memory = training_memory(model, train.batch_size, precision=train.precision)
-    return (
-        f"out of memory: its process needs about {in_words(_of_process(memory))}, and the machine's "
-        f"{in_words(room)} were in use; --concurrent 1 leaves it more, and so does a smaller --batch-size"
+def why_it_ran_out(model: ModelConfig, train: TrainConfig, images: int, room: int | None, *, crowded: bool) -> str:
+    """One line for a trial that ran out of main memory: what it needs, what there is, and what would do.
+
+    ``images``: of its forward pass. ``room``: bytes of its machine; None where they are not known. ``crowded``: other
+    trials ran beside it.
+    """
+    memory = training_memory(model, images, precision=train.precision, validation_samples=train.validation_samples)
+    there = "its machine's memory was" if room is None else f"the machine's {in_words(room)} were"
+    advice = (
+        "the same command tries it again, and --concurrent 1 leaves it more"
+        if crowded
+        else "a machine with more memory may hold it, and --max-memory leaves such models out"
     )
+    return f"out of memory: its process needs about {in_words(_of_process(memory))}, and {there} in use; {advice}"
 
 
 def does_not_fit(need: int, room: int) -> str:
     """One line for a trial that is not begun."""
     return (
         f"out of memory: its process needs {in_words(need)}, and the machine has {in_words(room)}; leave such models "
-        "out with --max-memory, or give a smaller --batch-size"
+        "out with --max-memory, or search on a machine with more memory"
     )
 
 

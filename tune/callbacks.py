@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,9 +34,16 @@ class LedgerCallback(tune.Callback):
     """
 
     def __init__(
-        self, ledger: Ledger, watchers: Sequence[Watcher], warn: Callable[[str], None], keepers: Sequence[Watcher] = ()
+        self,
+        ledger: Ledger,
+        watchers: Sequence[Watcher],
+        warn: Callable[[str], None],
+        keepers: Sequence[Watcher] = (),
+        *,
+        workers: int = 1,
     ) -> None:
-        self.ledger = ledger
+        """``workers``: of each trial."""
+        self.ledger, self.workers = ledger, workers
         self.watchers, self.keepers = tuple(watchers), tuple(keepers)
         self.warn = warn
         self._heard: dict[str, float] = {}  # trial → when its attempt began or last finished an epoch
@@ -60,6 +68,8 @@ class LedgerCallback(tune.Callback):
         for line in result.get("warnings", ()):
             self.warn(f"{record.id}: {line}")
         raise_trouble(result)  # ends the search; the trial goes on when the same command finds its storage well
+        if "if_crowded" in result and _others_run(trial, trials):
+            result = result | {"failure": result["if_crowded"], "memory_room": 0}
         new = changes(record, result)
         if new.get("status") == "failed":  # in the midst of an epoch
             new["attempts"] = self._ended(record, "failed")
@@ -87,11 +97,17 @@ class LedgerCallback(tune.Callback):
         lines = [line.strip() for line in error.splitlines() if line.strip()]
         changed: dict[str, Any] = {"reason": lines[-1] if lines else "its process died"}
         if memory_room.ran_out(error):
-            room = memory_bytes()
-            model, train = ModelConfig.from_dict(record.config), TrainConfig.from_dict(record.train)
-            changed = {"reason": memory_room.why_it_ran_out(model, train, room), "memory_room": room}
+            changed = self._ran_out(record, crowded=_others_run(trial, trials))
         attempts = self._ended(record, "failed")
         self._show(self.ledger.update(record.id, status="failed", attempts=attempts, **changed))
+
+    def _ran_out(self, record: TrialRecord, *, crowded: bool) -> dict[str, Any]:
+        """What changes in the record of a trial whose process Ray has ended for want of memory."""
+        model, train = ModelConfig.from_dict(record.config), TrainConfig.from_dict(record.train)
+        here = memory_bytes()
+        known = None if "RAY_ADDRESS" in os.environ else here  # the process may have run on another machine
+        line = memory_room.why_it_ran_out(model, train, -(-train.batch_size // self.workers), known, crowded=crowded)
+        return {"reason": line, "memory_room": 0 if crowded else here}
 
     def put_aside(self) -> None:
         """The search ends, and what still runs goes on when the same command is given more of it."""
@@ -110,6 +126,11 @@ class LedgerCallback(tune.Callback):
         if self.ledger.is_written(record.id):
             for keeper in self.keepers:
                 keeper(record)
+
+
+def _others_run(trial: Trial, trials: Sequence[Trial]) -> bool:
+    """Whether other trials have a process, which takes memory, beside that of ``trial``."""
+    return any(other is not trial and other.status == Trial.RUNNING for other in trials)
 
 
 class BudgetStopper(tune.Stopper):

@@ -88,7 +88,8 @@ class TrialRecord:
     replicate_of: str | None = None
     """The trial of which this one is another seed: the same model and training, for the spread of its bits/dim."""
     memory_room: int | None = None
-    """Bytes of main memory of the machine that had no room for it; None where it has not failed for that."""
+    """Bytes of main memory that were too few for it; 0 where other trials took them up; None where it has not failed
+    for that."""
     attempts: tuple[Attempt, ...] = ()
     """Every process that took the trial up, in order: what the trial cost."""
 
@@ -212,11 +213,11 @@ class Ledger:
         for record in self.with_status("running"):
             self.update(record.id, attempts=ended(record.attempts, "lost", None))
 
-    def take_up_again(self, room: int | None) -> None:
-        """To be called before anything runs: trials that a machine with less than ``room`` bytes of memory had no room
-        for go on; with None all of them, as other machines are there."""
+    def take_up_again(self, room: float) -> None:
+        """To be called before anything runs: trials for which a machine with less than ``room`` bytes of memory was too
+        small go on, and so do those that others crowded out."""
         for record in self.with_status("failed"):
-            if record.memory_room is not None and (room is None or room > MORE_MEMORY * record.memory_room):
+            if record.memory_room is not None and (not record.memory_room or room > MORE_MEMORY * record.memory_room):
                 self.update(record.id, status="running", reason="", memory_room=None)
 
     def is_written(self, trial_id: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -75,8 +76,8 @@ def main(settings: SearchSettings) -> int:
                 notices.say(decision)
             ledger = Ledger(run_storage, lease.check)
             ledger.close_attempts()
-            ledger.take_up_again(None if "RAY_ADDRESS" in os.environ else memory_bytes())
             budget = Budget(settings, SearchClock(run_storage, lease.check), dataset.bins)
+            take_up_again(ledger, budget, settings.seeds)
             try:
                 status = run(settings, dataset, search, ledger, budget, console, notices)
             except ConfigError:
@@ -85,6 +86,20 @@ def main(settings: SearchSettings) -> int:
                 raise
             run_storage.clean_up()  # what a trial's process was about to write when it was ended
             return status
+
+
+def take_up_again(ledger: Ledger, budget: Budget, seeds: int) -> None:
+    """Let trials go on that failed for want of memory, where the budget lets them and they may find more of it.
+
+    What a cluster's machines have is not known before Ray is there: those that no other trial crowded out are tried
+    again only where something else is trained too.
+    """
+    if budget.over(ledger):
+        return
+    if "RAY_ADDRESS" not in os.environ:
+        ledger.take_up_again(memory_bytes())
+    else:
+        ledger.take_up_again(0 if budget.finished(ledger, seeds) else math.inf)
 
 
 def run(
@@ -243,7 +258,8 @@ def train(
     stopper = BudgetStopper(budget, ledger)
     budget.clock.start()
     with SearchDisplay(console, ledger, forecaster, trials=budget.max_trials) as display:
-        callback = LedgerCallback(ledger, (display.watch,), notices.say, keepers=(track,))
+        watchers, workers = (display.watch,), settings.workers_per_trial
+        callback = LedgerCallback(ledger, watchers, notices.say, keepers=(track,), workers=workers)
         done = engine.run_trials(room, dataset, parts.standings, parts.searcher, [callback], stopper)
     callback.put_aside()
     budget.clock.stop()

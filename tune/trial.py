@@ -110,8 +110,11 @@ class TrialTraining:
                 raise
             self.spoilt = True
             room = memory_bytes()
-            line = memory_room.why_it_ran_out(self.model, self.train, room)
-            result = {"epoch": 0, "failure": line, "memory_room": room, "done": True}
+            alone, crowded = (
+                memory_room.why_it_ran_out(self.model, self.train, self._images(), room, crowded=crowded)
+                for crowded in (False, True)
+            )
+            result = {"epoch": 0, "failure": alone, "if_crowded": crowded, "memory_room": room, "done": True}
         except (OSError, ConfigError) as error:
             self.spoilt = True
             result = trouble(error) | {"epoch": 0, "done": True}
@@ -121,12 +124,16 @@ class TrialTraining:
         """A result that ends a trial which this machine's memory could never hold; None otherwise."""
         if self.checkpoints is not None or self.device.type != "cpu":
             return None
-        room, images = memory_bytes(), -(-self.train.batch_size // self.workers.count)
-        need = memory_room.lacks_room(self.model, self.train, images, room=room)
+        room = memory_bytes()
+        need = memory_room.lacks_room(self.model, self.train, self._images(), room=room)
         if need is None:
             return None
         self.spoilt = True
         return {"epoch": 0, "failure": memory_room.does_not_fit(need, room), "memory_room": room, "done": True}
+
+    def _images(self) -> int:
+        """Of a forward pass."""
+        return -(-self.train.batch_size // self.workers.count)
 
     def _restore(self) -> dict[str, Any]:
         checkpoints = Checkpoints(self.storage)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.exceptions import OutOfMemoryError
+from ray.tune.experiment import Trial
 
 from fvae import ConfigError, ModelConfig, TrainConfig
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.troubles import trouble
 from tests.tune.synthetic import record
+from tune.budget import Budget
 from tune.callbacks import LedgerCallback
+from tune.clock import SearchClock
 from tune.ledger import Ledger, TrialRecord
-from tune.search_job import remove_checkpoints
+from tune.search_job import remove_checkpoints, take_up_again
+from tune.settings import SearchSettings
 from tune.trial_files import CHECKPOINT
 
 pytestmark = pytest.mark.core
@@ -126,36 +131,103 @@ def test_a_checkpoint_that_outlived_its_trial_goes_at_the_search_s_end(ledger: L
 # --- main memory -----------------------------------------------------------------------------------------------
 
 
-def lost_for_memory(ledger: Ledger) -> TrialRecord:
+def lost_for_memory(ledger: Ledger, others: Sequence[str] = (), **options: Any) -> TrialRecord:
     """The trial after Ray has ended its process for want of memory, more often than it starts it again."""
     model = ModelConfig(family="flow", channels=1, height=8, width=8).to_dict()
-    ledger.update("0000-fvae", config=model, train=TrainConfig(epochs=20).to_dict())
+    ledger.update("0000-fvae", config=model, train=TrainConfig(epochs=20, validation_samples=4).to_dict())
     error = OutOfMemoryError("Task was killed due to the node running low on memory.\n" + 20 * "Refer to the docs.\n")
-    trial = SimpleNamespace(config={"id": "0000-fvae"}, get_error=lambda: error)
-    LedgerCallback(ledger, (), lambda line: None).on_trial_error(1, [], trial)  # type: ignore[arg-type]
+    trial = SimpleNamespace(config={"id": "0000-fvae"}, get_error=lambda: error, status=Trial.ERROR)
+    trials: Any = [trial, *(SimpleNamespace(status=status) for status in others)]
+    LedgerCallback(ledger, (), lambda line: None, **options).on_trial_error(1, trials, trial)  # type: ignore[arg-type]
     return ledger.records["0000-fvae"]
 
 
-def test_a_trial_without_memory_fails_in_one_line_and_not_for_good(
+def status_with(ledger: Ledger, room: float) -> str:
+    """Of the trial, in a later session on a machine with so much memory."""
+    again = Ledger(ledger.root)
+    again.take_up_again(room)
+    return again.records["0000-fvae"].status
+
+
+def test_a_trial_that_memory_did_not_hold_alone_waits_for_a_larger_machine(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("tune.callbacks.memory_bytes", lambda: 2**30)
-    failed = lost_for_memory(ledger)
+    failed = lost_for_memory(ledger, [Trial.TERMINATED, Trial.PENDING])
     assert failed.status == "failed" and "\n" not in failed.reason and len(failed.reason) < 250
     assert failed.reason.startswith("out of memory: its process needs about 3")
-    assert "the machine's 1.0 GiB were in use" in failed.reason
-    for room, status in ((2**30, "failed"), (2 * 2**30, "running")):
-        again = Ledger(ledger.root)
-        again.take_up_again(room)
-        assert again.records["0000-fvae"].status == status
-    assert again.records["0000-fvae"].reason == ""
+    assert "the machine's 1.0 GiB were in use; a machine with more memory may hold it" in failed.reason
+    assert "--batch-size" not in failed.reason and "--concurrent" not in failed.reason
+    assert status_with(ledger, 2**30) == "failed"
+    assert status_with(ledger, 2 * 2**30) == "running"
+    assert Ledger(ledger.root).records["0000-fvae"].reason == ""
 
 
-def test_on_a_cluster_such_a_trial_is_tried_again_by_every_session(ledger: Ledger) -> None:
-    lost_for_memory(ledger)
+def test_a_trial_that_others_crowded_out_is_tried_again_on_the_same_machine(ledger: Ledger) -> None:
+    failed = lost_for_memory(ledger, [Trial.RUNNING])
+    assert failed.status == "failed"
+    assert failed.reason.endswith("; the same command tries it again, and --concurrent 1 leaves it more")
+    assert status_with(ledger, 1) == "running"
+
+
+@pytest.mark.parametrize("others", [[], [Trial.RUNNING]])
+def test_refused_memory_is_the_others_where_there_are_any(ledger: Ledger, others: list[str]) -> None:
+    told = {"epoch": 0, "failure": "alone", "if_crowded": "crowded", "memory_room": 2**30, "done": True}
+    trials: Any = [TRIAL, *(SimpleNamespace(status=status) for status in others)]
+    LedgerCallback(ledger, (), lambda line: None).on_trial_result(1, trials, TRIAL, told)  # type: ignore[arg-type]
+    assert ledger.records["0000-fvae"].reason == ("crowded" if others else "alone")
+    assert status_with(ledger, 2**30) == ("running" if others else "failed")
+
+
+def test_the_memory_that_a_trial_needs_is_that_of_one_worker_with_its_validation(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[int, int]] = []
+
+    def count(model: ModelConfig, images: int, *, precision: str, validation_samples: int) -> SimpleNamespace:
+        counted.append((images, validation_samples))
+        return SimpleNamespace(total=2**20)
+
+    monkeypatch.setattr("pipelines.memory_room.training_memory", count)
+    lost_for_memory(ledger, workers=4)
+    assert counted == [(-(-TrainConfig(epochs=20).batch_size // 4), 4)]
+
+
+def test_on_a_cluster_the_driver_s_memory_is_not_the_lost_process_s(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert "its machine's memory was in use" in lost_for_memory(ledger).reason
+
+
+@pytest.mark.parametrize(
+    ("trials", "crowded", "again"), [(2, False, False), (3, False, True), (2, True, True), (3, True, True)]
+)
+def test_on_a_cluster_a_finished_search_stays_finished(
+    trials: int, crowded: bool, again: bool, tmp_path: Path, started: TrialRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    ledger = Ledger(open_storage(tmp_path))
+    ledger.put(started)
+    lost_for_memory(ledger, [Trial.RUNNING] if crowded else [])
     ledger.put(dataclasses.replace(record(1, "flow", 1000, 2.5), status="failed", reason="the loss is nan"))
-    ledger.take_up_again(None)
-    assert {each.id: each.status for each in ledger.records.values()} == {"0000-fvae": "running", "0001-flow": "failed"}
+    budget = Budget(SearchSettings(trials=trials), SearchClock(ledger.root), 17)
+    take_up_again(ledger, budget, seeds=1)
+    assert ledger.records["0000-fvae"].status == ("running" if again else "failed")
+    assert ledger.records["0001-flow"].status == "failed"
+
+
+def test_nothing_is_taken_up_that_the_budget_does_not_let_train(
+    tmp_path: Path, started: TrialRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ledger = Ledger(open_storage(tmp_path))
+    ledger.put(started)
+    lost_for_memory(ledger, [Trial.RUNNING])
+    budget = Budget(SearchSettings(gpu_hours=1e-9), SearchClock(ledger.root), 17)
+    take_up_again(ledger, budget, seeds=1)
+    assert ledger.records["0000-fvae"].status == "failed"
 
 
 def test_a_result_says_how_much_memory_there_was(ledger: Ledger) -> None:

@@ -281,7 +281,8 @@ def test_main_memory_that_does_not_hold_a_trial_is_one_line(
     failed = recorded(ledger, result)
     assert failed.status == "failed" and failed.reason.startswith("out of memory: its process needs ")
     assert "\n" not in failed.reason
-    assert failed.memory_room is not None
+    assert failed.memory_room is not None and "--batch-size" not in failed.reason  # trials of one search must compare
+    assert ("if_crowded" in result) != cannot_fit
     assert result["done"]
 
 
