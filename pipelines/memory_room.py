@@ -30,6 +30,11 @@ def in_words(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(1, round(count / 2**20))} MiB"
 
 
+def was_in_use(room: int | None) -> str:
+    """That a machine's ``room`` bytes of memory were in use; None where they are not known."""
+    return "its machine's memory was in use" if room is None else f"the machine's {in_words(room)} were in use"
+
+
 def ran_out(error: BaseException | str) -> bool:
     """Whether an error says that main memory was refused, or that Ray ended a process for want of it."""
     if isinstance(error, MemoryError):
@@ -89,13 +94,12 @@ def why_it_ran_out(model: ModelConfig, train: TrainConfig, images: int, room: in
     trials ran beside it.
     """
     memory = training_memory(model, images, precision=train.precision, validation_samples=train.validation_samples)
-    there = "its machine's memory was" if room is None else f"the machine's {in_words(room)} were"
     advice = (
         "the same command tries it again, and --concurrent 1 leaves it more"
         if crowded
         else "a machine with more memory may hold it, and --max-memory leaves such models out"
     )
-    return f"out of memory: its process needs about {in_words(_of_process(memory))}, and {there} in use; {advice}"
+    return f"out of memory: its process needs about {in_words(_of_process(memory))}, and {was_in_use(room)}; {advice}"
 
 
 def does_not_fit(need: int, room: int) -> str:

@@ -187,7 +187,7 @@ def run_job(
 
 class _FailurePolicy(DefaultFailurePolicy):
     """Starts the workers again as often as they may fail, but only once where their machine ran out of memory: it has
-    no more of it the next time. Says at once when they do not start."""
+    no more of it the next time. Says at once when they do not start and are started again."""
 
     def __init__(self, failure_config: Any, events: Events) -> None:
         super().__init__(failure_config)
@@ -196,13 +196,14 @@ class _FailurePolicy(DefaultFailurePolicy):
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """What the controller does about a failure."""
-        if isinstance(training_failed_error, ControllerError):
-            self._say(_why_not_started(training_failed_error.controller_failure))
         failures = getattr(training_failed_error, "worker_failures", {}).values()
         self._ran_out += any(memory_room.ran_out(f"{type(error).__name__} {error}") for error in failures)
         if self._ran_out > 1:
             return FailureDecision.RAISE
-        return super().make_decision(training_failed_error)
+        decision = super().make_decision(training_failed_error)
+        if isinstance(training_failed_error, ControllerError) and decision is FailureDecision.RETRY:
+            self._say(_why_not_started(training_failed_error.controller_failure))  # else JobFailed says it
+        return decision
 
     def _say(self, line: str) -> None:
         if line != self._said:  # the same again is no news
@@ -333,10 +334,13 @@ def _out_of_memory(error: BaseException) -> str:
     """One line for a worker that ran out of its machine's or its card's memory."""
     rank, host = Workers.of_process_group().rank, socket.gethostname()
     what = last_line(error).partition(". ")[0][:120]
+    if isinstance(error, torch.OutOfMemoryError):
+        has = f"its GPU has {memory_room.in_words(torch.cuda.mem_get_info()[1])}" if torch.cuda.is_available() else ""
+    else:
+        has = f"the machine has {memory_room.in_words(memory_bytes())}"
     return (
-        f"worker {rank} on {host} ran out of memory ({what}; the machine has "
-        f"{memory_room.in_words(memory_bytes())}); a smaller --micro-batch-size or --checkpoint-activations needs "
-        "less, and so do more workers"
+        f"worker {rank} on {host} ran out of memory ({'; '.join(filter(None, (what, has)))}); a smaller "
+        "--micro-batch-size or --checkpoint-activations needs less, and so do more workers"
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.tune.experiment import Trial
 
 from fvae.config import ConfigError
@@ -26,6 +26,7 @@ from pipelines.machines_to_come import await_machines
 from pipelines.ray_session import ray_session
 from pipelines.storage import Storage, StorageError
 from pipelines.troubles import raise_trouble
+from pipelines.worker_job import last_line
 from pipelines.worker_resources import workers_on
 from tune.callbacks import BudgetStopper
 from tune.gpu_shares import GpuShares, PeakMemory, smallest_card_bytes
@@ -234,10 +235,13 @@ def read_tests(
 
 
 def _why_lost(error: RayError) -> str:
-    """One line for a reading whose process was ended, and what would do."""
+    """One line for a reading that failed or whose process was ended, and what would do."""
     if memory_room.ran_out(f"{type(error).__name__} {error}"):
-        room = memory_room.in_words(memory_bytes())
-        return f"out of memory: the machine's {room} were in use; the same command with --concurrent 1 reads one by one"
+        room = None if "RAY_ADDRESS" in os.environ else memory_bytes()  # it may have run on another machine
+        in_use = memory_room.was_in_use(room)
+        return f"out of memory: {in_use}; the same command with --concurrent 1 reads one by one"
+    if isinstance(error, RayTaskError):
+        return f"{type(error.cause).__name__}: {last_line(error.cause)[:200]}; the same command tries it again"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"its process was lost ({(lines or [type(error).__name__])[0][:200]}); the same command goes on"
 

@@ -43,11 +43,11 @@ def test_who_has_met_waits_longer(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ended_group")
 def test_a_worker_that_nobody_joins_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial_workers, "MEETING", datetime.timedelta(milliseconds=200))
     worker = TrialWorker.__new__(TrialWorker)
     worker.workers, worker.device = trial_workers.Workers(rank=0, count=2), "cpu"
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=trial_workers.MEETING)
-    worker.store = store
+    worker.store = store  # made with time enough, whatever else the machine does
+    monkeypatch.setattr(trial_workers, "MEETING", datetime.timedelta(milliseconds=200))
     with pytest.raises(RuntimeError):
         worker.join("127.0.0.1", store.port)
 
@@ -56,9 +56,8 @@ class Kept(list[dict[str, Any]]):
     put = list.append
 
 
-def test_workers_that_do_not_start_are_a_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_do_not_start_are_a_line_at_once() -> None:
     retry = worker_job.FailureDecision.RETRY
-    monkeypatch.setattr(worker_job.DefaultFailurePolicy, "make_decision", lambda self, error: retry)
     events = Kept()
     policy = worker_job._FailurePolicy(ray.train.FailureConfig(max_failures=10), events)  # type: ignore[arg-type]
     late = ControllerError(WorkerGroupStartupTimeoutError(2))
@@ -69,6 +68,15 @@ def test_workers_that_do_not_start_are_a_line_at_once(monkeypatch: pytest.Monkey
         "the workers did not start (Gloo connectFullMesh failed): starting them again",
         f"Ray has given the workers no place within {START_SECONDS} s: asking again",
     ]
+
+
+def test_workers_that_are_not_started_again_are_no_such_line() -> None:
+    events = Kept()
+    policy = worker_job._FailurePolicy(ray.train.FailureConfig(max_failures=10), events)  # type: ignore[arg-type]
+    final = ControllerError(RuntimeError("Gloo connectFullMesh failed"))
+    assert policy.make_decision(final) is worker_job.FailureDecision.RAISE
+    assert not events
+    assert worker_job._how_it_ended(final, 10) == "Gloo connectFullMesh failed"
 
 
 def test_train_asks_again_after_as_long() -> None:

@@ -115,6 +115,11 @@ def test_a_worker_that_runs_out_ends_the_job_with_one_line() -> None:
         raise_trouble(event)
 
 
+def test_a_card_that_is_full_is_not_the_machine_s_memory() -> None:
+    line = worker_job._out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert "ran out of memory (CUDA out of memory" in line and "the machine has" not in line
+
+
 class GroupError(Exception):
     """As Ray Train's, with what each worker ended with."""
 
