@@ -36,6 +36,7 @@ from pipelines.train_job import (
     JOB,
     TrainResult,
     artifacts,
+    check_job,
     default_name,
     epochs_of,
     identity,
@@ -65,6 +66,9 @@ def main(settings: TrainSettings) -> int:
             decisions.append(f"warning: MLflow at {note}")
         run = settings.all_runs().child(name)
         if settings.dry_run:
+            check_job(run, job)
+            if read_result(run) is None:
+                require_room(settings, configs)
             lines = (*decisions, what_is_trained(settings, dataset, configs, run), "Nothing is done.")
             console.print(*lines, sep="\n", highlight=False, soft_wrap=True, markup=False)
             return 0
@@ -156,14 +160,7 @@ class Training:
         from pipelines.worker_job import JobFailed, job_session, ray_images, run_job
 
         resources = self.settings.resources()
-        if not resources.gpus:
-            memory_room.require_room(
-                self.configs.model,
-                self.configs.train,
-                workers=resources.most,
-                micro_batch_size=self.settings.micro_batch_size,
-                checkpoint_activations=self.settings.checkpoint_activations,
-            )
+        require_room(self.settings, self.configs)
         steps = steps_per_epoch(self.dataset.counts()["train"], self.configs.train.batch_size)
         with (
             TrainDisplay(self.console, epochs=self.configs.train.epochs, steps_per_epoch=steps) as self._display,
@@ -271,6 +268,19 @@ class Training:
         for line in lines:
             self.console.print(line, soft_wrap=True, highlight=False, markup=False)
         return 0
+
+
+def require_room(settings: TrainSettings, configs: TrainConfigs) -> None:
+    """Raise ``ConfigError`` where this machine's memory could not hold a CPU worker of the training."""
+    resources = settings.resources()
+    if not resources.gpus:
+        memory_room.require_room(
+            configs.model,
+            configs.train,
+            workers=resources.most,
+            micro_batch_size=settings.micro_batch_size,
+            checkpoint_activations=settings.checkpoint_activations,
+        )
 
 
 def what_is_trained(settings: TrainSettings, dataset: Dataset, configs: TrainConfigs, run: Storage) -> str:

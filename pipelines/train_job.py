@@ -75,20 +75,26 @@ def job_digest(job: dict[str, Any]) -> str:
 
 
 def open_job(run: Storage, job: dict[str, Any]) -> bool:
-    """Make the job's place, or check it. Returns whether it was made. Raises ``ConfigError`` where another job lies
-    there."""
+    """Make the job's place, or check it as :func:`check_job` does. Returns whether it was made."""
+    if check_job(run, job):
+        return False
+    run.write(JOB, (json.dumps(job, indent=1) + "\n").encode())
+    return True
+
+
+def check_job(run: Storage, job: dict[str, Any]) -> bool:
+    """Whether the job lies there; nothing is written. Raises ``ConfigError`` where another job does."""
     try:
         theirs = read_json(run, JOB)
     except FileNotFoundError:
         if run.exists("search.json"):
             raise ConfigError(f"{run.uri}: holds a search; give another --name") from None
-        run.write(JOB, (json.dumps(job, indent=1) + "\n").encode())
-        return True
+        return False
     old, new = identity_of_any_version(theirs), identity_of_any_version(job)
     for part in job:
         if old.get(part) != new[part]:
             raise ConfigError(f"{run.uri}: holds another training ({_difference(old, new, part)}); give another --name")
-    return False
+    return True
 
 
 def read_result(run: Storage) -> TrainResult | None:

@@ -26,7 +26,6 @@ from pipelines.machines_to_come import await_machines
 from pipelines.ray_session import ray_session
 from pipelines.storage import Storage, StorageError
 from pipelines.troubles import raise_trouble
-from pipelines.worker_job import last_line
 from pipelines.worker_resources import workers_on
 from tune.callbacks import BudgetStopper
 from tune.gpu_shares import GpuShares, PeakMemory, smallest_card_bytes
@@ -241,7 +240,8 @@ def _why_lost(error: RayError) -> str:
         in_use = memory_room.was_in_use(room)
         return f"out of memory: {in_use}; the same command with --concurrent 1 reads one by one"
     if isinstance(error, RayTaskError):
-        return f"{type(error.cause).__name__}: {last_line(error.cause)[:200]}; the same command tries it again"
+        said = " ".join(str(error.cause).split())[:200]
+        return f"{type(error.cause).__name__}: {said}; the same command tries it again"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"its process was lost ({(lines or [type(error).__name__])[0][:200]}); the same command goes on"
 

@@ -39,6 +39,17 @@ def validation_samples(counts: Mapping[str, int]) -> int:
 
 def open_search(run: Storage, settings: SearchSettings, dataset: Dataset) -> dict[str, Any]:
     """``search.json`` of this run, made or checked. Raises ``ConfigError`` where it is another search's."""
+    search, there = check_search(run, settings, dataset)
+    if not there:
+        run.write(SEARCH, (json.dumps(search, indent=1) + "\n").encode())
+    return search
+
+
+def check_search(run: Storage, settings: SearchSettings, dataset: Dataset) -> tuple[dict[str, Any], bool]:
+    """What ``search.json`` of this run holds or is to hold, and whether it is there; nothing is written.
+
+    Raises ``ConfigError`` where it is another search's.
+    """
     streamed = isinstance(dataset, StreamedDataset)  # which is another order of the same images
     mine = {
         "format": FORMAT,
@@ -52,8 +63,7 @@ def open_search(run: Storage, settings: SearchSettings, dataset: Dataset) -> dic
     except FileNotFoundError:
         if run.exists("job.json"):
             raise ConfigError(f"{run.uri}: holds a training; give another --name") from None
-        run.write(SEARCH, (json.dumps(mine, indent=1) + "\n").encode())
-        return mine
+        return mine, False
     search = {"validation_samples": 1} | search  # of an earlier version, whose trials its later ones must compare with
     if search.get("format") != FORMAT:
         raise ConfigError(f"{run.uri}: a search of another version of this software; give another --name")
@@ -75,4 +85,4 @@ def open_search(run: Storage, settings: SearchSettings, dataset: Dataset) -> dic
                 f"{run.uri}: was searched with {option} {search[name]}, not {mine[name]}, and trials must compare; "
                 f"give {option} {search[name]} or another --name"
             )
-    return search
+    return search, True

@@ -30,7 +30,7 @@ from tune.display import SearchDisplay, reading_progress, summary
 from tune.ending import how_it_ended, say_interrupted, trained_epochs, why_all_failed
 from tune.image_bits import image_bits
 from tune.ledger import Ledger, TrialRecord
-from tune.opening import COMPARED, SEARCH, open_search
+from tune.opening import COMPARED, SEARCH, check_search, open_search
 from tune.page import write_page
 from tune.pareto import fronts
 from tune.plan import Forecaster, what_it_costs, what_runs
@@ -64,6 +64,7 @@ def main(settings: SearchSettings) -> int:
         if note := unreachable_for_now(tracking_uri(settings.all_runs())):
             decisions.append(f"warning: MLflow at {note}")
         if settings.dry_run:
+            check_search(run_storage, settings, dataset)
             plan = what_runs(
                 settings, dataset, Ledger(run_storage), Budget(settings, SearchClock(run_storage), dataset.bins)
             )

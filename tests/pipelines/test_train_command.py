@@ -251,6 +251,17 @@ def test_a_job_that_cannot_begin_leaves_its_name_free(
     assert not (tmp_path / "job/job.json").exists()
 
 
+def test_a_dry_run_refuses_what_the_command_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    dry = (*OPTIONS, "--storage", str(tmp_path), "--name", "job", "--dry-run")
+    assert call(main, TrainSettings, *dry).status == 0 and not (tmp_path / "job/job.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(memory_room, "memory_bytes", lambda: 1)
+        assert "this model does not fit" in refused(*dry)
+    open_job(open_storage(tmp_path).child("job"), identity(load_dataset("digits"), configs()))
+    assert refused(*dry).endswith("give another --name")
+
+
 # --- what is trained -----------------------------------------------------------------------------
 
 

@@ -14,7 +14,9 @@ from pipelines.ingest import ingest
 from pipelines.ingest_settings import IngestSettings
 from pipelines.progress import Steps
 from pipelines.storage import open_storage
+from tests.commands import call
 from tune.opening import open_search, validation_samples
+from tune.search_job import main
 from tune.settings import SearchSettings
 
 pytestmark = pytest.mark.core
@@ -48,6 +50,16 @@ def test_a_search_validates_all_its_trials_alike(tmp_path: Path) -> None:
     del search["validation_samples"]
     run.write("search.json", json.dumps(search).encode())
     assert open_search(run, SearchSettings(), digits)["validation_samples"] == 1
+
+
+def test_a_dry_run_refuses_what_the_command_would(tmp_path: Path) -> None:
+    runs = open_storage(tmp_path)
+    open_search(runs.child("mine"), SearchSettings(batch_size=64), load_dataset("digits"))
+    for options in ((), ("--dry-run",)):
+        done = call(main, SearchSettings, "--storage", str(tmp_path), "--name", "mine", "--batch-size", "8", *options)
+        assert done.status == 2 and "was searched with --batch-size 64, not 8" in done.err
+    done = call(main, SearchSettings, "--storage", str(tmp_path), "--name", "new", "--dry-run")
+    assert done.status == 0 and not (tmp_path / "new/search.json").exists()
 
 
 @pytest.mark.parametrize(
