@@ -275,7 +275,12 @@ def _identity(storage: Storage, name: str, *, own_database: bool) -> str:
         content = place.read(_IDENTITY)
     known = _parsed(content, place)
     identity = str(known["search_id"])
-    was_in, was_called = str(known.get("storage", storage.uri)), str(known.get("name", name))
+    if not here.keys() <= known.keys():  # of an earlier version; from now on a copy is told from its original
+        if _a_neighbour_has(place, identity):
+            identity = uuid.uuid4().hex  # either may be the original, and the other keeps the runs
+        place.write(_IDENTITY, json.dumps({"search_id": identity, **here}).encode())
+        return identity
+    was_in, was_called = str(known["storage"]), str(known["name"])
     if was_called == name and (own_database or was_in == storage.uri):
         return identity
     original = (storage if own_database else open_storage(was_in)).child(was_called)
@@ -291,6 +296,16 @@ def _is_another(original: Storage, place: Storage) -> bool:
     if first is None or second is None:
         return original.uri != place.uri
     return first.exists() and not first.samefile(second)
+
+
+def _a_neighbour_has(place: Storage, identity: str) -> bool:
+    """Whether a folder beside ``place`` has its identity. In S3, where that takes a listing of all, none is found."""
+    if place.local_path is None:
+        return False
+    beside = [
+        path for path in place.local_path.parent.iterdir() if path.is_dir() and path.name != place.local_path.name
+    ]
+    return any(_has_identity(open_storage(path), identity) for path in beside)
 
 
 def _has_identity(place: Storage, identity: str) -> bool:

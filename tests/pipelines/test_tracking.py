@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
+import shutil
 import socket
 import sqlite3
 from collections.abc import Iterator
@@ -383,6 +385,20 @@ def test_trials_move_to_the_parent_that_replaces_a_removed_one(folder: Runs) -> 
     ended(tracker)
     assert folder.ids[SEARCH] != removed
     assert folder.content()[TRIALS[0]].parent == SEARCH
+
+
+@pytest.mark.parametrize("seen_first", [True, False])
+def test_a_copy_of_an_earlier_version_has_an_identity_of_its_own(seen_first: bool, tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    storage.write("first/tracking.json", json.dumps({"search_id": "earlier"}).encode())
+    if seen_first:
+        assert background_tracker._identity(storage, "first", own_database=True) == "earlier"
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    second = background_tracker._identity(storage, "second", own_database=True)
+    assert second != "earlier" == background_tracker._identity(storage, "first", own_database=True)
+    assert second == background_tracker._identity(storage, "second", own_database=True)
+    kept = json.loads(storage.read("first/tracking.json"))
+    assert kept == {"search_id": "earlier", "storage": storage.uri, "name": "first"}
 
 
 def test_a_damaged_identity_is_one_clear_line(runs: Runs) -> None:
