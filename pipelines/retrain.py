@@ -26,11 +26,12 @@ from pipelines.retraining.decision import Decision
 from pipelines.retraining.desk import Desk, previous_of
 from pipelines.retraining.hooks import run_hook
 from pipelines.retraining.job import Job, champion_of, nothing_new
+from pipelines.retraining.looks import image_hashes, require_parts
 from pipelines.retraining.recipe import require_fit, too_large, without_search
 from pipelines.retraining.registered import RegisteredModel, opened_tracking
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.retraining.waiting import waited_for, writable
-from pipelines.retraining.weighing import Scales
+from pipelines.retraining.weighing import SPLIT, Scales
 from pipelines.run_place import explained_disk
 from pipelines.storage import StorageError
 from pipelines.terminal import make_console
@@ -169,6 +170,8 @@ class Command:
             if settings.search is not None:
                 self.say(f"A search of {settings.search} would choose the configuration, which would then be trained")
                 return 0
+            if settings.rotate > 1:
+                require_parts(image_hashes(dataset.images(SPLIT)), settings.rotate)
             configs, source = without_search(settings, dataset, champion, self.say)
         parameters, _ = parameters_and_flops(configs.model)
         about = f"{configs.model.family} of {parameters:,} parameters, {configs.train.epochs} epochs"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import cached_property
 
+import numpy as np
 from rich.console import Console
 
 from fvae.config import ConfigError
@@ -19,7 +21,7 @@ from pipelines.model_files import MODEL
 from pipelines.retraining.comparison import compare
 from pipelines.retraining.decision import Decision, Outcome
 from pipelines.retraining.desk import Desk
-from pipelines.retraining.looks import Look, Looks, explained_by_looking, image_hashes, in_part, sketch
+from pipelines.retraining.looks import Look, Looks, explained_by_looking, image_hashes, in_part, require_parts, sketch
 from pipelines.retraining.recipe import Champion, recipe, require_fit, too_large
 from pipelines.retraining.registered import CHALLENGER, ROLLED_BACK, RegisteredModel, Version
 from pipelines.retraining.sanity import problems
@@ -111,6 +113,8 @@ class Job:
             what = f"version {champion.version.number} of {self._settings.model}"
             require_fit(self._settings, self._dataset, champion.configs.model, what)
         if self._trained is None:
+            if self._settings.rotate > 1:
+                require_parts(self._hashes, self._settings.rotate)
             try:
                 configs, self._source = recipe(self._settings, self._dataset, champion, self._notices.say)
             except NothingFound as nothing:
@@ -168,14 +172,15 @@ class Job:
             against.insert(0, why)
         return decided("kept", *against) if against else decided("promoted", why)
 
+    @cached_property
+    def _hashes(self) -> np.ndarray:
+        return image_hashes(self._dataset.images(SPLIT))
+
     def _compared(self, challenger: Bits, champion: Bits, figures: dict[str, float], pair: str) -> tuple[bool, str]:
         """Whether the challenger is better, and the sentence that says so; adds to ``figures``, and keeps the look."""
         settings = self._settings
-        hashes = image_hashes(self._dataset.images(SPLIT))
         part = self._looks.turn(pair, settings.rotate)
-        chosen = in_part(hashes, part, settings.rotate)
-        if not chosen.any():
-            raise ConfigError(f"--rotate={settings.rotate}: one of the parts has no test image; use fewer")
+        chosen = in_part(self._hashes, part, settings.rotate)
         challenger, champion = (
             Bits({k: bits[:, chosen] for k, bits in each.by_k.items()}) for each in (challenger, champion)
         )
@@ -186,7 +191,7 @@ class Job:
                 part=part,
                 parts=settings.rotate,
                 images=int(chosen.sum()),
-                sketch=sketch(hashes[chosen]),
+                sketch=sketch(self._hashes[chosen]),
             )
         )
         figures["test/looks"] = looks

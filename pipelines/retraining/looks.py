@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from fvae.config import from_fields
+from fvae.config import ConfigError, from_fields
 from fvae.data import Array, ImageSource, image_source
 from fvae.files import parse_json
 from pipelines.retraining.comparison import CONFIDENCE, Comparison
@@ -26,6 +26,8 @@ LEDGER = "looks.json"
 SKETCH = 256
 """Hashes of a split that are kept: the smallest. They tell the share that two splits have in common to some 6%."""
 HASHED_AT_ONCE = 256
+LEAST_IN_PART = 10
+"""Images of a part that decides: an interval from fewer is too wide for any gain that is to be expected."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,26 @@ def image_hashes(images: Array | ImageSource) -> np.ndarray:
 def in_part(hashes: np.ndarray, part: int, parts: int) -> np.ndarray:
     """Which images a part of the split has: bool ``[N]``. An image stays in its part when the split grows."""
     return np.asarray(hashes % np.uint64(parts) == part)
+
+
+def require_parts(hashes: np.ndarray, parts: int) -> None:
+    """Raise ``ConfigError`` where one of ``parts`` parts has fewer images than :data:`LEAST_IN_PART`, 1 part excepted:
+    such a part decides nothing."""
+    least = _smallest(hashes, parts)
+    if parts == 1 or least >= LEAST_IN_PART:
+        return
+    most = min(parts - 1, len(hashes) // LEAST_IN_PART)
+    works = next((fewer for fewer in range(most, 1, -1) if _smallest(hashes, fewer) >= LEAST_IN_PART), 1)
+    raise ConfigError(
+        f"--rotate={parts}: the smallest part of the {len(hashes):,} test images has {least}, and at least "
+        f"{LEAST_IN_PART} are needed to decide; use --rotate={works}"
+    )
+
+
+def _smallest(hashes: np.ndarray, parts: int) -> int:
+    if parts > len(hashes):
+        return 0
+    return int(np.bincount((hashes % np.uint64(parts)).astype(np.int64), minlength=parts).min())
 
 
 def sketch(hashes: np.ndarray) -> tuple[int, ...]:

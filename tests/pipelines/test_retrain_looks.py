@@ -9,8 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fvae.config import ConfigError
+from pipelines.datasets import load_dataset
+from pipelines.retraining import job
 from pipelines.retraining.comparison import compare
-from pipelines.retraining.looks import Look, Looks, explained_by_looking, image_hashes, in_part, overlap, sketch
+from pipelines.retraining.looks import (
+    Look,
+    Looks,
+    explained_by_looking,
+    image_hashes,
+    in_part,
+    overlap,
+    require_parts,
+    sketch,
+)
+from pipelines.retraining.settings import RetrainSettings
 from pipelines.storage import StorageError, open_storage
 
 pytestmark = pytest.mark.core
@@ -96,3 +109,27 @@ def test_with_as_many_looks_as_nights_chance_is_warned_of() -> None:
                 unwarned += explained_by_looking(found, night, 0) is None
     assert passed > 60
     assert unwarned < passed / 3
+
+
+@settings(deadline=None)
+@given(images=st.integers(1, 400), parts=st.integers(1, 60), seed=st.integers(0, 9))
+def test_parts_that_are_too_small_are_refused_with_a_number_that_works(images: int, parts: int, seed: int) -> None:
+    hashes = np.random.default_rng(seed).integers(0, 2**64, images, dtype=np.uint64)
+    least = min(int(in_part(hashes, part, parts).sum()) for part in range(parts))
+    if parts == 1 or least >= 10:
+        require_parts(hashes, parts)
+        return
+    with pytest.raises(ConfigError, match=f"^--rotate={parts}: .* has {least}, ") as failure:
+        require_parts(hashes, parts)
+    works = int(str(failure.value).rpartition("--rotate=")[2])
+    assert 1 <= works < parts
+    require_parts(hashes, works)
+
+
+def test_parts_are_looked_at_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(job, "train", lambda *_: pytest.fail("trained"))
+    night = RetrainSettings(model="fvae-digits", dataset="digits", rotate=500, storage=str(tmp_path))
+    waiting = job.Job.__new__(job.Job)
+    waiting._settings, waiting._trained, waiting._dataset = night, None, load_dataset("digits")
+    with pytest.raises(ConfigError, match="--rotate=500: "):
+        waiting._weighed(None)
