@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from pipelines.sources.base import Question, printable
-from pipelines.sources.split_folders import Found, find_splits
+from pipelines.sources.split_folders import Found, find_splits, one_of_each
 from pipelines.sources.split_names import (
     SPLIT_NAMES,
     are_splits,
+    file_words,
     listed_splits,
     of_file_name,
     split_word,
-    without_split,
 )
-from pipelines.sources.split_option import Parts, Splits, answer
+from pipelines.sources.split_option import Parts, Splits, answer, shown
 
 __all__ = ["LEFT_OUT", "Layout", "Splits", "place_of"]
 
@@ -85,10 +85,10 @@ class Layout:
         if skipped:
             self._require_no_split_of_links(found, skipped)
         if not (self._by_folders(found) or self._by_file_names()):
-            shown = ", ".join(map(printable, sorted(lists)[:3])) + (" …" if len(lists) > 3 else "")
+            some = ", ".join(map(shown, sorted(lists)[:3])) + (" …" if len(lists) > 3 else "")
             if are_splits(split for name in lists for split in listed_splits(name)):
                 raise Question(
-                    f"{where}: {shown} may list published splits, which are not read from there: move the images into "
+                    f"{where}: {some} may list published splits, which are not read from there: move the images into "
                     "folders train, val and test, or cut all of them anew (--splits none)"
                 )
             self._without_splits(found)
@@ -117,20 +117,20 @@ class Layout:
     # --- folders ----------------------------------------------------------------------------------------------
 
     def _by_folders(self, found: Found) -> bool:
-        for parent, names in found.suspected:
-            folders = [(split, (*parent, name)) for split, some in names.items() for name in some]
-            shown = " and ".join(printable(some[0]) for some in names.values())
+        if found.suspected:
+            examples = dict(reversed(found.suspected))
             raise Question(
-                f"{self._where}: {shown} may be published splits; if so, name them"
-                f"{self._option(folders)}; if they are none, cut everything anew (--splits none)"
+                f"{self._where}: {' and '.join(shown('/'.join(path)) for path in examples.values())} may be published "
+                f"splits; if so, name them{self._option(found.suspected)}; if they are none, cut everything anew "
+                "(--splits none)"
             )
         if not found.chosen:
             return False
         for place, outer, inner in found.contrary:
             parts = self._parts[place]
             raise Question(
-                f"{self._where}: {printable(self._examples[place])} lies in {printable('/'.join(parts[: inner + 1]))}, "
-                f"whose name says {found.chosen[place][1].split}, inside {printable('/'.join(parts[: outer + 1]))}, "
+                f"{self._where}: {shown(self._examples[place])} lies in {shown('/'.join(parts[: inner + 1]))}, "
+                f"whose name says {found.chosen[place][1].split}, inside {shown('/'.join(parts[: outer + 1]))}, "
                 f"which is another split; say which folder is which{self._option(self._folders(found))}, or take no "
                 "name for a split (--splits none)"
             )
@@ -140,8 +140,8 @@ class Layout:
             folder = "/".join(self._parts[place][: depth + 1])
             option = self._option([*self._folders(found), *self._likely(found)])
             raise Question(
-                f"{self._where}: {printable(self._examples[stray])} lies beside the split folders "
-                f"({printable(folder)}); where there are train, val and test folders, every image belongs in one of "
+                f"{self._where}: {shown(self._examples[stray])} lies beside the split folders "
+                f"({shown(folder)}); where there are train, val and test folders, every image belongs in one of "
                 f"them: move it, {f'name the splits{option}, ' if option else ''}or take such folders for classes "
                 "(--splits none)"
             )
@@ -154,13 +154,13 @@ class Layout:
         """Raise ``Question`` where the names of files in one split folder are a published cut of their own."""
         words: dict[Parts, dict[str, str]] = defaultdict(dict)
         for place, (depth, _) in found.chosen.items():
-            words[self._parts[place][: depth + 1]].setdefault(place.partition(_FILE)[2], place)
+            words[self._parts[place][: depth + 1]].setdefault(_words([place])[place], place)
         for folder, places in words.items():
             if are_splits(places):
                 split = found.chosen[next(iter(places.values()))][1].split
                 word, place = next((word, place) for word, place in places.items() if word not in ("", split))
                 raise Question(
-                    f"{self._where}: {printable(self._examples[place])} lies in {printable('/'.join(folder))} "
+                    f"{self._where}: {shown(self._examples[place])} lies in {shown('/'.join(folder))} "
                     f"({split}), but its name says {word}; move such files into folders of their own, keep to the "
                     f"folders{self._option(self._folders(found))}, or take no name for a split (--splits none)"
                 )
@@ -205,12 +205,12 @@ class Layout:
         for (_, split), variants in groups.items():
             one, *others = variants.values()
             if others and "train" in found.splits:
-                options = [self._option(folders) for folders in (_one_of_each(groups), self._folders(found))]
+                options = [self._option(folders) for folders in (one_of_each(groups), self._folders(found))]
                 ways = [
                     f"{what}{option}" for what, option in zip(("one of them", "all"), options, strict=True) if option
                 ]
                 raise Question(
-                    f"{self._where}: {printable(one[-1])} and {printable(others[0][-1])} both name the {split} split: "
+                    f"{self._where}: {shown(one[-1])} and {shown(others[0][-1])} both name the {split} split: "
                     "they may hold the same images twice, or be its parts; "
                     f"{'take ' + ' or '.join(ways) if ways else 'rename one of them'}, or cut everything anew "
                     "(--splits none)"
@@ -244,7 +244,7 @@ class Layout:
     # --- file names, links, patterns --------------------------------------------------------------------------
 
     def _by_file_names(self) -> bool:
-        words = {place: place.partition(_FILE)[2] for place in self._parts}
+        words = _words(self._parts)
         if not are_splits(filter(None, words.values())):
             return False
         stray = next((place for place, word in words.items() if not word), None)
@@ -252,8 +252,8 @@ class Layout:
             splits = sorted({word for word in words.values() if word}, key=list(SPLIT_NAMES.values()).index)
             example = next(self._examples[place] for place, word in words.items() if word)
             raise Question(
-                f"{self._where}: the names of files say {', '.join(splits)} ({printable(example)}), but not that of "
-                f"{printable(self._examples[stray])}; move it, or take all as one set: --splits none"
+                f"{self._where}: the names of files say {', '.join(splits)} ({shown(example)}), but not that of "
+                f"{shown(self._examples[stray])}; move it, or take all as one set: --splits none"
             )
         for place, parts in self._parts.items():
             self._placed[place] = (words[place], self._class(parts))
@@ -263,19 +263,19 @@ class Layout:
     def _require_no_split_of_links(self, found: Found, skipped: Mapping[str, str]) -> None:
         """Raise ``Question`` where a split consists of links alone: without them it would be missing."""
         paths = {place: _parts(place.partition(_FILE)[0]) for place in (*skipped, *self._parts)}
-        words = {word for place in paths if (word := place.partition(_FILE)[2])}
-        known = found.splits | {word for place in self._parts if (word := place.partition(_FILE)[2])}
+        words = _words(paths)
+        known = found.splits | set(_words(self._parts).values())
         everything = find_splits(paths)
-        splits = everything.splits | (words if are_splits(words) else set())
-        missing = splits - known if are_splits(splits) else set()
+        splits = everything.splits | (set(words.values()) if are_splits(words.values()) else set())
+        missing = splits - known - {""} if are_splits(splits) else set()
         for place, link in skipped.items():
             chosen = everything.chosen.get(place)
-            split = chosen[1].split if chosen else place.partition(_FILE)[2]
+            split = chosen[1].split if chosen else words[place]
             if split in missing:
                 option = self._option(self._folders(found))
                 there = f"take the splits that are there{option}, " if option else ""
                 raise Question(
-                    f"{self._where}: {printable(link)} is a symbolic link, which is not read from an archive, and the "
+                    f"{self._where}: {shown(link)} is a symbolic link, which is not read from an archive, and the "
                     f"{split} split consists of such links; unpack the archive and give its folder, {there}or cut the "
                     "files that are there anew (--splits none)"
                 )
@@ -290,13 +290,9 @@ class Layout:
             self._note_origin(match.split, "/".join(parts[: match.end]))
 
 
-def _one_of_each(groups: Mapping[tuple[Parts, str], Mapping[str, Parts]]) -> list[tuple[str, Parts]]:
-    """One folder of each split: ``train2017`` and ``val2017``, if there is no ``val2014``."""
-    common = Counter(rest for paths in groups.values() for rest in {without_split(path[-1]) for path in paths.values()})
-    return [
-        (split, max(sorted(paths.values()), key=lambda path: common[without_split(path[-1])]))
-        for (_, split), paths in groups.items()
-    ]
+def _words(places: Iterable[str]) -> dict[str, str]:
+    """The split that the names of the files at each place mean, or ``""``."""
+    return file_words({place: place.partition(_FILE)[2] for place in places})
 
 
 def _parts(folder: str) -> Parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -12,7 +12,9 @@ from pipelines.sources.split_names import (
     read_name,
     read_names,
     read_table_name,
+    split_word,
     suspected_splits,
+    without_split,
 )
 from pipelines.sources.split_option import Parts
 
@@ -32,8 +34,8 @@ class Found:
     """Places that lie beside split folders."""
     contrary: list[tuple[str, int, int]] = field(default_factory=list)
     """Places in a split folder inside that of another split, with the depths of both."""
-    suspected: list[tuple[Parts, dict[str, list[str]]]] = field(default_factory=list)
-    """Folders whose children hold words of a published cut that is not understood, and these children by split."""
+    suspected: list[tuple[str, Parts]] = field(default_factory=list)
+    """Folders whose names hold the words of a published cut that is not understood, and the split of each."""
 
     @property
     def splits(self) -> set[str]:
@@ -94,6 +96,32 @@ def find_splits(paths: Mapping[str, Parts], tables: Collection[str] = ()) -> Fou
         if place not in found.chosen or paths[place][: found.chosen[place][0] + 1] in above:
             found.strays.append(place)
     if not found.chosen:
-        suspected = {parent: suspected_splits(names) for parent, names in children.items()}
-        found.suspected = [(parent, names) for parent, names in suspected.items() if names]
+        found.suspected = _suspected(children)
     return found
+
+
+def _suspected(children: Mapping[Parts, set[str]]) -> list[tuple[str, Parts]]:
+    """The folders whose names hold the words of a published cut: side by side, or else anywhere in the tree."""
+    for parent, names in children.items():
+        if splits := suspected_splits(names):
+            return [(split, (*parent, name)) for split, some in splits.items() for name in some]
+    words = [
+        (split, (*parent, name)) for parent, names in children.items() for name in names if (split := split_word(name))
+    ]
+    outermost = [
+        (split, path) for split, path in words if not any(path[: len(other)] == other != path for _, other in words)
+    ]
+    return sorted(outermost) if are_splits(split for split, _ in outermost) else []
+
+
+def one_of_each(groups: Mapping[tuple[Parts, str], Mapping[str, Parts]]) -> list[tuple[str, Parts]]:
+    """One folder of each split: ``train2017`` and ``val2017``, if there is no ``val2014``.
+
+    Args:
+        groups: the variants of each split in each folder, and where they lie.
+    """
+    common = Counter(rest for paths in groups.values() for rest in {without_split(path[-1]) for path in paths.values()})
+    return [
+        (split, max(sorted(paths.values()), key=lambda path: common[without_split(path[-1])]))
+        for (_, split), paths in groups.items()
+    ]

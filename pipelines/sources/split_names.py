@@ -44,6 +44,9 @@ _AFFIXES = frozenset(_PLAIN_WORDS.split())
 """Words that say nothing else than how the images of a split are kept."""
 _TOKENS = re.compile(r"\d+x\d+|\d+|[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_a-zA-Z]+")
 _LISTS = frozenset(("txt", "csv", "tsv", "json", "jsonl", "lst", "list"))
+_HOLD_OUT = re.compile(r"h(?:old|eld)[-_ ]out", re.IGNORECASE)
+_GLUED_END = re.compile(r"([A-Za-z]+?)(training|train|validation|valid|val|testing|test)(?![A-Za-z])", re.IGNORECASE)
+_SHORT_START = re.compile(r"(tr|va|vl|te|ts)(?![A-Za-z])", re.IGNORECASE)
 _GLUED = re.compile(r"training|train|validation|valid|val|testing|test")
 _SHARD = re.compile(r"(\d+)-of-(\d+)(?:-[0-9a-f]{8,})?(?![0-9A-Za-z])")
 _DIGEST = re.compile(
@@ -71,13 +74,18 @@ class SplitName:
     """Whether the part is the number of a shard: ``train-00000-of-00002``, ``train_batch_1``."""
 
 
+def _tokens(name: str) -> list[str]:
+    """The words and the numbers in a name."""
+    return _TOKENS.findall(_HOLD_OUT.sub("holdout", name))
+
+
 def read_name(name: str) -> SplitName | None:
     """The split that a name means by itself; None where it holds words of other meanings (``test_tube``)."""
     if name.lower() == "t10k":
         return SplitName("test")
     name = _DIGEST.sub("", name) if any(character.isdigit() for character in name) else name
     shard = _SHARD.search(name)
-    tokens = _TOKENS.findall(_SHARD.sub("", name))
+    tokens = _tokens(_SHARD.sub("", name))
     words = [token for token in tokens if token.lower() in _WORDS]
     if len(words) != 1:
         return None
@@ -99,7 +107,7 @@ def _is_part(token: str) -> bool:
 
 def read_table_name(name: str) -> SplitName | None:
     """The split of a table by the name of its file: the only split word in it, or the one at its start."""
-    tokens = [token.lower() for token in _TOKENS.findall(_DIGEST.sub("", _SHARD.sub("", name)))]
+    tokens = [token.lower() for token in _tokens(_DIGEST.sub("", _SHARD.sub("", name)))]
     words = [token for token in tokens if token in _WORDS]
     if not words or (len(words) > 1 and tokens[0] not in _WORDS):
         return None
@@ -118,7 +126,7 @@ def read_names(names: Collection[str]) -> dict[str, SplitName]:
     for words in (_ALL_WORDS, _SHORT):
         families: dict[str, dict[str, SplitName]] = defaultdict(dict)
         for name in unread:
-            tokens = [token.lower() for token in _TOKENS.findall(name)]
+            tokens = [token.lower() for token in _tokens(name)]
             hits = [token for token in tokens if token in words]
             if len(hits) == 1:
                 pattern = " ".join("*" if token == hits[0] else token for token in tokens)
@@ -162,13 +170,13 @@ def suspected_splits(names: Collection[str]) -> dict[str, list[str]]:
 
 def split_word(name: str) -> str | None:
     """The split of the words in a name, whatever else it says; None where there is none, or several."""
-    words = {_ALL_WORDS[token.lower()] for token in _TOKENS.findall(name) if token.lower() in _ALL_WORDS}
+    words = {_ALL_WORDS[token.lower()] for token in _tokens(name) if token.lower() in _ALL_WORDS}
     return words.pop() if len(words) == 1 else None
 
 
 def without_split(name: str) -> str:
     """What a name says beside its split: ``2017`` of ``train2017``, ``cats`` of ``train_cats``."""
-    return " ".join(token for token in map(str.lower, _TOKENS.findall(name)) if token not in _ALL_WORDS)
+    return " ".join(token for token in map(str.lower, _tokens(name)) if token not in _ALL_WORDS)
 
 
 def listed_splits(path: str) -> set[str]:
@@ -179,7 +187,7 @@ def listed_splits(path: str) -> set[str]:
     stem, dot, suffix = path.replace("\\", "/").rpartition("/")[2].rpartition(".")
     if not dot or suffix.lower() not in _LISTS:
         return set()
-    words = {_WORDS[token.lower()] for token in _TOKENS.findall(stem) if token.lower() in _WORDS}
+    words = {_WORDS[token.lower()] for token in _tokens(stem) if token.lower() in _WORDS}
     if "partition" in stem.lower():
         return {"train", "val", "test"}
     return words if len(words) > 1 or read_name(stem) is not None else set()
@@ -188,13 +196,35 @@ def listed_splits(path: str) -> set[str]:
 def of_file_name(stem: str) -> str | None:
     """The split word in a file's name: ``train`` of ``train_0001``, ``img (train) 1``, ``trainA_1`` and ``0001-train``.
 
-    Words such as ``eval`` count, too: they mean a split only where others mean the training split.
+    Words such as ``eval`` count, too: they mean a split only where others mean the training split. Of a word that is
+    glued to another one (``Xtrain_1``), or short (``tr_1``), that other one and a ``*`` stand before the split.
     """
     small = stem.lower()
+    if (short := _SHORT_START.match(small)) and small != short[1]:
+        return f"*{_SHORT[short[1]]}"
     if not any(part in small for part in _PARTS_OF_WORDS) or small in _ALL_WORDS:
         return None  # nearly all
-    words = (token for token in map(str.lower, _TOKENS.findall(stem)) if token in _IN_FILE_NAMES)
-    return next((_IN_FILE_NAMES[token] for token in words), None)
+    words = (token for token in map(str.lower, _tokens(stem)) if token in _IN_FILE_NAMES)
+    split = next((_IN_FILE_NAMES[token] for token in words), None)
+    if split is None and (glued := _GLUED_END.search(small)):
+        return f"{glued[1]}*{SPLIT_NAMES[glued[2]]}"
+    return split
+
+
+def file_words(words: Mapping[str, str]) -> dict[str, str]:
+    """The splits that words of :func:`of_file_name` mean side by side, by place; ``""`` for those that mean none."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for word in words.values():
+        before, star, split = word.rpartition("*")
+        if star:
+            groups[before].add(split)
+    everywhere = all(word.startswith("*") for word in words.values())  # else ``tr`` and ``te`` are languages
+    cuts = {before for before, splits in groups.items() if are_splits(splits) and (before or everywhere)}
+    found = {}
+    for place, word in words.items():
+        before, star, split = word.rpartition("*")
+        found[place] = split if not star or before in cuts else ""
+    return found
 
 
 def are_splits(splits: Iterable[str]) -> bool:

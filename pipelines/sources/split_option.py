@@ -82,11 +82,11 @@ class Splits:
             named |= {(match.split, match.pattern) for match in matches}
             best = [m for m in matches if all(m.beats(other) for other in matches if other.split != m.split)]
             if matches and not best:
-                raise self._claimed(f"{where}: {printable(examples[place])}", parts, matches)
+                raise self._claimed(f"{where}: {shown(examples[place])}", parts, matches)
             found[place] = max(best, key=lambda match: match.end) if best else None
             used |= {(match.split, match.pattern) for match in matches if best and match.split == best[0].split}
         for split, pattern in self.patterns:
-            what = f"{where}: --splits {split}={printable(pattern)}: "
+            what = f"{where}: --splits {split}={shown(pattern)}: "
             require((split, pattern) in named, what + "no folder with images is called so")
             require(
                 (split, pattern) in used,
@@ -101,7 +101,7 @@ class Splits:
         folder = _writable("/".join(parts[: max(match.end for match in matches)]))
         answer = shlex.quote(f"{self.text},{one.split}={folder}")
         return ConfigError(
-            f"{image} lies in {printable(other.pattern)} ({other.split}) and in {printable(one.pattern)} "
+            f"{image} lies in {shown(other.pattern)} ({other.split}) and in {shown(one.pattern)} "
             f"({one.split}); name its folder for one of them, as in --splits {answer}"
         )
 
@@ -129,6 +129,14 @@ def answer(folders: Iterable[tuple[str, Parts]], paths: Mapping[str, Parts], wan
         if {place: match.split for place, match in found.items() if match} == dict(wanted):
             return shlex.quote(text)
     return None
+
+
+def shown(name: str) -> str:
+    """A name for one line of text, whatever characters it holds."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in printable(name)
+    )
 
 
 def _writable(name: str) -> str:

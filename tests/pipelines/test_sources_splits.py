@@ -118,6 +118,12 @@ def test_names_side_by_side_explain_each_other() -> None:
         (pngs("all/testA_001.png", "all/trainA_001.png"), [("test", None), ("train", None)]),
         (pngs("img (test) 1.png", "img (train) 1.png"), [("test", None), ("train", None)]),
         (pngs("a/eval_1.png", "a/train_1.png"), [("test", None), ("train", None)]),
+        (pngs("Xtest_1.png", "Xtrain_1.png"), [("test", None), ("train", None)]),
+        (pngs("carstest1.png", "carstrain1.png"), [("test", None), ("train", None)]),
+        (pngs("te_1.png", "tr_1.png"), [("test", None), ("train", None)]),
+        (pngs("de_1.png", "te_1.png", "tr_1.png"), [(None, None)] * 3),
+        (pngs("contest_1.png", "strain_1.png", "oval.png"), [(None, None)] * 3),
+        (pngs("hold_out/1.png", "train/2.png"), [("test", None), ("train", None)]),
         (pngs("a/cat_dev_1.png", "a/cat_dev_2.png"), [(None, None)] * 2),
         (pngs("test/1.png", "train/train/2.png", "train/val/3.png"), [("test", None), ("train", None), ("val", None)]),
         (
@@ -147,9 +153,21 @@ def test_splits_at_any_depth_with_the_usual_affixes(
     [
         (
             pngs("My Test Photos (final)/1.png", "My Train Photos/2.png"),
-            "My Test Photos (final) and My Train Photos may be published splits",
+            "My Train Photos and My Test Photos (final) may be published splits",
             "train=My Train Photos,test=My Test Photos (final)",
             {"My Test Photos (final)/1.png": "test", "My Train Photos/2.png": "train"},
+        ),
+        (
+            pngs("a/My Train Photos/cat/1.png", "b/The Test (final)/cat/2.png"),
+            "may be published splits",
+            "train=My Train Photos,test=The Test (final)",
+            {"a/My Train Photos/cat/1.png": "train", "b/The Test (final)/cat/2.png": "test"},
+        ),
+        (
+            pngs("train/1.png", "a\nb/2.png"),
+            "a\\nb/2.png lies beside the split folders (train)",
+            "none",
+            {"train/1.png": None, "a\nb/2.png": None},
         ),
         (
             pngs("final_test_v2a/1.png", "final_train_v2b/2.png"),
