@@ -167,7 +167,7 @@ def test_splits_at_any_depth_with_the_usual_affixes(
             pngs("train/1.png", "a\nb/2.png"),
             "a\\nb/2.png lies beside the split folders (train)",
             "none",
-            {"train/1.png": None, "a\nb/2.png": None},
+            {"train/1.png": None, "a\\nb/2.png": None},
         ),
         (
             pngs("final_test_v2a/1.png", "final_train_v2b/2.png"),
