@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from fvae.config import ConfigError, from_fields
+from fvae.config import ConfigError, from_fields, require
 from fvae.data import Array, ImageSource, image_source
 from fvae.files import parse_json
 from pipelines.retraining.comparison import CONFIDENCE, Comparison
@@ -56,7 +56,11 @@ class Looks:
         self._place, self._guard = place, guard
         self._looks: list[Look] = []
         if place is not None and place.exists(LEDGER):
-            kept = parse_json(place.read(LEDGER), f"{place.uri}/{LEDGER}")
+            where = f"{place.uri}/{LEDGER}"
+            kept = parse_json(place.read(LEDGER), where)
+            looks = kept.get("looks")
+            is_ledger = isinstance(looks, list) and all(isinstance(look, dict) for look in looks)
+            require(is_ledger, f"{where}: damaged, not a ledger of looks; restore it or remove it")
             self._looks = [from_fields(Look, _with_tuple(look)) for look in kept["looks"]]
 
     def turn(self, pair: str, parts: int) -> int:

@@ -133,3 +133,10 @@ def test_parts_are_looked_at_before_anything_is_trained(monkeypatch: pytest.Monk
     waiting._settings, waiting._trained, waiting._dataset = night, None, load_dataset("digits")
     with pytest.raises(ConfigError, match="--rotate=500: "):
         waiting._weighed(None)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"looks": 3}', '{"looks": [3]}', "[]", "{"])
+def test_a_damaged_ledger_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "looks.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"looks\.json: damaged, .*; restore it or remove it$"):
+        Looks(open_storage(tmp_path))
