@@ -23,3 +23,8 @@ def parse_bytes(name: str, text: str) -> int:
     if not count:
         raise ConfigError(f"{name}={text!r}: give a size such as 2GiB, 512MiB or 800MB")
     return count
+
+
+def format_bytes(count: float) -> str:
+    """Bytes as ``7.6 GiB`` or ``350 MiB``."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(1, round(count / 2**20))} MiB"

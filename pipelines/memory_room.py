@@ -12,6 +12,7 @@ from fvae.config import ConfigError, ModelConfig
 from fvae.flops import parameters_and_flops
 from fvae.memory import TrainingMemory, training_memory
 from fvae.train_config import TrainConfig
+from pipelines.byte_sizes import format_bytes
 from pipelines.datasets import memory_bytes
 
 PROCESS_BYTES = 350 * 2**20
@@ -25,14 +26,9 @@ _REFUSED = re.compile(r"can't allocate memory|DefaultCPUAllocator|Cannot allocat
 _RAY = re.compile(r"OutOfMemoryError|running low on memory")  # not its guess "OOM killer", which it makes of any loss
 
 
-def in_words(count: float) -> str:
-    """Bytes as ``7.6 GiB`` or ``350 MiB``."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(1, round(count / 2**20))} MiB"
-
-
 def was_in_use(room: int | None) -> str:
     """That a machine's ``room`` bytes of memory were in use; None where they are not known."""
-    return "its machine's memory was in use" if room is None else f"the machine's {in_words(room)} were in use"
+    return "its machine's memory was in use" if room is None else f"the machine's {format_bytes(room)} were in use"
 
 
 def ran_out(error: BaseException | str) -> bool:
@@ -82,8 +78,8 @@ def require_room(
             advice = f"--micro-batch-size {smaller} with --checkpoint-activations fits"
             break
     raise ConfigError(
-        f"this model does not fit: each worker needs {in_words(need)} of memory to train it, and this machine has "
-        f"{in_words(room)}; {advice}"
+        f"this model does not fit: each worker needs {format_bytes(need)} of memory to train it, and this machine has "
+        f"{format_bytes(room)}; {advice}"
     )
 
 
@@ -99,14 +95,15 @@ def why_it_ran_out(model: ModelConfig, train: TrainConfig, images: int, room: in
         if crowded
         else "a machine with more memory may hold it, and --max-memory leaves such models out"
     )
-    return f"out of memory: its process needs about {in_words(_of_process(memory))}, and {was_in_use(room)}; {advice}"
+    need = format_bytes(_of_process(memory))
+    return f"out of memory: its process needs about {need}, and {was_in_use(room)}; {advice}"
 
 
 def does_not_fit(need: int, room: int) -> str:
     """One line for a trial that is not begun."""
     return (
-        f"out of memory: its process needs {in_words(need)}, and the machine has {in_words(room)}; leave such models "
-        "out with --max-memory, or search on a machine with more memory"
+        f"out of memory: its process needs {format_bytes(need)}, and the machine has {format_bytes(room)}; leave such "
+        "models out with --max-memory, or search on a machine with more memory"
     )
 
 

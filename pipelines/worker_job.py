@@ -32,6 +32,7 @@ from fvae.data import Dataset, ImageSource
 from fvae.evaluation import NonFiniteError
 from fvae.workers import Workers
 from pipelines import memory_room
+from pipelines.byte_sizes import format_bytes
 from pipelines.datasets import memory_bytes
 from pipelines.machines_to_come import await_machines
 from pipelines.meeting import MEETING, have_met
@@ -335,9 +336,9 @@ def _out_of_memory(error: BaseException) -> str:
     rank, host = Workers.of_process_group().rank, socket.gethostname()
     what = last_line(error).partition(". ")[0][:120]
     if isinstance(error, torch.OutOfMemoryError):
-        has = f"its GPU has {memory_room.in_words(torch.cuda.mem_get_info()[1])}" if torch.cuda.is_available() else ""
+        has = f"its GPU has {format_bytes(torch.cuda.mem_get_info()[1])}" if torch.cuda.is_available() else ""
     else:
-        has = f"the machine has {memory_room.in_words(memory_bytes())}"
+        has = f"the machine has {format_bytes(memory_bytes())}"
     return (
         f"worker {rank} on {host} ran out of memory ({'; '.join(filter(None, (what, has)))}); a smaller "
         "--micro-batch-size or --checkpoint-activations needs less, and so do more workers"
