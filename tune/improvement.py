@@ -31,11 +31,13 @@ class Staircase:
         self._starts = np.array([-np.inf, *(size for size, _ in front), reference[0]])
         self._heights = np.array([reference[1], *(bits for _, bits in front)])
 
-    @property
-    def area(self) -> float:
-        """What the front dominates, in decades × bits/dim."""
-        steps = slice(1, None)  # the first has the reference's height
-        return float((np.diff(self._starts[steps]) * (self.reference[1] - self._heights[steps])).sum())
+    def area(self, mean: float) -> float:
+        """Area between the front and the highest bits/dim on it or of one more model, in decades × bits/dim.
+
+        It does not depend on the reference's bits/dim, which lies far above every model where pixels have many levels.
+        """
+        sizes, heights = self._starts[1:], self._heights[1:]  # the first step has the reference's height
+        return float((np.diff(sizes) * (heights.max(initial=mean) - heights)).sum())
 
     def height(self, log_size: Floats | float) -> Floats:
         """Lowest bits/dim within a size; the reference's where the front has nothing so small."""

@@ -8,7 +8,8 @@ The rule, at each rung, for a trial with N parameters (:class:`Rule` has its par
    family have reached and running ones are forecast to reach. Where rivals of N parameters or less do better than
    it may hope for, that is nothing: size is known, so the expectation is exact given the forecast
    (:mod:`tune.improvement`).
-3. It goes on if that is at least a small share of the front's area (``least_gain``).
+3. It goes on if that is at least a small share of the front's own area (``least_gain``): the area between the front
+   and the highest bits/dim on it, or the trial's where that is higher.
 4. A trial that has already measured less than every complete trial of its front of its size or less goes on too.
 5. Otherwise it is stopped, unless its size would starve: of the trials of its family in a band of sizes (half a
    decade) that reached the rung, one in ``kept`` goes on whatever the rule says.
@@ -40,8 +41,8 @@ class Rule:
 
     rung_shares: tuple[float, ...] = (1 / 15, 1 / 8, 1 / 4, 1 / 2)
     """Shares of the epochs at which a trial may be stopped."""
-    least_gain: float = 0.005
-    """Share of the front's area by which a trial must be expected to enlarge it."""
+    least_gain: float = 0.04
+    """Share of the front's own area by which a trial must be expected to enlarge it."""
     bands: int = 2
     """Bands of sizes to a decade."""
     kept: int | None = 16
@@ -61,7 +62,7 @@ class Rule:
         front = standings.front(rivals, max(record.params, *(each.record.params for each in rivals)))
         size, (mean, spread) = standings.log_size([record.params]), forecast
         gain = float(front.expected_improvement(size, np.array([mean]), np.array([spread]))[0])
-        if gain >= self.least_gain * front.area or self.would_starve(standings, record):
+        if gain >= self.least_gain * front.area(mean) or self.would_starve(standings, record):
             return None
         smaller = [each for each in rivals if standings.log_size([each.record.params])[0] <= size[0]]
         complete = [each for each in smaller if each.record.status == "complete"]
