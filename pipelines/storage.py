@@ -10,12 +10,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from fvae.config import ConfigError, require
-
-if TYPE_CHECKING:
-    import pyarrow.fs
 
 READ_AHEAD = 8 * 2**20
 """Bytes that :meth:`Storage.open` fetches at a time."""
@@ -207,16 +204,3 @@ def open_storage(location: str | Path, *, anonymous: bool = False) -> Storage:
     from pipelines.s3 import S3Storage  # boto3 takes 0.3 s to import: not for local runs
 
     return S3Storage(bucket, prefix, anonymous=anonymous)
-
-
-def ray_storage(uri: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
-    """``(storage_path, storage_filesystem)`` for Ray's ``RunConfig``: the same store, retries and log lines.
-
-    Raises ``ConfigError`` as :func:`open_storage` does.
-    """
-    storage = open_storage(uri)
-    if storage.local_path is not None:
-        return storage.uri, None
-    from pipelines.ray_files import storage_filesystem
-
-    return storage.uri.removeprefix("s3://"), storage_filesystem()
