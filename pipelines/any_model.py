@@ -19,9 +19,9 @@ from fvae.training_state import TrainingState
 from pipelines.checkpoints import CHECKPOINTS, CheckpointStore
 from pipelines.model_files import MODEL
 from pipelines.model_folder import MLMODEL
-from pipelines.on_disk import read_from
 from pipelines.registry import model_location, tracking_uri_of
 from pipelines.storage import StorageError, open_storage
+from pipelines.storage.local_copies import read_from
 
 SUFFIX = ".safetensors"
 

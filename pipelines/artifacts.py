@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from pipelines.on_disk import read_from
 from pipelines.storage import Storage, open_storage
+from pipelines.storage.local_copies import read_from
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -12,9 +12,9 @@ import torch
 
 from fvae.config import ConfigError
 from fvae.training_state import TrainingState
-from pipelines.on_disk import read_from, written_to
 from pipelines.storage import SpoiltError, Storage
-from pipelines.stored import address
+from pipelines.storage.json_objects import address
+from pipelines.storage.local_copies import read_from, written_to
 
 log = logging.getLogger("pipelines.storage")
 

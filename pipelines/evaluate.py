@@ -31,10 +31,10 @@ from pipelines.datasets import describe, load_dataset
 from pipelines.evaluate_settings import EvaluateSettings
 from pipelines.evaluation_pictures import PICTURES, pictures
 from pipelines.evaluation_report import REPORT, figures, read_report, software, table, write_report
-from pipelines.lease import exclusive
 from pipelines.progress import Steps, WarningLines
 from pipelines.readings import BITS, KeptReadings, Measured, Reading, measure
 from pipelines.storage import Storage, open_storage
+from pipelines.storage.lease import exclusive
 from pipelines.terminal import make_console
 
 

@@ -31,13 +31,13 @@ from pipelines.dataset_writer import (
 )
 from pipelines.ingest_settings import IngestSettings, bad_limit, require_apart
 from pipelines.ingest_summary import summary
-from pipelines.lease import Lease, LeaseTaken, exclusive
 from pipelines.placing import BadFiles
 from pipelines.preparing import TooManyBadFiles, prepare
 from pipelines.progress import Steps, WarningLines
 from pipelines.sources import Source, open_source
 from pipelines.spool import Spool
 from pipelines.storage import Storage, is_remote, open_storage
+from pipelines.storage.lease import Lease, LeaseTaken, exclusive
 from pipelines.terminal import make_console, without_controls
 from pipelines.value_range import require_range
 

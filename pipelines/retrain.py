@@ -32,8 +32,8 @@ from pipelines.retraining.registered import RegisteredModel, opened_tracking
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.retraining.waiting import waited_for, writable
 from pipelines.retraining.weighing import SPLIT, Scales
-from pipelines.run_place import explained_disk
 from pipelines.storage import StorageError
+from pipelines.storage.run_lock import explained_disk
 from pipelines.terminal import make_console
 from pipelines.tracking_database import WorkingCopy
 from pipelines.train_configs import read_tables

@@ -21,11 +21,11 @@ from fvae.epoch_metrics import EpochMetrics
 from fvae.flops import parameters_and_flops
 from pipelines import command_line, memory_room
 from pipelines.datasets import load_dataset
-from pipelines.lease import Lease
 from pipelines.model_files import MODEL
-from pipelines.run_place import explained_disk, locked
 from pipelines.storage import Storage, StorageError
-from pipelines.stored import address
+from pipelines.storage.json_objects import address
+from pipelines.storage.lease import Lease
+from pipelines.storage.run_lock import explained_disk, locked
 from pipelines.submit import here_or_there
 from pipelines.terminal import make_console
 from pipelines.tracking import RunTracker, TrialSnapshot

@@ -20,7 +20,7 @@ from pipelines.datasets import describe
 from pipelines.model_files import MODEL, PICTURES
 from pipelines.run_settings import as_run_name
 from pipelines.storage import Storage
-from pipelines.stored import read_json
+from pipelines.storage.json_objects import read_json
 from pipelines.train_configs import TrainConfigs
 
 JOB, RESULT = "job.json", "result.json"

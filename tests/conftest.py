@@ -130,7 +130,7 @@ def ray_address(shared_ray: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, requests to S3 are tried three times with hardly a wait, each for a second at most."""
-    from pipelines import s3_requests
+    from pipelines.storage import s3_retry as s3_requests
     from tests.s3 import IMPATIENT
 
     for name, value in IMPATIENT.items():

@@ -43,7 +43,7 @@ IMPATIENT = {
     "CONNECT_TIMEOUT": 1.0,
     "READ_TIMEOUT": 1.0,
 }
-"""Constants of ``pipelines.s3_requests`` with which a dead store is known as such at once: see ``impatient``."""
+"""Constants of ``pipelines.storage.s3_retry`` with which a dead store is known as such at once: see ``impatient``."""
 
 
 def impatient_environment(**constants: float) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.storage import Storage
-from pipelines.stored import read_json
+from pipelines.storage.json_objects import read_json
 
 TIME = "time.json"
 KEEP_SECONDS = 30.0

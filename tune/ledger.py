@@ -27,7 +27,7 @@ from fvae.config import field_values, from_fields
 from fvae.files import parse_json
 from fvae.train import EpochMetrics
 from pipelines.storage import Storage
-from pipelines.stored import address, read_present
+from pipelines.storage.json_objects import address, read_present
 from tune.attempts import OF_STATUS, Attempt, ended, heard
 
 RECORD = "trial.json"

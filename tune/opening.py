@@ -11,7 +11,7 @@ from fvae.data import Dataset
 from fvae.streaming import StreamedDataset
 from pipelines.datasets import describe
 from pipelines.storage import Storage
-from pipelines.stored import read_json
+from pipelines.storage.json_objects import read_json
 from tune.settings import SearchSettings
 
 SEARCH = "search.json"

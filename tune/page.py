@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from fvae.config import FAMILIES
 from pipelines.storage import Storage
-from pipelines.stored import read_present
+from pipelines.storage.json_objects import read_present
 from tune.claim_text import by_share
 from tune.figures import FONT, comparison_figure, compute_figure, importance_figure, share_figure, size_figure
 from tune.ledger import TrialRecord

@@ -15,10 +15,10 @@ import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
 from fvae.config import ConfigError
 from fvae.data import Dataset
 from pipelines.datasets import load_dataset, memory_bytes
-from pipelines.run_place import explained_disk, locked
 from pipelines.stop_signals import in_a_hurry
 from pipelines.storage import StorageError
-from pipelines.stored import address
+from pipelines.storage.json_objects import address
+from pipelines.storage.run_lock import explained_disk, locked
 from pipelines.terminal import make_console
 from pipelines.tracking import Artifact, SearchTracker
 from pipelines.tracking_stores import tracking_uri, unreachable_for_now

@@ -21,7 +21,7 @@ from pipelines import memory_room
 from pipelines.datasets import memory_bytes
 from pipelines.model_files import keep_model
 from pipelines.storage import open_storage
-from pipelines.stored import read_json
+from pipelines.storage.json_objects import read_json
 from pipelines.troubles import keep_warnings, trouble, with_warnings
 from tune.card_memory import keep_to_share
 from tune.ledger import RECORD, TrialRecord

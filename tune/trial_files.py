@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fvae import ConfigError, Trainer
-from pipelines.on_disk import written_to
 from pipelines.storage import SpoiltError, Storage
+from pipelines.storage.local_copies import written_to
 
 CHECKPOINT_SECONDS = 5.0
 """Least time between two checkpoints of a trial: what a crash can cost it."""

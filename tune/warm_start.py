@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from fvae.config import ConfigError, require
 from fvae.flops import parameters_and_flops
 from pipelines.storage import Storage, open_storage
-from pipelines.stored import read_json
+from pipelines.storage.json_objects import read_json
 from tune.candidates import Candidate, SpaceCandidates, point_of
 from tune.ledger import Ledger, TrialRecord
 from tune.opening import FORMAT, SEARCH

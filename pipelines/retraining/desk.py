@@ -14,11 +14,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from fvae.config import ConfigError
-from pipelines.lease import Lease
 from pipelines.retraining.decision import Decision
 from pipelines.retraining.registered import CHAMPION, PREVIOUS, ROLLED_BACK, RegisteredModel, Version, put
 from pipelines.retraining.waiting import waited_for
 from pipelines.storage import Storage
+from pipelines.storage.lease import Lease
 from pipelines.tracking_database import WorkingCopy
 
 PENDING = "pending.json"

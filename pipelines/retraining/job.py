@@ -16,7 +16,6 @@ from fvae.flops import parameters_and_flops
 from fvae.model import Model
 from pipelines.any_model import open_model, weights_digest
 from pipelines.datasets import describe
-from pipelines.lease import Lease
 from pipelines.model_files import MODEL
 from pipelines.retraining.comparison import compare
 from pipelines.retraining.decision import Decision, Outcome
@@ -30,7 +29,8 @@ from pipelines.retraining.settings import RetrainSettings
 from pipelines.retraining.training import Trained, train
 from pipelines.retraining.weighing import SPLIT, Bits, Scales
 from pipelines.storage import Storage, StorageError
-from pipelines.stored import address
+from pipelines.storage.json_objects import address
+from pipelines.storage.lease import Lease
 from pipelines.troubles import Notices
 
 LOOKED_AT = 64

@@ -18,7 +18,7 @@ from pipelines.retraining.waiting import waited_for
 from pipelines.run_settings import as_run_name
 from pipelines.stop_signals import in_a_hurry
 from pipelines.storage import StorageError
-from pipelines.stored import read_json
+from pipelines.storage.json_objects import read_json
 from pipelines.train_configs import TrainConfigs
 
 # The search must not outlive us: it holds the run that the next retraining opens again. Linux then interrupts it, as

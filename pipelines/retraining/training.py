@@ -10,9 +10,9 @@ from fvae.data import Dataset
 from pipelines.checkpoints import CHECKPOINTS
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.retraining.waiting import waited_for
-from pipelines.run_place import explained_disk
 from pipelines.run_settings import as_run_name
 from pipelines.storage import Storage, StorageError
+from pipelines.storage.run_lock import explained_disk
 from pipelines.train import Training
 from pipelines.train_configs import TrainConfigs
 from pipelines.train_job import TrainResult, identity, job_digest, open_job

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 from fvae.config import ConfigError
 from pipelines.durations import duration
-from pipelines.lease import Lease, LeaseTaken, exclusive
 from pipelines.storage import Storage, StorageError
+from pipelines.storage.lease import Lease, LeaseTaken, exclusive
 
 LOOK_SECONDS, LOOK_SECONDS_REMOTE = 0.5, 5.0
 """How often it is tried again: on a folder, and on a store, where it costs requests."""
@@ -17,7 +17,7 @@ LOOK_SECONDS, LOOK_SECONDS_REMOTE = 0.5, 5.0
 
 @contextlib.contextmanager
 def waited_for(storage: Storage, what: str, seconds: float, say: Callable[[str], None]) -> Iterator[Lease]:
-    """Hold ``storage`` alone, as :func:`pipelines.lease.exclusive` does, once whoever holds it has ended.
+    """Hold ``storage`` alone, as :func:`pipelines.storage.lease.exclusive` does, once whoever holds it has ended.
 
     Args:
         storage: the place.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from pipelines import s3_multipart
+from pipelines.storage import s3_multipart
 from tests.pipelines import training_cluster
 from tests.pipelines.ray_server import RayServer
 from tests.pipelines.schedule_team import Team

@@ -469,7 +469,7 @@ def test_an_evaluation_that_has_lost_its_place_writes_nothing_more(
     model = build(ModelConfig(family="flow", channels=1, height=8, width=8, bins=17))
     save(model, tmp_path / "model")
     options = ("--model", str(tmp_path / "model"), "--dataset", "digits", "--output", str(tmp_path / "out"))
-    monkeypatch.setattr("pipelines.lease.Lease.lost", property(lambda self: True))
+    monkeypatch.setattr("pipelines.storage.lease.Lease.lost", property(lambda self: True))
     done = call(main, EvaluateSettings, *options)
     assert done.status == 1
     assert "the lock was lost" in done.err and done.err.count("\n") == 1

@@ -30,12 +30,12 @@ from pipelines.datasets import load_dataset
 from pipelines.ingest import ingest, main
 from pipelines.ingest_settings import IngestSettings, bad_limit
 from pipelines.ingest_summary import class_line, summary
-from pipelines.lease import Lease
 from pipelines.preparing import prepare
 from pipelines.progress import Steps
 from pipelines.sources import open_source
 from pipelines.spool import Spool
 from pipelines.storage import StorageError, open_storage
+from pipelines.storage.lease import Lease
 from tests.pipelines.bad_inputs import CASES, Case, idx
 from tests.pipelines.dying import Death, Died, die_at
 

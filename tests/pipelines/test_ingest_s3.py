@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from fvae.manifest import Manifest
-from pipelines import dataset_writer, s3_requests
+from pipelines import dataset_writer
 from pipelines.datasets import load_dataset
 from pipelines.storage import Storage, StorageError, open_storage
+from pipelines.storage import s3_retry as s3_requests
 from tests.pipelines.bad_inputs import archive
 from tests.pipelines.test_ingest import make, pixels, stored, tree
 from tests.s3 import FAULTS, FaultProxy

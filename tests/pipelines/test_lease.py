@@ -17,17 +17,17 @@ from pathlib import Path
 import pytest
 
 from fvae.config import ConfigError
-from pipelines import lease as lease_module
-from pipelines.lease import LeaseTaken, exclusive
-from pipelines.lease_holder import Holder
 from pipelines.storage import Storage, StorageError, open_storage
+from pipelines.storage import lease as lease_module
+from pipelines.storage.lease import LeaseTaken, exclusive
+from pipelines.storage.lease_holder import Holder
 from tests.s3 import FaultProxy, only
 
 pytestmark = pytest.mark.core
 
 HOLDS = """
 import sys, time
-from pipelines.lease import exclusive
+from pipelines.storage.lease import exclusive
 from pipelines.storage import open_storage
 with exclusive(open_storage(sys.argv[1])):
     print("held", flush=True)
@@ -246,7 +246,7 @@ def test_nobody_takes_a_lock_of_a_dead_store(s3: str, remote: Storage, monkeypat
 
 
 def test_the_end_does_not_wait_for_a_renewal(s3: str, remote: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines import s3_requests
+    from pipelines.storage import s3_retry as s3_requests
 
     monkeypatch.setattr(lease_module, "RENEW_SECONDS", 0.01)
     monkeypatch.setattr(s3_requests, "FIRST_WAIT", 600.0)

@@ -16,7 +16,6 @@ import pytest
 from fvae import Model, evaluate, load
 from fvae.data import Dataset
 from pipelines.datasets import load_dataset
-from pipelines.lease import exclusive
 from pipelines.readings import Reading
 from pipelines.registry import model_location
 from pipelines.retraining import hooks
@@ -24,6 +23,7 @@ from pipelines.retraining.comparison import compare
 from pipelines.retraining.desk import Desk
 from pipelines.retraining.weighing import Scales
 from pipelines.storage import open_storage
+from pipelines.storage.lease import exclusive
 from tests.commands import Called
 from tests.pipelines.one_process import without_ray
 from tests.pipelines.retrainings import MODEL, Registry, called, config_file, data_set, pixels

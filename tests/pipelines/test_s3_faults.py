@@ -19,8 +19,8 @@ from urllib.request import Request, urlopen
 import pytest
 
 from fvae.config import ConfigError
-from pipelines import s3_requests
 from pipelines.storage import Storage, StorageError, open_storage
+from pipelines.storage import s3_retry as s3_requests
 from tests.s3 import FAULTS, FaultProxy, impatient_environment, only
 
 pytestmark = [pytest.mark.core, pytest.mark.usefixtures("small_parts")]

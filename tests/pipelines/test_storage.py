@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fvae.config import ConfigError
-from pipelines import s3 as s3_module
 from pipelines.storage import Storage, StorageError, is_remote, open_storage
+from pipelines.storage import s3 as s3_module
 from tests.s3 import FaultProxy
 
 pytestmark = pytest.mark.core

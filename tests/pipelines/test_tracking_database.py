@@ -21,9 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae.config import ConfigError
-from pipelines import background_tracker, s3_requests, tracking_database
-from pipelines.s3 import S3Storage
+from pipelines import background_tracker, tracking_database
 from pipelines.storage import open_storage
+from pipelines.storage import s3_retry as s3_requests
+from pipelines.storage.s3 import S3Storage
 from pipelines.tracking import default_tracking_uri
 from pipelines.tracking_database import DatabaseConflict, WorkingCopy, database_path
 from tests.pipelines.dying import Died, die_at

@@ -41,7 +41,7 @@ import pathlib, pytest
 from tests.pipelines.tracked import Runs
 from mlflow import MlflowClient
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-from pipelines.s3 import S3Storage
+from pipelines.storage.s3 import S3Storage
 from pipelines.storage import open_storage
 from tests.pipelines.dying import die_at, kill_this_process
 

@@ -18,8 +18,8 @@ from PIL import Image
 from fvae import evaluate, load
 from fvae.data import derived_seed
 from pipelines.datasets import load_dataset
-from pipelines.run_place import locked
 from pipelines.storage import open_storage
+from pipelines.storage.run_lock import locked
 from tests.commands import call
 from tests.tune.real_search import (
     EPOCHS,

@@ -10,8 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.model_files import PICTURES
-from pipelines.run_place import locked
 from pipelines.storage import open_storage
+from pipelines.storage.run_lock import locked
 from pipelines.tracking import default_tracking_uri
 from tests.tune.real_search import MAP, SMALL, called, stored_records, unfinished_uploads
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import s3_requests
 from pipelines.storage import open_storage
+from pipelines.storage import s3_retry as s3_requests
 from tests.commands import Called
 from tests.s3 import FaultProxy, GroupedFaultProxy, only
 from tests.tune.real_search import (

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipelines import s3_requests
+from pipelines.storage import s3_retry as s3_requests
 from tune import trial_files
 from tune import trial_workers as trial_workers_module
 from tune.card_memory import assigned_share
@@ -28,7 +28,7 @@ IMPATIENT = {
     "PATIENCE": 3.0,
     "LONGEST_WAIT": 1.0,
 }
-"""Constants of ``pipelines.s3_requests`` with which a store is given up after seconds instead of minutes."""
+"""Constants of ``pipelines.storage.s3_retry`` with which a store is given up after seconds instead of minutes."""
 
 
 def wait_until(happened: Callable[[], bool]) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fvae.config import ConfigError
-from pipelines.lease_holder import Holder
 from pipelines.storage import ChangedError, Storage, StorageError
+from pipelines.storage.lease_holder import Holder
 
 RENEW_SECONDS = 15.0
 """How often the holder of a remote lease writes that it is still there."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fvae.files import TEMPORARY, temporary_beside, write_bytes, written_whole
-from pipelines.storage import READ_AHEAD, ChangedError, ObjectInfo, Storage, StorageError, check_key
+from pipelines.storage.base import READ_AHEAD, ChangedError, ObjectInfo, Storage, StorageError, check_key
 
 
 class LocalStorage(Storage):

@@ -24,7 +24,7 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from fvae.config import ConfigError
-from pipelines.storage import ArchivedError, SpoiltError, StorageError
+from pipelines.storage.base import ArchivedError, SpoiltError, StorageError
 
 T = TypeVar("T")
 R = TypeVar("R")

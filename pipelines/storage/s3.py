@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from fvae.config import ConfigError
-from pipelines import s3_multipart
-from pipelines.local_storage import copy_stream, local_files
-from pipelines.s3_file import CHECKSUM, RangedFile, verify
-from pipelines.s3_requests import (
+from pipelines.storage import s3_multipart
+from pipelines.storage.base import READ_AHEAD, ChangedError, ObjectInfo, SpoiltError, Storage, check_key
+from pipelines.storage.local import copy_stream, local_files
+from pipelines.storage.s3_file import CHECKSUM, RangedFile, verify
+from pipelines.storage.s3_retry import (
     DamagedError,
     cancelled_by,
     cause,
@@ -27,7 +28,6 @@ from pipelines.s3_requests import (
     status_and_code,
     store_time,
 )
-from pipelines.storage import READ_AHEAD, ChangedError, ObjectInfo, SpoiltError, Storage, check_key
 
 T = TypeVar("T")
 

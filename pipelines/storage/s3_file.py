@@ -6,13 +6,13 @@ import hashlib
 import io
 from typing import TYPE_CHECKING, Any
 
-from pipelines.s3_requests import DamagedError
-from pipelines.storage import READ_AHEAD, SpoiltError, StorageError
+from pipelines.storage.base import READ_AHEAD, SpoiltError, StorageError
+from pipelines.storage.s3_retry import DamagedError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-    from pipelines.s3 import S3Storage
+    from pipelines.storage.s3 import S3Storage
 
 CHECKSUM = "sha256"
 """Metadata entry of every object written here: the SHA-256 of its content in hex."""

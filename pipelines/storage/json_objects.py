@@ -30,6 +30,6 @@ def read_present(storage: Storage, keys: Sequence[str]) -> list[bytes | None]:
 
     if storage.local_path is not None:
         return [read(key) for key in keys]
-    from pipelines.s3_requests import in_threads  # boto3 takes a while to import: not for local runs
+    from pipelines.storage.s3_retry import in_threads  # boto3 takes a while to import: not for local runs
 
     return in_threads(read, keys)

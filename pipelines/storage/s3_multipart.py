@@ -8,8 +8,8 @@ import threading
 from typing import Any, BinaryIO
 
 from fvae.config import ConfigError
-from pipelines.s3_requests import client, in_threads, request, store_time
-from pipelines.storage import StorageError
+from pipelines.storage.base import StorageError
+from pipelines.storage.s3_retry import client, in_threads, request, store_time
 
 THRESHOLD = 32 * 2**20
 """Larger content, in bytes, goes in parts."""
@@ -21,8 +21,8 @@ MOST_PARTS = 10_000
 def upload(bucket: str, key: str, source: BinaryIO, size: int, metadata: dict[str, str]) -> None:
     """Put ``size`` bytes of the seekable ``source`` at ``key``.
 
-    Raises as :func:`pipelines.s3_requests.request` does; then the upload is aborted, and nothing is left of it unless
-    the store is gone.
+    Raises as :func:`pipelines.storage.s3_retry.request` does; then the upload is aborted, and nothing is left of it
+    unless the store is gone.
     """
     uri = f"s3://{bucket}/{key}"
     part_size = max(PART, math.ceil(size / MOST_PARTS))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from fvae.config import ConfigError
 from fvae.files import write_text
-from pipelines.lease import Lease, LeaseTaken, exclusive
 from pipelines.storage import Storage, StorageError
+from pipelines.storage.lease import Lease, LeaseTaken, exclusive
 
 
 @contextmanager

@@ -1,9 +1,8 @@
-"""One way to read and write, whether on a local folder or on S3."""
+"""The interface of every storage, its errors, and the rules of its keys."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from fvae.config import ConfigError, require
+from fvae.config import ConfigError
 
 READ_AHEAD = 8 * 2**20
 """Bytes that :meth:`Storage.open` fetches at a time."""
-
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_BUCKET = re.compile(r"^(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 
 
 class StorageError(OSError):
@@ -140,8 +136,8 @@ class Storage(ABC):
     def clean_up(self, older_than_seconds: float = 0.0) -> int:
         """Remove what killed processes left half-written here; returns how many such things there were.
 
-        For whoever holds the lease of this place (:func:`pipelines.lease.exclusive`): with ``older_than_seconds=0``
-        it also ends writes that other processes are still busy with.
+        For whoever holds the lease of this place (:func:`pipelines.storage.lease.exclusive`): with
+        ``older_than_seconds=0`` it also ends writes that other processes are still busy with.
         """
 
     def cancelled_by(self, event: threading.Event) -> AbstractContextManager[None]:
@@ -169,38 +165,3 @@ def check_key(key: str) -> str:
     if not key or any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
         raise ValueError(f"key {key!r}: must be a relative path without empty, '.' or '..' parts")
     return key
-
-
-def is_remote(location: str | Path) -> bool:
-    """Whether ``location`` names a remote store (``scheme://…``) and not a local path."""
-    return isinstance(location, str) and _SCHEME.match(location) is not None
-
-
-def open_storage(location: str | Path, *, anonymous: bool = False) -> Storage:
-    """The storage at ``s3://bucket[/prefix]`` or at a local path; nothing is read or written yet.
-
-    ``anonymous`` sends no credentials to a remote store, as public buckets of other owners need it.
-
-    Raises ``ConfigError`` for another scheme or an impossible bucket name.
-    """
-    if not is_remote(location):
-        from pipelines.local_storage import LocalStorage
-
-        require(str(location) != "", "storage location '': must be a folder or s3://bucket/prefix")
-        return LocalStorage(Path(location))
-    scheme, rest = str(location).split("://", 1)
-    require(scheme == "s3", f"{location}: cannot use {scheme}://; use a local folder or s3://bucket/prefix")
-    bucket, _, prefix = rest.partition("/")
-    require(
-        _BUCKET.match(bucket) is not None,
-        f"{location}: {bucket!r} is no bucket name (3 to 63 of a-z, 0-9, '.', '-'); use s3://bucket/prefix",
-    )
-    prefix = prefix.strip("/")
-    try:
-        if prefix:
-            check_key(prefix)
-    except ValueError as error:
-        raise ConfigError(f"{location}: must not hold empty, '.' or '..' parts") from error
-    from pipelines.s3 import S3Storage  # boto3 takes 0.3 s to import: not for local runs
-
-    return S3Storage(bucket, prefix, anonymous=anonymous)
