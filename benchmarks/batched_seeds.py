@@ -22,7 +22,7 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from benchmarks.small_models import MODELS
 from fvae import ModelConfig, TrainConfig, Trainer
 from fvae.model import Model
-from pipelines import command_line
+from pipelines.cli import command_line
 
 BATCH = 64
 

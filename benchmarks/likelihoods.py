@@ -29,7 +29,7 @@ from fvae import ModelConfig, NonFiniteError, TrainConfig, Trainer
 from fvae.data import TensorImages, derived_seed
 from fvae.evaluation import evaluate
 from fvae.files import write_text
-from pipelines import command_line
+from pipelines.cli import command_line
 from pipelines.datasets import load_dataset
 from tune.assembly import SIGMA_LEARNING_RATE
 

@@ -25,7 +25,7 @@ from fvae import ModelConfig, TrainConfig, Trainer
 from fvae.data import derived_seed, image_source
 from fvae.evaluation import evaluate, standard_error
 from fvae.files import write_text
-from pipelines import command_line
+from pipelines.cli import command_line
 from pipelines.datasets import load_dataset
 from tune.assembly import SIGMA_LEARNING_RATE
 

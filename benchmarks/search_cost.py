@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipelines import command_line
+from pipelines.cli import command_line
 
 SIZES = (3_000, 10_000, 30_000, 100_000)
 """Most parameters of the columns' models."""

@@ -24,7 +24,7 @@ import torch
 
 from fvae import ModelConfig, TrainConfig, Trainer
 from fvae.flow import MultiScaleFlow
-from pipelines import command_line
+from pipelines.cli import command_line
 
 FLOW = {"family": "flow", "flow_levels": 2, "sigma1_init": 0.0}
 FVAE = {

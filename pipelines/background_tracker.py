@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 from fvae.config import ConfigError
 from pipelines import tracking_stores as stores
 from pipelines.artifact_places import settle
+from pipelines.cli.redaction import without_secrets
 from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
-from pipelines.plain_urls import without_secrets
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.tracking_database import DATABASE, DatabaseConflict, WorkingCopy
 from pipelines.trial_snapshot import TrialSnapshot

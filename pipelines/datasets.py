@@ -18,11 +18,11 @@ from fvae.data import Dataset, ImageDataset
 from fvae.manifest import MANIFEST, SPLITS, Manifest
 from fvae.shards import load_images
 from fvae.streaming import StreamedDataset
+from pipelines.cli.progress import Steps
+from pipelines.cli.run_settings import Streaming
 from pipelines.ingest import ingest, read_manifest
 from pipelines.ingest_settings import IngestSettings
 from pipelines.preparing import TooManyBadFiles
-from pipelines.progress import Steps
-from pipelines.run_settings import Streaming
 from pipelines.sources.base import Question
 from pipelines.sources.opening import EMBEDDED
 from pipelines.storage import Storage, open_storage

@@ -25,17 +25,17 @@ from fvae.data import Dataset, image_source
 from fvae.evaluation import NonFiniteError
 from fvae.flops import parameters_and_flops
 from fvae.model import Model
-from pipelines import command_line
 from pipelines.any_model import as_name, open_model, short_name, weights_digest
+from pipelines.cli import command_line
+from pipelines.cli.progress import Steps, WarningLines
+from pipelines.cli.terminal import make_console
 from pipelines.datasets import describe, load_dataset
 from pipelines.evaluate_settings import EvaluateSettings
 from pipelines.evaluation_pictures import PICTURES, pictures
 from pipelines.evaluation_report import REPORT, figures, read_report, software, table, write_report
-from pipelines.progress import Steps, WarningLines
 from pipelines.readings import BITS, KeptReadings, Measured, Reading, measure
 from pipelines.storage import Storage, open_storage
 from pipelines.storage.lease import exclusive
-from pipelines.terminal import make_console
 
 
 def main(settings: EvaluateSettings) -> int:

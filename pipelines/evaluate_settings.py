@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fvae.config import ConfigError, require, require_choice, require_integer, require_seed
 from fvae.manifest import SPLITS
-from pipelines.run_settings import Streaming
+from pipelines.cli.run_settings import Streaming
 from pipelines.storage import open_storage
 from pipelines.worker_resources import WorkerResources
 

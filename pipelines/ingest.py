@@ -19,7 +19,9 @@ from pathlib import Path
 
 from fvae.config import ConfigError
 from fvae.manifest import FORMAT, MANIFEST, Manifest
-from pipelines import command_line
+from pipelines.cli import command_line
+from pipelines.cli.progress import Steps, WarningLines
+from pipelines.cli.terminal import make_console, without_controls
 from pipelines.dataset_writer import (
     LOCK,
     REFUSED_FILES,
@@ -33,12 +35,10 @@ from pipelines.ingest_settings import IngestSettings, bad_limit, require_apart
 from pipelines.ingest_summary import summary
 from pipelines.placing import BadFiles
 from pipelines.preparing import TooManyBadFiles, prepare
-from pipelines.progress import Steps, WarningLines
 from pipelines.sources import Source, open_source
 from pipelines.spool import Spool
 from pipelines.storage import Storage, is_remote, open_storage
 from pipelines.storage.lease import Lease, LeaseTaken, exclusive
-from pipelines.terminal import make_console, without_controls
 from pipelines.value_range import require_range
 
 Say = Callable[[str], None]

@@ -12,7 +12,7 @@ from fvae.config import ConfigError, ModelConfig
 from fvae.flops import parameters_and_flops
 from fvae.memory import TrainingMemory, training_memory
 from fvae.train_config import TrainConfig
-from pipelines.byte_sizes import format_bytes
+from pipelines.cli.quantities import format_bytes
 from pipelines.datasets import memory_bytes
 
 PROCESS_BYTES = 350 * 2**20

@@ -10,12 +10,12 @@ from collections.abc import Callable
 import numpy as np
 
 from fvae.config import ConfigError
+from pipelines.cli.progress import Steps
 from pipelines.dataset_writer import dataset_hash
 from pipelines.decode_source import decode_source
 from pipelines.decoding import describe
 from pipelines.ingest_settings import IngestSettings, bad_limit
 from pipelines.placing import BadFiles, placed, same_shape
-from pipelines.progress import Steps
 from pipelines.sources import Source
 from pipelines.sources.base import shortened
 from pipelines.splitting import split

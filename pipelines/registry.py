@@ -22,9 +22,9 @@ from fvae.config import ConfigError, ModelConfig, require
 from fvae.train_config import TrainConfig
 from pipelines.artifact_places import settle
 from pipelines.artifacts import reachable
+from pipelines.cli.redaction import plain_url, without_secrets
 from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
 from pipelines.model_folder import ARTIFACT, MLMODEL
-from pipelines.plain_urls import plain_url, without_secrets
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.tracking_database import WorkingCopy
 from pipelines.tracking_stores import tracking_uri

@@ -20,7 +20,8 @@ from fvae.config import ConfigError, require
 from fvae.data import Dataset
 from fvae.evaluation import NonFiniteError
 from fvae.flops import parameters_and_flops
-from pipelines import command_line
+from pipelines.cli import command_line
+from pipelines.cli.terminal import make_console
 from pipelines.datasets import describe, load_dataset
 from pipelines.retraining.decision import Decision
 from pipelines.retraining.desk import Desk, previous_of
@@ -34,7 +35,6 @@ from pipelines.retraining.waiting import waited_for, writable
 from pipelines.retraining.weighing import SPLIT, Scales
 from pipelines.storage import StorageError
 from pipelines.storage.run_lock import explained_disk
-from pipelines.terminal import make_console
 from pipelines.tracking_database import WorkingCopy
 from pipelines.train_configs import read_tables
 from pipelines.troubles import Notices

@@ -22,15 +22,15 @@ from pathlib import Path
 from rich.console import Console
 
 from fvae.config import ConfigError, require
-from pipelines import command_line
-from pipelines.durations import parse_duration
+from pipelines.cli import command_line
+from pipelines.cli.quantities import parse_duration
+from pipelines.cli.terminal import make_console
 from pipelines.retraining.hooks import require_hook
 from pipelines.scheduling.runs import OPEN, SUCCEEDED, Run
 from pipelines.scheduling.schedules import Schedule, model_of
 from pipelines.scheduling.settings import Add, History, List, Pause, Remove, Resume, RunNow, ScheduleSettings, Serve
 from pipelines.scheduling.store import Store
 from pipelines.scheduling.tables import show_history, show_schedules
-from pipelines.terminal import make_console
 
 
 def main(settings: ScheduleSettings, arguments: tuple[str, ...] | None = None) -> int:

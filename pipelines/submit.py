@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fvae.config import ConfigError, require
+from pipelines.cli.run_settings import RunSettings
+from pipelines.cluster.shipped_files import LOCK, ROOT, shipped_files, staged
+from pipelines.cluster.shipped_files import SHIPPED as SHIPPED
 from pipelines.ray_environment import PASSED_ON
-from pipelines.run_settings import RunSettings
-from pipelines.shipment import LOCK, ROOT, shipped_files, staged
-from pipelines.shipment import SHIPPED as SHIPPED
 from pipelines.storage import is_remote
 
 if TYPE_CHECKING:  # Ray takes seconds to import

@@ -16,8 +16,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fvae.config import ConfigError, require
+from pipelines.cli.redaction import plain_url, without_secrets
 from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
-from pipelines.plain_urls import plain_url, without_secrets
 from pipelines.storage import Storage
 
 VARIABLE = "MLFLOW_TRACKING_URI"

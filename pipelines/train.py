@@ -19,7 +19,9 @@ from fvae.config import ConfigError
 from fvae.data import Dataset, steps_per_epoch
 from fvae.epoch_metrics import EpochMetrics
 from fvae.flops import parameters_and_flops
-from pipelines import command_line, memory_room
+from pipelines import memory_room
+from pipelines.cli import command_line
+from pipelines.cli.terminal import make_console
 from pipelines.datasets import load_dataset
 from pipelines.model_files import MODEL
 from pipelines.storage import Storage, StorageError
@@ -27,7 +29,6 @@ from pipelines.storage.json_objects import address
 from pipelines.storage.lease import Lease
 from pipelines.storage.run_lock import explained_disk, locked
 from pipelines.submit import here_or_there
-from pipelines.terminal import make_console
 from pipelines.tracking import RunTracker, TrialSnapshot
 from pipelines.tracking_stores import tracking_uri, unreachable_for_now
 from pipelines.train_configs import TrainConfigs, train_configs

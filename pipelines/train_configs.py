@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from fvae.config import ConfigError, ModelConfig, is_number, require
 from fvae.data import Dataset
 from fvae.train_config import TrainConfig
-from pipelines.optional_fields import given
+from pipelines.cli.optional_fields import given
 from pipelines.train_settings import IN_BINS, OF_THE_IMAGES, TrainSettings
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fvae.epoch_metrics import EpochMetrics
-from pipelines.durations import duration
+from pipelines.cli.quantities import duration
 
 
 class TrainDisplay:

@@ -16,9 +16,9 @@ from fvae.epoch_metrics import EpochMetrics
 from fvae.streaming import StreamedDataset
 from fvae.train_config import identity_of_any_version
 from pipelines.artifacts import Artifact
+from pipelines.cli.run_settings import as_run_name
 from pipelines.datasets import describe
 from pipelines.model_files import MODEL, PICTURES
-from pipelines.run_settings import as_run_name
 from pipelines.storage import Storage
 from pipelines.storage.json_objects import read_json
 from pipelines.train_configs import TrainConfigs

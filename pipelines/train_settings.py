@@ -8,8 +8,8 @@ from typing import Any
 
 from fvae.config import ModelConfig, require, require_integer, require_positive
 from fvae.train_config import TrainConfig
-from pipelines.optional_fields import optional_fields
-from pipelines.run_settings import RunSettings
+from pipelines.cli.optional_fields import optional_fields
+from pipelines.cli.run_settings import RunSettings
 from pipelines.worker_resources import WorkerResources
 
 OF_THE_IMAGES = ("channels", "height", "width", "bins")

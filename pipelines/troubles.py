@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from fvae.config import ConfigError
-from pipelines.progress import WarningLines
+from pipelines.cli.progress import WarningLines
 from pipelines.storage import StorageError
 
 LOGGER = logging.getLogger("pipelines.storage")

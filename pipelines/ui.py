@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 from fvae.config import ConfigError, require
-from pipelines import command_line
 from pipelines.artifact_places import settle
+from pipelines.cli import command_line
+from pipelines.cli.redaction import plain_url
 from pipelines.mlflow_settings import artifact_place, default_tracking_uri, quiet_mlflow, server_environment
-from pipelines.plain_urls import plain_url
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.tracking_database import WorkingCopy
 from pipelines.tracking_stores import VARIABLE, tracking_uri, unreachable_for_now

@@ -32,7 +32,7 @@ from fvae.data import Dataset, ImageSource
 from fvae.evaluation import NonFiniteError
 from fvae.workers import Workers
 from pipelines import memory_room
-from pipelines.byte_sizes import format_bytes
+from pipelines.cli.quantities import format_bytes
 from pipelines.datasets import memory_bytes
 from pipelines.machines_to_come import await_machines
 from pipelines.meeting import MEETING, have_met

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pipelines import command_line
+from pipelines.cli import command_line
 
 
 class Called(NamedTuple):
@@ -20,7 +20,7 @@ class Called(NamedTuple):
 
 
 def call(main: Callable[[Any], int], settings: type[Any], *options: str) -> Called:
-    """The command with ``options``, through :func:`pipelines.command_line.run`, to its end."""
+    """The command with ``options``, through :func:`pipelines.cli.command_line.run`, to its end."""
     out, err, arguments = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["command", *options]
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from pipelines.durations import duration
+from pipelines.cli.quantities import duration
 from tune.accounting import core_seconds, devices_per_trial, gpu_seconds
 from tune.clock import SearchClock
 from tune.ledger import Ledger, TrialRecord

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.durations import duration
+from pipelines.cli.quantities import duration
 from tune.bootstrap import Front
 from tune.style import LABELS, format_count
 

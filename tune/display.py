@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.durations import duration
+from pipelines.cli.quantities import duration
 from tune.ledger import Ledger, TrialRecord
 from tune.plan import Forecaster
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fvae.data import Dataset
 from fvae.flops import TRAINING_FACTOR
-from pipelines.durations import duration
+from pipelines.cli.quantities import duration
 from tune.accounting import devices_per_trial
 from tune.budget import Budget
 from tune.candidates import Candidate, CandidateSource

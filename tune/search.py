@@ -15,7 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":  # the code beside this file, not of another checkout that the environment may know
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines import command_line
+from pipelines.cli import command_line
 from pipelines.submit import here_or_there
 from tune.settings import SearchSettings
 

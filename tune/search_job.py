@@ -14,12 +14,12 @@ from rich.console import Console
 import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
 from fvae.config import ConfigError
 from fvae.data import Dataset
+from pipelines.cli.stop_signals import in_a_hurry
+from pipelines.cli.terminal import make_console
 from pipelines.datasets import load_dataset, memory_bytes
-from pipelines.stop_signals import in_a_hurry
 from pipelines.storage import StorageError
 from pipelines.storage.json_objects import address
 from pipelines.storage.run_lock import explained_disk, locked
-from pipelines.terminal import make_console
 from pipelines.tracking import Artifact, SearchTracker
 from pipelines.tracking_stores import tracking_uri, unreachable_for_now
 from pipelines.troubles import Notices

@@ -19,9 +19,8 @@ from fvae.config import (
     require_seed,
 )
 from fvae.train_config import Precision
-from pipelines.byte_sizes import parse_bytes
-from pipelines.durations import parse_duration
-from pipelines.run_settings import RunSettings, as_run_name
+from pipelines.cli.quantities import parse_bytes, parse_duration
+from pipelines.cli.run_settings import RunSettings, as_run_name
 from pipelines.storage import Storage
 
 Sampler = Literal["front", "tpe", "nsga2", "gp", "random"]

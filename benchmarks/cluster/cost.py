@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import tyro
 
 from fvae.config import require
+from pipelines.cli.command_line import run
 from pipelines.cluster.settings import read_config
-from pipelines.command_line import run
 
 HOURLY = {
     "t3.large": 0.0832,

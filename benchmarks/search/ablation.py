@@ -24,7 +24,7 @@ from benchmarks.search.quality import ENOUGH, TITLES
 from benchmarks.search.replay import MakeMethod, Trace, replay
 from benchmarks.search.results import SHARES, Conditions, quartiles
 from fvae.files import write_text
-from pipelines import command_line
+from pipelines.cli import command_line
 from tune.assembly import Strategy
 from tune.stopping import Rule
 

@@ -28,7 +28,7 @@ from benchmarks.search.curves import CURVES, Curves
 from benchmarks.search.ours import Ours, TableImages, epoch_result
 from benchmarks.search.replay import replay
 from fvae.epoch_metrics import EpochMetrics
-from pipelines import command_line
+from pipelines.cli import command_line
 from tune.claim import curve_of, frontiers, parameters
 from tune.comparison import Band, Comparison, Paths
 from tune.forecasts import Forecasts

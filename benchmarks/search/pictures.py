@@ -23,7 +23,7 @@ from benchmarks.search.others import TOOLS, VARIANTS, four_ways
 from benchmarks.search.replay import Trace
 from benchmarks.search.results import Conditions, Traces, quartiles, read_results
 from fvae import ConfigError
-from pipelines import command_line
+from pipelines.cli import command_line
 from tune.style import GREY, INK, format_count
 
 DPI = 160

@@ -28,7 +28,7 @@ from benchmarks.search.replay import MakeMethod, Trace, replay
 from benchmarks.search.results import SHARES, Conditions, Traces, goal, quartiles, read_results, write_results
 from fvae import ConfigError
 from fvae.files import write_text
-from pipelines import command_line
+from pipelines.cli import command_line
 
 ENOUGH = 0.995
 """Share of every target's hypervolume at which a search is ended: nothing that is asked comes after it."""

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.search.curves import CURVES, Curves, Row
 from fvae.config import FAMILIES
 from fvae.files import write_text
-from pipelines import command_line
+from pipelines.cli import command_line
 from tune.scaling import FORECAST_SHARE, forecast_front
 
 

@@ -37,7 +37,7 @@ from fvae.evaluation import evaluate
 from fvae.files import write_text
 from fvae.flops import parameters_and_flops
 from fvae.memory import training_memory
-from pipelines import command_line
+from pipelines.cli import command_line
 from pipelines.datasets import load_dataset
 from tune.assembly import shared_training
 from tune.opening import validation_samples

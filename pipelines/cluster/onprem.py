@@ -30,8 +30,8 @@ from ray.autoscaler.tags import (
 )
 
 from fvae.config import ConfigError, require
+from pipelines.cli.command_line import BAD_INPUT
 from pipelines.cluster.auth_token import TOKEN, make_token
-from pipelines.command_line import BAD_INPUT
 
 HEAD, WORKER = "head", "worker"
 """The types of machines, of which Ray's autoscaler asks."""

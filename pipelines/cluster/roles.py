@@ -18,9 +18,9 @@ import tyro
 from botocore.exceptions import BotoCoreError, ClientError
 
 from fvae.config import ConfigError
+from pipelines.cli.command_line import run
 from pipelines.cluster.aws_roles import ROLES, make_roles, role_policy, trust_policy
 from pipelines.cluster.settings import ClusterSettings, read_config
-from pipelines.command_line import run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

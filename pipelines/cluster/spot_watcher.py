@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 
 from fvae.config import ConfigError, require, require_positive
-from pipelines.command_line import run
+from pipelines.cli.command_line import run
 
 TOKEN_SECONDS = 21600
 """Life of a session with the metadata service: its longest."""

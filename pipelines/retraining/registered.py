@@ -19,8 +19,8 @@ import tenacity
 from fvae.config import ConfigError
 from fvae.model import Model
 from pipelines.artifact_places import settle
+from pipelines.cli.redaction import plain_url, without_secrets
 from pipelines.mlflow_settings import artifact_location, default_tracking_uri, quiet_mlflow
-from pipelines.plain_urls import plain_url, without_secrets
 from pipelines.registry import RunConfigs, model_location, run_configs, tracking_uri_of
 from pipelines.retraining.decision import Decision
 from pipelines.storage import Storage, StorageError

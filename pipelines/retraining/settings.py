@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import tyro
 
 from fvae.config import ConfigError, require, require_integer, require_positive, require_seed
-from pipelines.durations import parse_duration
+from pipelines.cli.quantities import parse_duration
+from pipelines.cli.run_settings import Streaming
 from pipelines.retraining.hooks import require_hook
-from pipelines.run_settings import Streaming
 from pipelines.storage import Storage, open_storage
 from pipelines.train_settings import TrainSettings
 from pipelines.worker_resources import WorkerResources

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from fvae.data import Dataset
 from pipelines.checkpoints import CHECKPOINTS
+from pipelines.cli.run_settings import as_run_name
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.retraining.waiting import waited_for
-from pipelines.run_settings import as_run_name
 from pipelines.storage import Storage, StorageError
 from pipelines.storage.run_lock import explained_disk
 from pipelines.train import Training

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from fvae.config import ConfigError
-from pipelines.durations import duration
+from pipelines.cli.quantities import duration
 from pipelines.storage import Storage, StorageError
 from pipelines.storage.lease import Lease, LeaseTaken, exclusive
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from fvae.data import Dataset, image_source
 from fvae.model import Model
 from pipelines.any_model import weights_digest
-from pipelines.progress import Steps
+from pipelines.cli.progress import Steps
 from pipelines.readings import KeptReadings, Measured, Reading, measure
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.storage import Storage

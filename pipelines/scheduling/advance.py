@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pipelines.durations import duration
+from pipelines.cli.quantities import duration
 from pipelines.scheduling.jobs import RayJobs
 from pipelines.scheduling.runs import (
     BACKING_OFF,

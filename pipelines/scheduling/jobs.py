@@ -15,7 +15,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 import pipelines.ray_environment  # noqa: F401  # before Ray
 from fvae.config import require
-from pipelines.plain_urls import has_secret
+from pipelines.cli.redaction import has_secret
 from pipelines.ray_session import PASSED_ON
 from pipelines.storage import StorageError
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from pipelines.durations import duration
+from pipelines.cli.quantities import duration
 from pipelines.retraining.hooks import run_hook
 from pipelines.scheduling.advance import advance
 from pipelines.scheduling.jobs import RayJobs, RayUnreachable

@@ -5,7 +5,7 @@ python -m pipelines.services up --data ~/fvae-data --artifacts s3://BUCKET/mlflo
 
 from __future__ import annotations
 
-from pipelines import command_line
+from pipelines.cli import command_line
 from pipelines.services import bringing_up, status, taking_down
 from pipelines.services.options import Command, Down, Up
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from fvae.config import ConfigError, require, require_choice, require_integer, require_positive
-from pipelines.byte_sizes import parse_bytes
+from pipelines.cli.quantities import parse_bytes
 from pipelines.services.places import Places
 from pipelines.storage import is_remote, open_storage
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fvae.config import ConfigError
-from pipelines.terminal import without_controls
+from pipelines.cli.terminal import without_controls
 
 CHUNK_BYTES = 4 << 20
 """Pixels that a source of arrays hands over at a time."""

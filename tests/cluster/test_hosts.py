@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import shipment
+from pipelines.cluster import shipped_files as shipment
 from tests.cluster.hosts import PATIENCE, ROOT, SHARED, Host
 from tests.cluster.onprem_cluster import SERVER, TOKEN, OnPremises
 

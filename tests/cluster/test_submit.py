@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from setuptools import find_packages
 
 from fvae.config import ConfigError
-from pipelines import shipment, submit
+from pipelines import submit
+from pipelines.cluster import shipped_files as shipped
 from pipelines.train_settings import TrainSettings
 from tests.commands import call
 from tune.settings import SearchSettings
@@ -90,7 +92,7 @@ def test_the_file_of_a_config_goes_along(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (folder / "configs/my-models/flow.toml").write_text("")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(submit, "ROOT", folder)
-    monkeypatch.setattr(submit, "shipped_files", lambda config: shipment.shipped_files(folder, config))
+    monkeypatch.setattr(submit, "shipped_files", lambda config: shipped.shipped_files(folder, config))
     monkeypatch.setattr(submit, "this_command", lambda: ["python"])
     monkeypatch.setenv("RAY_ADDRESS", CLOSED)
     options = ["--dry-run", "--storage", "/shared", "--config", "configs/my-models/flow.toml"]
@@ -152,7 +154,7 @@ def test_what_is_shipped_by_ray_job_submit(tmp_path: Path) -> None:
 
 def project(folder: Path) -> Path:
     """This product's files, and beside and among them what a user may keep there."""
-    for name in shipment.shipped_files():
+    for name in shipped.shipped_files():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     private = [
@@ -205,12 +207,12 @@ def packed(environment: dict[str, Any], archive: Path) -> set[str]:
 def test_what_goes_along_is_a_list_of_paths(
     config: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = set(shipment.shipped_files())
+    ours = set(shipped.shipped_files())
     folder = project(tmp_path / "project [1]")
     if config:
         (folder / config).parent.mkdir(exist_ok=True)
         (folder / config).write_text("the user's")
-    monkeypatch.setattr(submit, "staged", lambda config: shipment.staged(folder, config))
+    monkeypatch.setattr(submit, "staged", lambda config: shipped.staged(folder, config))
     environment = submit.runtime_env(config)
     named = {os.path.normpath(config)} if config else set()
     assert packed(environment, tmp_path / "made.zip") == ours | named
@@ -221,17 +223,18 @@ def test_what_goes_along_is_a_list_of_paths(
 
 def test_every_file_of_the_packages_goes_along() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = {package: ["*.py", *settings["package-data"].get(package, [])] for package in settings["packages"]}
-    assert set(settings["package-data"]) <= set(patterns)
-    installed = {f"{package.replace('.', '/')}/{name}" for package, names in patterns.items() for name in names}
-    assert installed == {name for name in shipment.PATTERNS if "/" in name and not name.startswith("configs/")}
-    for pattern in shipment.PATTERNS:
-        assert any(Path(name).match(pattern) for name in shipment.shipped_files()), pattern
+    packages = find_packages(str(ROOT), include=settings["packages"]["find"]["include"])
+    folders = {package: package.replace(".", "/") for package in packages}
+    assert set(settings["package-data"]) <= set(folders)
+    modules = {path.relative_to(ROOT).as_posix() for each in folders.values() for path in (ROOT / each).glob("*.py")}
+    data = {f"{folders[package]}/{name}" for package, names in settings["package-data"].items() for name in names}
+    alone = {name for name in shipped.OTHERS if name.partition("/")[0] not in shipped.PACKAGES}
+    assert set(shipped.shipped_files()) == modules | data | alone
 
 
 def test_of_two_checkouts_the_one_that_is_called_runs(tmp_path: Path) -> None:
     """Its environment knows the other one, as an environment does that was made there."""
-    second = shipment.staged()
+    second = shipped.staged()
     try:
         with (second / "tune/space.py").open("a") as file:
             file.write(
@@ -258,4 +261,4 @@ def test_a_dry_run_shows_what_would_go_along(settings: Any, monkeypatch: pytest.
     first, second, *names = done.out.splitlines()
     assert first == f"Nothing is submitted. To {CLOSED} would go the job: python tune/search.py --name 'a b'"
     assert second == f"and {len(names)} files of {ROOT}:"
-    assert [name.strip() for name in names] == shipment.shipped_files()
+    assert [name.strip() for name in names] == shipped.shipped_files()

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from pipelines import command_line, schedule
+from pipelines import schedule
+from pipelines.cli import command_line
 from pipelines.train_configs import read_tables
 
 SETTINGS = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.durations import parse_duration
+from pipelines.cli.quantities import parse_duration
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.schedule import split_arguments
 from pipelines.scheduling.settings import Add

@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 from rich.console import Console
 
+from pipelines.cli.progress import Steps
 from pipelines.ingest import ingest
 from pipelines.ingest_settings import IngestSettings
-from pipelines.progress import Steps
 
 Arguments = list[str]
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import command_line, schedule
+from pipelines import schedule
+from pipelines.cli import command_line
 from pipelines.scheduling.jobs import RayJobs
 from pipelines.scheduling.runs import OPEN, SUBMITTING
 from pipelines.scheduling.store import Store

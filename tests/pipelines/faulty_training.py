@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import pipelines.ray_environment  # noqa: F401
-from pipelines import command_line, train_worker
 from pipelines import train as train_command
+from pipelines import train_worker
 from pipelines.checkpoints import CHECKPOINTS, CheckpointStore
+from pipelines.cli import command_line
 from pipelines.storage import open_storage
 from pipelines.train_settings import TrainSettings
 from tests.waiting import DEADLINE, until

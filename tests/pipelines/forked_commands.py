@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import command_line, evaluation_job, evaluation_worker
+from pipelines import evaluation_job, evaluation_worker
+from pipelines.cli import command_line
 from pipelines.evaluate import main as evaluate_main
 from pipelines.evaluate_settings import EvaluateSettings
 from pipelines.mlflow_settings import quiet_mlflow

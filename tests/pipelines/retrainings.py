@@ -18,10 +18,10 @@ from sklearn.datasets import load_digits
 
 import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
 from pipelines import retrain as retrain_command
+from pipelines.cli.progress import Steps
 from pipelines.ingest import ingest
 from pipelines.ingest_settings import IngestSettings
 from pipelines.mlflow_settings import default_tracking_uri
-from pipelines.progress import Steps
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.storage import open_storage
 from tests.commands import Called, call

@@ -15,7 +15,8 @@ import pytest
 from ray.job_submission import JobSubmissionClient
 from sqlalchemy import update
 
-from pipelines import command_line, schedule
+from pipelines import schedule
+from pipelines.cli import command_line
 from pipelines.scheduling.database import runs, schedules
 from pipelines.scheduling.jobs import ADDRESS_VARIABLE, RayJobs
 from pipelines.scheduling.runs import COALESCED, OPEN, Run

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from fvae.config import require
-from pipelines import command_line
-from pipelines.stop_signals import treat_as_ctrl_c
+from pipelines.cli import command_line
+from pipelines.cli.stop_signals import treat_as_ctrl_c
 from pipelines.storage import StorageError
 
 pytestmark = pytest.mark.core
@@ -114,7 +114,7 @@ def test_without_docstrings_the_help_is_the_same(options: list[str]) -> None:
 
 SIGNALLED = """
 import dataclasses, os, signal, sys, threading
-from pipelines import command_line
+from pipelines.cli import command_line
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -137,7 +137,7 @@ def test_a_signal_that_ends_a_command_is_ctrl_c(number: int) -> None:
 
 CLOSING = """
 import dataclasses, os, signal
-from pipelines import command_line
+from pipelines.cli import command_line
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:

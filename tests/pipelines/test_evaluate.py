@@ -24,9 +24,10 @@ from fvae import ModelConfig, TrainConfig, Trainer, build, evaluate, load, save
 from fvae.data import derived_seed
 from fvae.evaluation import standard_error
 from fvae.training_state import TrainingState
-from pipelines import command_line, readings
+from pipelines import readings
 from pipelines.any_model import open_model, short_name, weights_digest
 from pipelines.checkpoints import CheckpointStore
+from pipelines.cli import command_line
 from pipelines.datasets import load_dataset
 from pipelines.evaluate import main
 from pipelines.evaluate_settings import EvaluateSettings

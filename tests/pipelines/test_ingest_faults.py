@@ -17,7 +17,8 @@ pytestmark = pytest.mark.faults
 KILLED = """
 import sys
 import pytest
-from pipelines import command_line, dataset_writer, ingest
+from pipelines import dataset_writer, ingest
+from pipelines.cli import command_line
 from tests.pipelines.dying import die_at, kill_this_process
 
 dataset_writer.SHARD_BYTES = 5 * 8 * 8 * 3

@@ -11,7 +11,7 @@ import pytest
 
 from fvae.manifest import SPLITS, Manifest
 from fvae.shards import load_images
-from pipelines import command_line
+from pipelines.cli import command_line
 from pipelines.ingest import main
 from pipelines.ingest_settings import IngestSettings
 from pipelines.storage import open_storage

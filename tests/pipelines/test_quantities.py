@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae import ConfigError
-from pipelines.byte_sizes import parse_bytes
-from pipelines.durations import duration, parse_duration
+from pipelines.cli.quantities import duration, parse_bytes, parse_duration
 
 pytestmark = pytest.mark.core
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from fvae import Model, ModelConfig, TrainConfig, Trainer
-from pipelines import command_line
 from pipelines import retrain as retrain_command
+from pipelines.cli import command_line
 from pipelines.datasets import load_dataset
 from pipelines.retraining.comparison import compare
 from pipelines.retraining.recipe import too_large

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import command_line, schedule
+from pipelines import schedule
+from pipelines.cli import command_line
 from pipelines.scheduling.runs import RUNNING, SUBMITTING, SUCCEEDED
 from pipelines.scheduling.store import Store
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fvae import ConfigError
-from pipelines import command_line
+from pipelines.cli import command_line
 from pipelines.ingest import main
 from pipelines.ingest_settings import IngestSettings
 from pipelines.sources import open_source

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import dataclasses, sys
 from pathlib import Path
-from pipelines import command_line
-from pipelines.terminal import make_console
-from pipelines.progress import Steps
+from pipelines.cli import command_line
+from pipelines.cli.terminal import make_console
+from pipelines.cli.progress import Steps
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:

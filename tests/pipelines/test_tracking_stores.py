@@ -16,8 +16,8 @@ import pytest
 
 from fvae.config import ConfigError
 from pipelines import tracking_stores, ui
+from pipelines.cli.redaction import has_secret, without_secrets
 from pipelines.mlflow_settings import default_tracking_uri
-from pipelines.plain_urls import has_secret, without_secrets
 from pipelines.storage import StorageError, open_storage
 from pipelines.tracking_stores import tracking_uri, unreachable_for_now
 from tests.commands import call

@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 import pipelines.ray_environment  # noqa: F401
-from pipelines import command_line
+from pipelines.cli import command_line
 from tests.tune.travelling import HastyProcess
 from tune import engine, search_job
 from tune.ledger import Ledger

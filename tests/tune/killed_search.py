@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pipelines.ray_environment  # noqa: F401
-from pipelines import command_line
+from pipelines.cli import command_line
 from tune import engine, search
 from tune import ledger as tune_ledger
 from tune.ledger import Ledger

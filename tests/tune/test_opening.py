@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from fvae import ConfigError
+from pipelines.cli.progress import Steps
 from pipelines.datasets import load_dataset
 from pipelines.ingest import ingest
 from pipelines.ingest_settings import IngestSettings
-from pipelines.progress import Steps
 from pipelines.storage import open_storage
 from tests.commands import call
 from tune.opening import open_search, validation_samples

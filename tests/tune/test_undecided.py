@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fvae.config import ConfigError
-from pipelines.durations import duration
+from pipelines.cli.quantities import duration
 from tests.commands import call
 from tests.tune.small_space import SOURCE
 from tests.tune.synthetic import SEARCH, record, true_bpd

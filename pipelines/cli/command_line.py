@@ -13,9 +13,9 @@ from typing import TypeVar
 import tyro
 
 from fvae.config import ConfigError
-from pipelines.stop_signals import in_a_hurry, treat_as_ctrl_c
+from pipelines.cli.stop_signals import in_a_hurry, treat_as_ctrl_c
+from pipelines.cli.terminal import tolerant_output, without_controls
 from pipelines.storage import StorageError
-from pipelines.terminal import tolerant_output, without_controls
 
 Settings = TypeVar("Settings")
 

@@ -13,18 +13,11 @@ from pathlib import Path
 
 from fvae.config import ConfigError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LOCK = "requirements.lock"
 FILES = ("pyproject.toml", LOCK, "README.md")
-PATTERNS = (
-    "fvae/*.py",
-    "pipelines/*.py",
-    "pipelines/cluster/*.py",
-    "pipelines/retraining/*.py",
-    "pipelines/scheduling/*.py",
-    "pipelines/services/*.py",
-    "pipelines/sources/*.py",
-    "tune/*.py",
+PACKAGES = ("fvae", "pipelines", "tune")
+OTHERS = (
     "pipelines/cluster/aws_machine.sh",
     "pipelines/cluster/data_disk.sh",
     "pipelines/cluster/environment.sh",
@@ -39,8 +32,8 @@ PATTERNS = (
     "configs/paper-64x64.toml",
     *FILES,
 )
-"""The modules of the packages, new ones too, and by name every other file of this product that a job may read."""
-SHIPPED = tuple(dict.fromkeys(pattern.partition("/")[0] for pattern in PATTERNS))
+"""Files that are no modules of the packages and that a job may read."""
+SHIPPED = tuple(dict.fromkeys((*PACKAGES, *(name.partition("/")[0] for name in OTHERS))))
 """What a job finds in its folder."""
 
 
@@ -51,7 +44,9 @@ def shipped_files(root: Path = ROOT, config: str | None = None) -> list[str]:
     of ``root`` stay here.
     """
     root = root.resolve()
-    found = {path for pattern in PATTERNS for path in root.glob(pattern) if not path.name.startswith(".")}
+    modules = (path for package in PACKAGES for path in (root / package).rglob("*.py"))
+    found = {path for path in modules if (path.parent / "__init__.py").exists() and not path.name.startswith(".")}
+    found |= {root / name for name in OTHERS}
     if config is not None:
         found.add(root / os.path.normpath(config))
     ours = (path for path in found if path.is_file() and path.resolve().is_relative_to(root))
