@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from setuptools import find_packages
 
 from fvae.config import ConfigError
 from pipelines import submit
@@ -223,11 +222,12 @@ def test_what_goes_along_is_a_list_of_paths(
 
 def test_every_file_of_the_packages_goes_along() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    packages = find_packages(str(ROOT), include=settings["packages"]["find"]["include"])
-    folders = {package: package.replace(".", "/") for package in packages}
+    inits = (path for package in shipped.PACKAGES for path in (ROOT / package).rglob("__init__.py"))
+    names = [path.parent.relative_to(ROOT).as_posix() for path in inits]
+    folders = {name.replace("/", "."): name for name in names}
     assert set(settings["package-data"]) <= set(folders)
     modules = {path.relative_to(ROOT).as_posix() for each in folders.values() for path in (ROOT / each).glob("*.py")}
-    data = {f"{folders[package]}/{name}" for package, names in settings["package-data"].items() for name in names}
+    data = {f"{folders[package]}/{name}" for package, files in settings["package-data"].items() for name in files}
     alone = {name for name in shipped.OTHERS if name.partition("/")[0] not in shipped.PACKAGES}
     assert set(shipped.shipped_files()) == modules | data | alone
 
