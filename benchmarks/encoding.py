@@ -20,7 +20,7 @@ from PIL import Image
 
 from fvae.data import ImageDataset
 from fvae.shards import decode_shard, encode_shard
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 
 Write, Read = Callable[[np.ndarray], bytes], Callable[[bytes], np.ndarray]
 

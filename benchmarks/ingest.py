@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from fvae.manifest import MANIFEST, Manifest
-from pipelines.dataset_writer import check_destination
+from pipelines.data.writer import check_destination
 from pipelines.storage import open_storage
 
 PLAIN = """

@@ -30,7 +30,7 @@ from fvae.data import TensorImages, derived_seed
 from fvae.evaluation import evaluate
 from fvae.files import write_text
 from pipelines.cli import command_line
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from tune.assembly import SIGMA_LEARNING_RATE
 
 RATE = (5e-3 * 3e-2) ** 0.5

@@ -26,7 +26,7 @@ from fvae import ImageDataset, ModelConfig, TrainConfig, Trainer
 from fvae.data import Dataset
 from fvae.flops import parameters_and_flops
 from fvae.workers import Workers
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from pipelines.ray_session import ray_session
 from pipelines.train_job import JOB
 from pipelines.train_worker import WorkerTask, train

@@ -29,7 +29,7 @@ from pipelines.any_model import as_name, open_model, short_name, weights_digest
 from pipelines.cli import command_line
 from pipelines.cli.progress import Steps, WarningLines
 from pipelines.cli.terminal import make_console
-from pipelines.datasets import describe, load_dataset
+from pipelines.data.datasets import describe, load_dataset
 from pipelines.evaluate_settings import EvaluateSettings
 from pipelines.evaluation_pictures import PICTURES, pictures
 from pipelines.evaluation_report import REPORT, figures, read_report, software, table, write_report

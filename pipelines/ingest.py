@@ -22,7 +22,14 @@ from fvae.manifest import FORMAT, MANIFEST, Manifest
 from pipelines.cli import command_line
 from pipelines.cli.progress import Steps, WarningLines
 from pipelines.cli.terminal import make_console, without_controls
-from pipelines.dataset_writer import (
+from pipelines.data.preparation import TooManyBadFiles, prepare
+from pipelines.data.selection import BadFiles
+from pipelines.data.settings import IngestSettings, bad_limit, require_apart
+from pipelines.data.sources import Source, open_source
+from pipelines.data.spool import Spool
+from pipelines.data.summary import summary
+from pipelines.data.value_range import require_range
+from pipelines.data.writer import (
     LOCK,
     REFUSED_FILES,
     check_destination,
@@ -31,15 +38,8 @@ from pipelines.dataset_writer import (
     remove_others,
     write_shards,
 )
-from pipelines.ingest_settings import IngestSettings, bad_limit, require_apart
-from pipelines.ingest_summary import summary
-from pipelines.placing import BadFiles
-from pipelines.preparing import TooManyBadFiles, prepare
-from pipelines.sources import Source, open_source
-from pipelines.spool import Spool
 from pipelines.storage import Storage, is_remote, open_storage
 from pipelines.storage.lease import Lease, LeaseTaken, exclusive
-from pipelines.value_range import require_range
 
 Say = Callable[[str], None]
 READER = 3

@@ -13,7 +13,7 @@ from fvae.flops import parameters_and_flops
 from fvae.memory import TrainingMemory, training_memory
 from fvae.train_config import TrainConfig
 from pipelines.cli.quantities import format_bytes
-from pipelines.datasets import memory_bytes
+from pipelines.data.datasets import memory_bytes
 
 PROCESS_BYTES = 350 * 2**20
 """What a worker's process has with PyTorch and Ray loaded, before it trains anything."""

@@ -22,7 +22,7 @@ from fvae.evaluation import NonFiniteError
 from fvae.flops import parameters_and_flops
 from pipelines.cli import command_line
 from pipelines.cli.terminal import make_console
-from pipelines.datasets import describe, load_dataset
+from pipelines.data.datasets import describe, load_dataset
 from pipelines.retraining.decision import Decision
 from pipelines.retraining.desk import Desk, previous_of
 from pipelines.retraining.hooks import run_hook

@@ -22,7 +22,7 @@ from fvae.flops import parameters_and_flops
 from pipelines import memory_room
 from pipelines.cli import command_line
 from pipelines.cli.terminal import make_console
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from pipelines.model_files import MODEL
 from pipelines.storage import Storage, StorageError
 from pipelines.storage.json_objects import address

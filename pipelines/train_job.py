@@ -17,7 +17,7 @@ from fvae.streaming import StreamedDataset
 from fvae.train_config import identity_of_any_version
 from pipelines.artifacts import Artifact
 from pipelines.cli.run_settings import as_run_name
-from pipelines.datasets import describe
+from pipelines.data.datasets import describe
 from pipelines.model_files import MODEL, PICTURES
 from pipelines.storage import Storage
 from pipelines.storage.json_objects import read_json

@@ -33,7 +33,7 @@ from fvae.evaluation import NonFiniteError
 from fvae.workers import Workers
 from pipelines import memory_room
 from pipelines.cli.quantities import format_bytes
-from pipelines.datasets import memory_bytes
+from pipelines.data.datasets import memory_bytes
 from pipelines.machines_to_come import await_machines
 from pipelines.meeting import MEETING, have_met
 from pipelines.ray_environment import START_SECONDS

@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 from fvae.config import ModelConfig
 from fvae.train_config import TrainConfig
 from pipelines import memory_room
-from pipelines.datasets import memory_bytes
+from pipelines.data.datasets import memory_bytes
 from pipelines.troubles import raise_trouble
 from tune.attempts import Attempt, AttemptEnd, Attempts, begun, ended, now_ms
 from tune.budget import Budget

@@ -21,7 +21,7 @@ from ray.tune.experiment import Trial
 from fvae.config import ConfigError
 from fvae.data import Dataset
 from pipelines import memory_room
-from pipelines.datasets import memory_bytes
+from pipelines.data.datasets import memory_bytes
 from pipelines.machines_to_come import await_machines
 from pipelines.ray_session import ray_session
 from pipelines.storage import Storage, StorageError

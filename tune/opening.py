@@ -9,7 +9,7 @@ from typing import Any
 from fvae.config import ConfigError
 from fvae.data import Dataset
 from fvae.streaming import StreamedDataset
-from pipelines.datasets import describe
+from pipelines.data.datasets import describe
 from pipelines.storage import Storage
 from pipelines.storage.json_objects import read_json
 from tune.settings import SearchSettings

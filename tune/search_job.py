@@ -16,7 +16,7 @@ from fvae.config import ConfigError
 from fvae.data import Dataset
 from pipelines.cli.stop_signals import in_a_hurry
 from pipelines.cli.terminal import make_console
-from pipelines.datasets import load_dataset, memory_bytes
+from pipelines.data.datasets import load_dataset, memory_bytes
 from pipelines.storage import StorageError
 from pipelines.storage.json_objects import address
 from pipelines.storage.run_lock import explained_disk, locked

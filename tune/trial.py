@@ -18,7 +18,7 @@ from fvae.data import ImageSource, image_source
 from fvae.evaluation import ALONE
 from fvae.workers import Workers
 from pipelines import memory_room
-from pipelines.datasets import memory_bytes
+from pipelines.data.datasets import memory_bytes
 from pipelines.model_files import keep_model
 from pipelines.storage import open_storage
 from pipelines.storage.json_objects import read_json

@@ -109,7 +109,7 @@ def the_work_alone(folder: Path) -> float:
     """Seconds that the same trials take without a search: each trained and kept, one after another, one thread."""
     import torch
 
-    from pipelines.datasets import load_dataset
+    from pipelines.data.datasets import load_dataset
     from pipelines.storage import open_storage
     from tune.ledger import Ledger
     from tune.trial import TrialTraining

@@ -28,7 +28,7 @@ import numpy as np
 import tyro
 
 import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from pipelines.storage import open_storage
 from tune.assembly import assemble
 from tune.budget import Budget

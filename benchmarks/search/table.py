@@ -38,7 +38,7 @@ from fvae.files import write_text
 from fvae.flops import parameters_and_flops
 from fvae.memory import training_memory
 from pipelines.cli import command_line
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from tune.assembly import shared_training
 from tune.opening import validation_samples
 from tune.settings import SearchSettings

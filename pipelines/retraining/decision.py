@@ -33,7 +33,7 @@ class Decision:
     challenger: int | None = None
     """The version that was weighed, where there was one."""
     dataset: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What :func:`pipelines.datasets.describe` says of the data set; of a rollback, what is known of it."""
+    """What :func:`pipelines.data.datasets.describe` says of the data set; of a rollback, what is known of it."""
     settled: bool = False
     """Whether the data set is done with: as long as it stays the same, nothing is trained again."""
     figures: dict[str, float] = dataclasses.field(default_factory=dict)

@@ -15,7 +15,7 @@ from fvae.evaluation import NonFiniteError
 from fvae.flops import parameters_and_flops
 from fvae.model import Model
 from pipelines.any_model import open_model, weights_digest
-from pipelines.datasets import describe
+from pipelines.data.datasets import describe
 from pipelines.model_files import MODEL
 from pipelines.retraining.comparison import compare
 from pipelines.retraining.decision import Decision, Outcome

@@ -58,7 +58,7 @@ ACCOUNTS: dict[str, dict[str, Run | Check]] = {
         ),
         'make ui ARGS="--runs s3://bucket/runs"': Check("serves without end; tests/pipelines/test_tracking_faults.py"),
         "import numpy as np": Run(),
-        "from pipelines.datasets import load_dataset": Run(),
+        "from pipelines.data.datasets import load_dataset": Run(),
         ".venv/bin/python -m pipelines.train --dataset data/photos --model.family flow --model.flow-depth 8 "
         "--train.epochs 100": Check("another training; tests/pipelines/test_train_command.py"),
         ".venv/bin/python -m pipelines.train --from-run RUN_ID --workers 4": FROM_RUN,

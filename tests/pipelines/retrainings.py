@@ -19,8 +19,8 @@ from sklearn.datasets import load_digits
 import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
 from pipelines import retrain as retrain_command
 from pipelines.cli.progress import Steps
+from pipelines.data.settings import IngestSettings
 from pipelines.ingest import ingest
-from pipelines.ingest_settings import IngestSettings
 from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.storage import open_storage

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.conversion import Conversion, convert
-from pipelines.sources import BadFile, ImageFile, Pixels, Source
+from pipelines.data.decode.conversion import Conversion, convert
+from pipelines.data.sources import BadFile, ImageFile, Pixels, Source
 from pipelines.storage import open_storage
 
 

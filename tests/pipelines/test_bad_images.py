@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.decode_pool import decode_many
-from pipelines.decoding import BadImage, Conversion, decode
-from pipelines.sources import ImageFile
+from pipelines.data.decode.image import BadImage, Conversion, decode
+from pipelines.data.decode.pool import decode_many
+from pipelines.data.sources import ImageFile
 from tests.images import chunk, png, saved, tiff
 
 pytestmark = pytest.mark.core
@@ -166,7 +166,7 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], caplog: pytest.Lo
 def test_bombs_take_no_memory() -> None:
     """In a fresh process whose address space has no room for their pixels."""
     program = (
-        "import resource, sys; from pipelines.decoding import *\n"
+        "import resource, sys; from pipelines.data.decode.image import *\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
         "try: decode(bytes.fromhex(sys.stdin.read()), Conversion())\n"
         "except BadImage as cause: print(cause)"
@@ -179,7 +179,7 @@ def test_bombs_take_no_memory() -> None:
 
 
 def test_decoding_loads_nothing_heavy() -> None:
-    program = "import sys, pipelines.decode_worker; print(*sys.modules)"
+    program = "import sys, pipelines.data.decode.worker; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert {name.split(".")[0] for name in loaded.stdout.split()}.isdisjoint(
         {"torch", "fvae", "pyarrow", "boto3", "ray"}

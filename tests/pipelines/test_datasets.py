@@ -9,7 +9,7 @@ import pytest
 from fvae import ConfigError
 from fvae.data import ImageDataset
 from fvae.streaming import StreamedDataset
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from tests.pipelines.bad_inputs import mnist
 from tests.pipelines.test_ingest import make, pixels, tree
 
@@ -37,7 +37,7 @@ def test_what_does_not_fit_in_memory_is_streamed(tmp_path: Path, monkeypatch: py
         whole.counts(),
         whole.content_hash(),
     )
-    monkeypatch.setattr("pipelines.datasets.MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("pipelines.data.datasets.MEMORY_SHARE", 0.0)
     assert isinstance(load_dataset(str(tmp_path / "set")), StreamedDataset)
     assert isinstance(load_dataset(str(tmp_path / "set"), "never"), ImageDataset)
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from fvae import ConfigError
-from pipelines import decode_pool
-from pipelines.decode_pool import DecodedBatch, decode_many
-from pipelines.decoding import BadImage, Conversion, decode
-from pipelines.sources import ImageFile
+from pipelines.data.decode import pool as decode_pool
+from pipelines.data.decode.image import BadImage, Conversion, decode
+from pipelines.data.decode.pool import DecodedBatch, decode_many
+from pipelines.data.sources import ImageFile
 from tests.images import saved
 
 pytestmark = pytest.mark.core
@@ -210,8 +210,8 @@ def test_processes_go_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         "import itertools, os, pathlib, sys, time\n"
         f"sys.path[:] = {sys.path!r}\n"
         "from pipelines import decode_pool\n"
-        "from pipelines.decoding import Conversion\n"
-        "from pipelines.sources.base import ImageFile\n"
+        "from pipelines.data.decode.image import Conversion\n"
+        "from pipelines.data.sources.base import ImageFile\n"
         "print('main module', flush=True)\n"
         f"content = pathlib.Path({str(tmp_path / 'image.png')!r}).read_bytes()\n"
         "files = (ImageFile('f', content, None, None) for _ in itertools.count())\n"

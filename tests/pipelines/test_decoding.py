@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from fvae import ConfigError
-from pipelines.area_average import area_average
-from pipelines.decoding import BadImage, Conversion, convert, decode, describe
-from pipelines.pixel_modes import to_8_bits
+from pipelines.data.decode.area_average import area_average
+from pipelines.data.decode.image import BadImage, Conversion, convert, decode, describe
+from pipelines.data.decode.pixel_modes import to_8_bits
 from tests.images import chunk, png, saved, tiff
 from tests.pipelines.input_builders import bmp_with_empty_alpha
 

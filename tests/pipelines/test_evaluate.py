@@ -28,7 +28,7 @@ from pipelines import readings
 from pipelines.any_model import open_model, short_name, weights_digest
 from pipelines.checkpoints import CheckpointStore
 from pipelines.cli import command_line
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from pipelines.evaluate import main
 from pipelines.evaluate_settings import EvaluateSettings
 from pipelines.evaluation_report import figures, table

@@ -14,7 +14,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from fvae import ModelConfig, build, save
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from pipelines.evaluate import main
 from pipelines.evaluate_settings import EvaluateSettings
 from tests.commands import call

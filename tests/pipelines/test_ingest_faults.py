@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import dataset_writer
+from pipelines.data import writer as dataset_writer
 from tests.pipelines.test_ingest import check_fresh, make, pixels, tree
 
 pytestmark = pytest.mark.faults
@@ -17,7 +17,8 @@ pytestmark = pytest.mark.faults
 KILLED = """
 import sys
 import pytest
-from pipelines import dataset_writer, ingest
+from pipelines import ingest
+from pipelines.data import writer as dataset_writer
 from pipelines.cli import command_line
 from tests.pipelines.dying import die_at, kill_this_process
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from fvae.manifest import Manifest
-from pipelines import dataset_writer
-from pipelines.datasets import load_dataset
+from pipelines.data import writer as dataset_writer
+from pipelines.data.datasets import load_dataset
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.storage import s3_retry as s3_requests
 from tests.pipelines.bad_inputs import archive

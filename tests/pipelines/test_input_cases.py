@@ -12,8 +12,8 @@ import pytest
 from fvae.manifest import SPLITS, Manifest
 from fvae.shards import load_images
 from pipelines.cli import command_line
+from pipelines.data.settings import IngestSettings
 from pipelines.ingest import main
-from pipelines.ingest_settings import IngestSettings
 from pipelines.storage import open_storage
 from tests.pipelines.input_cases import CASES, Case
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.decoding import BadImage, Conversion, decode
+from pipelines.data.decode.image import BadImage, Conversion, decode
 from tests.images import by_pillow, saved
 
 pytestmark = pytest.mark.core

@@ -14,7 +14,7 @@ from fvae import ModelConfig, TrainConfig
 from fvae.config import ConfigError
 from fvae.memory import training_memory
 from pipelines import memory_room, train, worker_job
-from pipelines.datasets import memory_bytes
+from pipelines.data.datasets import memory_bytes
 from pipelines.train_settings import TrainSettings
 from pipelines.troubles import raise_trouble
 from tests.commands import call

@@ -15,7 +15,7 @@ import pytest
 
 from fvae import Model, evaluate, load
 from fvae.data import Dataset
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from pipelines.readings import Reading
 from pipelines.registry import model_location
 from pipelines.retraining import hooks

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fvae.config import ConfigError
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from pipelines.retraining import job
 from pipelines.retraining.comparison import compare
 from pipelines.retraining.looks import (

@@ -14,7 +14,7 @@ import torch
 from fvae import Model, ModelConfig, TrainConfig, Trainer
 from pipelines import retrain as retrain_command
 from pipelines.cli import command_line
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from pipelines.retraining.comparison import compare
 from pipelines.retraining.recipe import too_large
 from pipelines.retraining.sanity import problems

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fvae import ConfigError
-from pipelines.sources import BadFile, ImageFile, image_files, open_source
-from pipelines.sources.archives import archive_folders
-from pipelines.sources.tars import TarReader
+from pipelines.data.sources import BadFile, ImageFile, image_files, open_source
+from pipelines.data.sources.archives import archive_folders
+from pipelines.data.sources.tars import TarReader
 from tests.pipelines.input_builders import tar_bytes, zip_bytes
 from tests.pipelines.source_builders import (
     PACKERS,

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae import ConfigError
-from pipelines.sources import Pixels, open_source
-from pipelines.value_levels import to_8_bits
+from pipelines.data.decode.value_levels import to_8_bits
+from pipelines.data.sources import Pixels, open_source
 from tests.pipelines.source_builders import bad_of, pixels_of, stored
 
 pytestmark = pytest.mark.core
@@ -49,7 +49,7 @@ def saved(path: Path, array: np.ndarray) -> str:
 def test_layouts_and_types(
     tmp_path: Path, array: np.ndarray, expected: np.ndarray, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.sources.chunks.CHUNK_BYTES", 7 * array[0].nbytes)
+    monkeypatch.setattr("pipelines.data.sources.chunks.CHUNK_BYTES", 7 * array[0].nbytes)
     source = open_source(saved(tmp_path / "set.npy", array))
     assert (source.name, source.kind, source.count(), source.bins) == ("set", "NumPy arrays", 20, 256)
     items = [item for item in source.items() if isinstance(item, Pixels)]
@@ -68,7 +68,7 @@ def test_16_bits_and_booleans_become_8_bits(tmp_path: Path, order: str) -> None:
 
 
 def test_fortran_order_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.sources.npy_format.CHUNK_BYTES", 7 * 90)
+    monkeypatch.setattr("pipelines.data.sources.npy_format.CHUNK_BYTES", 7 * 90)
     for array in (GREY, COLOUR):
         path = saved(tmp_path / "a.npy", np.asfortranarray(array))
         source = open_source(path)

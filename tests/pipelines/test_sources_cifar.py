@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae import ConfigError
-from pipelines.sources import open_source
-from pipelines.sources.plain_pickle import PlainArray, load_plain
+from pipelines.data.sources import open_source
+from pipelines.data.sources.plain_pickle import PlainArray, load_plain
 from tests.pipelines.source_builders import folder, pixels_of, png, stored, tar, zipped
 
 pytestmark = pytest.mark.core

@@ -7,8 +7,8 @@ import pytest
 from sklearn.datasets import load_digits, load_sample_images
 
 from fvae.data import ImageDataset
-from pipelines.sources import open_source
-from pipelines.sources.embedded import photo_splits
+from pipelines.data.sources import open_source
+from pipelines.data.sources.embedded import photo_splits
 from tests.pipelines.source_builders import pixels_of
 
 pytestmark = pytest.mark.core

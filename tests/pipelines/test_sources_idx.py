@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fvae import ConfigError
-from pipelines.sources import Pixels, idx, open_source
+from pipelines.data.sources import Pixels, idx, open_source
 from tests.pipelines.source_builders import folder, pixels_of, png, stored, zipped
 from tests.pipelines.source_builders import idx as idx_bytes
 
@@ -42,7 +42,7 @@ def check(source: object, *, labels: bool = True) -> None:
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("labels", [True, False])
 def test_mnist_files(tmp_path: Path, style: str, packed: bool, labels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.sources.chunks.CHUNK_BYTES", 4 * 35)  # four images at a time
+    monkeypatch.setattr("pipelines.data.sources.chunks.CHUNK_BYTES", 4 * 35)  # four images at a time
     source = open_source(folder(tmp_path / "mnist", mnist(style, packed=packed, labels=labels)))
     assert (source.name, source.kind, source.bins, source.count()) == ("mnist", "IDX files", 256, 39)
     check(source, labels=labels)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae import ConfigError
-from pipelines.sources import ImageFile, archives, base, files, folders, open_source, zips
-from pipelines.sources.file_names import is_clutter
+from pipelines.data.sources import ImageFile, archives, base, files, folders, open_source, zips
+from pipelines.data.sources.file_names import is_clutter
 from tests.pipelines.source_builders import (
     CLUTTER,
     PACKERS,

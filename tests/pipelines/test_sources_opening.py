@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fvae import ConfigError
-from pipelines.sources import open_source
+from pipelines.data.sources import open_source
 from tests.pipelines.source_builders import folder, idx, png, pngs, tar, zipped
 
 pytestmark = pytest.mark.core
@@ -136,9 +136,8 @@ def test_a_loop_of_links_is_said(tmp_path: Path) -> None:
 
 
 def test_names_need_nothing_but_the_package(tmp_path: Path) -> None:
-    """A decoding process imports ``pipelines.sources``: no reader comes with it."""
-    code = (
-        "import sys, pipelines.sources; print([m for m in ('pyarrow', 'boto3', 'sklearn', 'PIL') if m in sys.modules])"
-    )
+    """A decoding process imports ``pipelines.data.sources``: no reader comes with it."""
+    foreign = ("pyarrow", "boto3", "sklearn", "PIL")
+    code = f"import sys, pipelines.data.sources; print([m for m in {foreign} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -17,7 +17,7 @@ from fvae import ConfigError
 from fvae.data import ImageDataset
 from fvae.manifest import SPLITS, Manifest, Shard
 from fvae.shards import encode_shard
-from pipelines.sources import open_source
+from pipelines.data.sources import open_source
 from pipelines.storage import open_storage
 from tests.pipelines.source_builders import bad_of, files_of, folder, pixels_of, png, pngs, stored
 

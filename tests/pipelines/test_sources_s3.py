@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fvae import ConfigError
-from pipelines.sources import files, open_source
+from pipelines.data.sources import files, open_source
 from pipelines.storage import StorageError, open_storage
 from tests.pipelines.source_builders import (
     CLUTTER,

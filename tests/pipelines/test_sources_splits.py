@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from fvae import ConfigError
-from pipelines.sources import open_source
-from pipelines.sources.layout import LEFT_OUT
-from pipelines.sources.split_names import listed_splits, read_name, read_names
+from pipelines.data.sources import open_source
+from pipelines.data.sources.layout import LEFT_OUT
+from pipelines.data.sources.split_names import listed_splits, read_name, read_names
 from tests.pipelines.source_builders import PACKERS, files_of, folder, png, pngs, splits_and_classes
 
 pytestmark = pytest.mark.core

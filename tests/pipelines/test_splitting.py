@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fvae import ConfigError
 from fvae.manifest import SPLITS
-from pipelines.splitting import Splitting, split
-from pipelines.spool import UNSPLIT
+from pipelines.data.splits import Splitting, split
+from pipelines.data.spool import UNSPLIT
 
 pytestmark = pytest.mark.core
 

@@ -10,9 +10,9 @@ import pytest
 
 from fvae import ConfigError
 from pipelines.cli import command_line
+from pipelines.data.settings import IngestSettings
+from pipelines.data.sources import open_source
 from pipelines.ingest import main
-from pipelines.ingest_settings import IngestSettings
-from pipelines.sources import open_source
 from pipelines.storage import ArchivedError, open_storage
 from tests.pipelines.source_builders import bad_of, files_of, folder, png, pngs, stored
 from tests.s3 import FaultProxy

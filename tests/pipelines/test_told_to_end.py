@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from fvae import ModelConfig, build, save
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.storage import open_storage
 from tests.processes import running

@@ -21,7 +21,7 @@ from fvae import ConfigError, Trainer, load
 from fvae.data import ImageDataset
 from fvae.flops import parameters_and_flops
 from pipelines import memory_room, train_worker
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.storage import open_storage
 from pipelines.tracking import SearchTracker, TrialSnapshot

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae import ConfigError
-from pipelines.conversion import Conversion, convert
-from pipelines.decoding import BadImage, decode
-from pipelines.ingest_settings import IngestSettings, parse_range
-from pipelines.value_levels import Levels, Seen, Stored
-from pipelines.value_range import require_wide
+from pipelines.data.decode.conversion import Conversion, convert
+from pipelines.data.decode.image import BadImage, decode
+from pipelines.data.decode.value_levels import Levels, Seen, Stored
+from pipelines.data.settings import IngestSettings, parse_range
+from pipelines.data.value_range import require_wide
 from tests.images import chunk, saved
 from tests.pipelines.input_builders import grey_palette, png_of_4_bits, pnm
 

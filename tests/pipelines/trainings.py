@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fvae import ModelConfig, TrainConfig, Trainer
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 
 EPOCHS, BATCH = 4, 128
 MODEL = {"family": "flow", "flow_levels": 1, "flow_depth": 2, "coupling_width": 8}

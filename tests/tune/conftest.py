@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines import ingest
-from pipelines.ingest_settings import IngestSettings
+from pipelines.data.settings import IngestSettings
 from tests.commands import call
 
 

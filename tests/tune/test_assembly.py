@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from pipelines.storage import open_storage
 from tests.tune.curves import REST, trial
 from tests.tune.small_space import SOURCE, Allowed, finish, made_up_bpd

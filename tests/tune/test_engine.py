@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from tests.s3 import CREDENTIALS
 from tune import engine
 from tune.settings import SearchSettings

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from fvae import ConfigError
 from pipelines.cli.progress import Steps
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
+from pipelines.data.settings import IngestSettings
 from pipelines.ingest import ingest
-from pipelines.ingest_settings import IngestSettings
 from pipelines.storage import open_storage
 from tests.commands import call
 from tune.opening import open_search, validation_samples

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fvae import TrainConfig
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from pipelines.storage import open_storage
 from tests.tune.synthetic import record
 from tune import plan

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fvae import evaluate, load
 from fvae.data import derived_seed
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from pipelines.storage import open_storage
 from pipelines.storage.run_lock import locked
 from tests.commands import call

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.datasets import load_dataset
+from pipelines.data.datasets import load_dataset
 from tests.commands import call
 from tests.tune.real_search import SMALL, check_whole, mlflow_runs, records, run_command
 from tests.tune.synthetic import record
