@@ -209,7 +209,7 @@ def test_processes_go_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program.write_text(
         "import itertools, os, pathlib, sys, time\n"
         f"sys.path[:] = {sys.path!r}\n"
-        "from pipelines import decode_pool\n"
+        "from pipelines.data.decode import pool as decode_pool\n"
         "from pipelines.data.decode.image import Conversion\n"
         "from pipelines.data.sources.base import ImageFile\n"
         "print('main module', flush=True)\n"
