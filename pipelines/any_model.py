@@ -18,10 +18,10 @@ from fvae.model import Model, build
 from fvae.training_state import TrainingState
 from pipelines.checkpoints import CHECKPOINTS, CheckpointStore
 from pipelines.model_files import MODEL
-from pipelines.model_folder import MLMODEL
-from pipelines.registry import model_location, tracking_uri_of
 from pipelines.storage import StorageError, open_storage
 from pipelines.storage.local_copies import read_from
+from pipelines.tracking.model_folder import MLMODEL
+from pipelines.tracking.registry import model_location, tracking_uri_of
 
 SUFFIX = ".safetensors"
 

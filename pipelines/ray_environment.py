@@ -1,4 +1,4 @@
-"""Settings of Ray and Tune that must stand before they are imported (MLflow's: ``pipelines.tracking``).
+"""Settings of Ray and Tune that must stand before they are imported (MLflow's: ``pipelines.tracking.tracker``).
 
 Nobody is called home, and nothing prints into the live table. A variable that the user has set stays.
 """

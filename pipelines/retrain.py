@@ -35,7 +35,7 @@ from pipelines.retraining.waiting import waited_for, writable
 from pipelines.retraining.weighing import SPLIT, Scales
 from pipelines.storage import StorageError
 from pipelines.storage.run_lock import explained_disk
-from pipelines.tracking_database import WorkingCopy
+from pipelines.tracking.database import WorkingCopy
 from pipelines.train_configs import read_tables
 from pipelines.troubles import Notices
 

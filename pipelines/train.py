@@ -29,8 +29,9 @@ from pipelines.storage.json_objects import address
 from pipelines.storage.lease import Lease
 from pipelines.storage.run_lock import explained_disk, locked
 from pipelines.submit import here_or_there
-from pipelines.tracking import RunTracker, TrialSnapshot
-from pipelines.tracking_stores import tracking_uri, unreachable_for_now
+from pipelines.tracking.snapshot import epoch_snapshot, run_params
+from pipelines.tracking.stores import tracking_uri, unreachable_for_now
+from pipelines.tracking.tracker import RunTracker, TrialSnapshot
 from pipelines.train_configs import TrainConfigs, train_configs
 from pipelines.train_display import TrainDisplay
 from pipelines.train_job import (
@@ -47,7 +48,6 @@ from pipelines.train_job import (
     write_result,
 )
 from pipelines.train_settings import TrainSettings
-from pipelines.trial_snapshot import epoch_snapshot, run_params
 from pipelines.troubles import Notices
 
 CLOSING_SECONDS, CLOSING_SECONDS_WITHOUT_STORE = 60.0, 3.0

@@ -35,7 +35,7 @@ def train_configs(settings: TrainSettings, dataset: Dataset, say: Callable[[str]
         where = settings.config
         tables = read_tables(Path(settings.config))
     elif settings.from_run is not None:
-        from pipelines.registry import run_configs, tracking_uri_of  # MLflow takes a second to import
+        from pipelines.tracking.registry import run_configs, tracking_uri_of  # MLflow takes a second to import
 
         where = f"run {settings.from_run}"
         theirs = run_configs(settings.from_run, tracking_uri_of(settings.all_runs()))

@@ -15,12 +15,12 @@ from fvae.data import Dataset
 from fvae.epoch_metrics import EpochMetrics
 from fvae.streaming import StreamedDataset
 from fvae.train_config import identity_of_any_version
-from pipelines.artifacts import Artifact
 from pipelines.cli.run_settings import as_run_name
 from pipelines.data.datasets import describe
 from pipelines.model_files import MODEL, PICTURES
 from pipelines.storage import Storage
 from pipelines.storage.json_objects import read_json
+from pipelines.tracking.artifacts import Artifact
 from pipelines.train_configs import TrainConfigs
 
 JOB, RESULT = "job.json", "result.json"
@@ -115,7 +115,7 @@ def write_mlflow_model(run: Storage, dataset_name: str) -> None:
     place = run.child(MLFLOW)
     if place.exists(WHOLE):
         return
-    from pipelines.model_folder import write_model_folder  # imports MLflow
+    from pipelines.tracking.model_folder import write_model_folder  # imports MLflow
 
     if run.local_path is not None and place.local_path is not None:
         write_model_folder(run.local_path / MODEL, place.local_path / MODEL, dataset_name=dataset_name)

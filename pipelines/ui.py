@@ -14,13 +14,13 @@ import sys
 from pathlib import Path
 
 from fvae.config import ConfigError, require
-from pipelines.artifact_places import settle
 from pipelines.cli import command_line
 from pipelines.cli.redaction import plain_url
-from pipelines.mlflow_settings import artifact_place, default_tracking_uri, quiet_mlflow, server_environment
 from pipelines.storage import Storage, StorageError, open_storage
-from pipelines.tracking_database import WorkingCopy
-from pipelines.tracking_stores import VARIABLE, tracking_uri, unreachable_for_now
+from pipelines.tracking.artifact_locations import settle
+from pipelines.tracking.database import WorkingCopy
+from pipelines.tracking.settings import artifact_place, default_tracking_uri, quiet_mlflow, server_environment
+from pipelines.tracking.stores import VARIABLE, tracking_uri, unreachable_for_now
 
 ROOT = Path(__file__).parents[1]
 """The folder with the Makefile."""

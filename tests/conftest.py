@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import tests.ray_environment  # noqa: F401  (before Ray is imported)
-from pipelines.mlflow_settings import quiet_mlflow
+from pipelines.tracking.settings import quiet_mlflow
 from tests import tiers
 
 quiet_mlflow()  # as the commands do, before a test module imports MLflow, which reads its settings once
@@ -96,7 +96,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables, made once: its migrations cost seconds."""
-    from pipelines.mlflow_connection import connect
+    from pipelines.tracking.connection import connect
 
     path = tmp_path_factory.mktemp("mlflow") / "made" / "empty.db"
     connect(f"sqlite:///{path}")

@@ -20,8 +20,8 @@ from pipelines.data.datasets import load_dataset, memory_bytes
 from pipelines.storage import StorageError
 from pipelines.storage.json_objects import address
 from pipelines.storage.run_lock import explained_disk, locked
-from pipelines.tracking import Artifact, SearchTracker
-from pipelines.tracking_stores import tracking_uri, unreachable_for_now
+from pipelines.tracking.stores import tracking_uri, unreachable_for_now
+from pipelines.tracking.tracker import Artifact, SearchTracker
 from pipelines.troubles import Notices
 from pipelines.ui import how_to_open
 from tune.budget import Budget

@@ -6,8 +6,8 @@ from typing import Any
 
 from pipelines.model_files import INTERPOLATIONS, MODEL, PICTURES
 from pipelines.storage import Storage
-from pipelines.tracking import Artifact, TrialSnapshot
-from pipelines.trial_snapshot import epoch_snapshot, run_params
+from pipelines.tracking.snapshot import epoch_snapshot, run_params
+from pipelines.tracking.tracker import Artifact, TrialSnapshot
 from tune.ledger import TrialRecord
 
 

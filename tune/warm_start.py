@@ -108,7 +108,7 @@ def _from_search(location: str, storage: Storage, run: Storage) -> Groups:
 
 
 def _from_mlflow(experiment: str, storage: Storage, source: SpaceCandidates) -> Groups:
-    from pipelines.registry import finished_runs, tracking_uri_of  # MLflow takes a second to import
+    from pipelines.tracking.registry import finished_runs, tracking_uri_of  # MLflow takes a second to import
 
     groups: Groups = {}
     seen: set[Any] = set()

@@ -29,9 +29,9 @@ from typing import Annotated
 
 import tyro
 
-from pipelines.mlflow_settings import quiet_mlflow, server_environment
 from pipelines.storage import Storage, open_storage
-from pipelines.tracking import EpochSnapshot, SearchTracker, TrialSnapshot
+from pipelines.tracking.settings import quiet_mlflow, server_environment
+from pipelines.tracking.tracker import EpochSnapshot, SearchTracker, TrialSnapshot
 
 SEARCH = "digits"
 NUMBER_WIDTH = 5

@@ -19,7 +19,7 @@ from pipelines.retraining.registered import CHAMPION, PREVIOUS, ROLLED_BACK, Reg
 from pipelines.retraining.waiting import waited_for
 from pipelines.storage import Storage
 from pipelines.storage.lease import Lease
-from pipelines.tracking_database import WorkingCopy
+from pipelines.tracking.database import WorkingCopy
 
 PENDING = "pending.json"
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from fvae.config import ConfigError, ModelConfig, require
 from fvae.data import Dataset
 from fvae.flops import parameters_and_flops
-from pipelines.registry import RunConfigs
 from pipelines.retraining.registered import Version
 from pipelines.retraining.search import search_for
 from pipelines.retraining.settings import RetrainSettings
+from pipelines.tracking.registry import RunConfigs
 from pipelines.train_configs import TrainConfigs, train_configs
 from pipelines.train_settings import TrainSettings
 

@@ -18,13 +18,13 @@ import tenacity
 
 from fvae.config import ConfigError
 from fvae.model import Model
-from pipelines.artifact_places import settle
 from pipelines.cli.redaction import plain_url, without_secrets
-from pipelines.mlflow_settings import artifact_location, default_tracking_uri, quiet_mlflow
-from pipelines.registry import RunConfigs, model_location, run_configs, tracking_uri_of
 from pipelines.retraining.decision import Decision
 from pipelines.storage import Storage, StorageError
-from pipelines.tracking_database import DatabaseConflict, WorkingCopy
+from pipelines.tracking.artifact_locations import settle
+from pipelines.tracking.database import DatabaseConflict, WorkingCopy
+from pipelines.tracking.registry import RunConfigs, model_location, run_configs, tracking_uri_of
+from pipelines.tracking.settings import artifact_location, default_tracking_uri, quiet_mlflow
 
 if TYPE_CHECKING:  # a second to import
     from mlflow import MlflowClient
@@ -215,7 +215,7 @@ class RegisteredModel:
         return found[0] if found else None
 
     def _experiment_id(self, client: MlflowClient) -> str:
-        from pipelines.mlflow_connection import find_experiment
+        from pipelines.tracking.connection import find_experiment
 
         return find_experiment(client, self._experiment, artifact_location(self.uri, self._runs))
 
@@ -240,7 +240,7 @@ class RegisteredModel:
     def _connected(self) -> MlflowClient:
         if self._client is None:
             quiet_mlflow()  # before the import, which reads some of it
-            from pipelines.mlflow_connection import connect
+            from pipelines.tracking.connection import connect
 
             self._client = connect(self.uri)
         return self._client

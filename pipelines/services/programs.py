@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pipelines
-from pipelines.mlflow_settings import server_environment
 from pipelines.services import secret_files
 from pipelines.services.options import Program, ServiceSettings
 from pipelines.services.places import Places
+from pipelines.tracking.settings import server_environment
 
 _LOCAL = ("localhost", "127.0.0.1")
 _PACKAGES = Path(pipelines.__file__).parent

@@ -15,10 +15,10 @@ from pipelines import evaluation_job, evaluation_worker
 from pipelines.cli import command_line
 from pipelines.evaluate import main as evaluate_main
 from pipelines.evaluate_settings import EvaluateSettings
-from pipelines.mlflow_settings import quiet_mlflow
 from pipelines.readings import KeptReadings, Measured
 from pipelines.retrain import main as retrain_main
 from pipelines.retraining.settings import RetrainSettings
+from pipelines.tracking.settings import quiet_mlflow
 from tests.pipelines import faulty_training, retrainings
 from tests.pipelines.one_process import without_ray
 from tests.waiting import until

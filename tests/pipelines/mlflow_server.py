@@ -12,7 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from pipelines.mlflow_settings import server_environment
+from pipelines.tracking.settings import server_environment
 
 
 class Server:

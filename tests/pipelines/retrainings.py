@@ -21,9 +21,9 @@ from pipelines import retrain as retrain_command
 from pipelines.cli.progress import Steps
 from pipelines.data.settings import IngestSettings
 from pipelines.ingest import ingest
-from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.storage import open_storage
+from pipelines.tracking.settings import default_tracking_uri
 from tests.commands import Called, call
 from tests.waiting import DEADLINE, until
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from fvae.config import ConfigError
-from pipelines.artifact_places import settle
-from pipelines.mlflow_settings import artifact_place, default_tracking_uri
-from pipelines.registry import model_location, tracking_uri_of
 from pipelines.storage import Storage, open_storage
-from pipelines.tracking import Artifact
-from pipelines.tracking_database import database_path
+from pipelines.tracking.artifact_locations import settle
+from pipelines.tracking.database import database_path
+from pipelines.tracking.registry import model_location, tracking_uri_of
+from pipelines.tracking.settings import artifact_place, default_tracking_uri
+from pipelines.tracking.tracker import Artifact
 from tests.pipelines.mlflow_server import Server
 from tests.pipelines.tracked import SEARCH, TRAINING, TRIALS, Runs, ended, running_server
 
@@ -142,7 +142,7 @@ def test_a_database_that_cannot_be_changed_is_one_line(runs: Runs, tmp_path: Pat
     original = sqlite3.connect
     with pytest.MonkeyPatch.context() as patch:  # root writes to what is read-only by its mode
         patch.setattr(
-            "pipelines.artifact_places.sqlite3.connect",
+            "pipelines.tracking.artifact_locations.sqlite3.connect",
             lambda path, **options: original(f"file:{str(path).replace('%', '%25')}?mode=ro", uri=True, **options),
         )
         with pytest.raises(ConfigError, match="copy the whole folder to where it can be written") as failure:

@@ -32,11 +32,11 @@ from pipelines.data.datasets import load_dataset
 from pipelines.evaluate import main
 from pipelines.evaluate_settings import EvaluateSettings
 from pipelines.evaluation_report import figures, table
-from pipelines.mlflow_settings import default_tracking_uri
-from pipelines.model_folder import write_model_folder
 from pipelines.pictures import png_rows
 from pipelines.readings import KeptReadings, Measured, Reading
 from pipelines.storage import open_storage
+from pipelines.tracking.model_folder import write_model_folder
+from pipelines.tracking.settings import default_tracking_uri
 from tests.commands import call
 
 pytestmark = pytest.mark.core

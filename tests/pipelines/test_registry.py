@@ -10,12 +10,12 @@ import pytest
 from mlflow import MlflowClient
 
 from fvae import ConfigError, ModelConfig, TrainConfig, build, load, save
-from pipelines.mlflow_settings import default_tracking_uri
-from pipelines.model_folder import write_model_folder
-from pipelines.registry import model_location, run_configs, tracking_uri_of
 from pipelines.storage import Storage, StorageError, open_storage
-from pipelines.tracking import Artifact, RunTracker, TrialSnapshot
-from pipelines.tracking_database import database_path
+from pipelines.tracking.database import database_path
+from pipelines.tracking.model_folder import write_model_folder
+from pipelines.tracking.registry import model_location, run_configs, tracking_uri_of
+from pipelines.tracking.settings import default_tracking_uri
+from pipelines.tracking.tracker import Artifact, RunTracker, TrialSnapshot
 from tests.pipelines.tracked import Runs, ended
 
 pytestmark = pytest.mark.core

@@ -17,13 +17,13 @@ from fvae import Model, evaluate, load
 from fvae.data import Dataset
 from pipelines.data.datasets import load_dataset
 from pipelines.readings import Reading
-from pipelines.registry import model_location
 from pipelines.retraining import hooks
 from pipelines.retraining.comparison import compare
 from pipelines.retraining.desk import Desk
 from pipelines.retraining.weighing import Scales
 from pipelines.storage import open_storage
 from pipelines.storage.lease import exclusive
+from pipelines.tracking.registry import model_location
 from tests.commands import Called
 from tests.pipelines.one_process import without_ray
 from tests.pipelines.retrainings import MODEL, Registry, called, config_file, data_set, pixels

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from fvae import ConfigError
-from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.retraining.decision import Decision
 from pipelines.retraining.desk import PENDING, Desk, previous_of
 from pipelines.retraining.registered import CHAMPION, PREVIOUS, ROLLED_BACK, RegisteredModel
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.storage.lease import exclusive
+from pipelines.tracking.settings import default_tracking_uri
 from tests.pipelines.retrainings import MODEL, NAME, Registry
 
 pytestmark = pytest.mark.core

@@ -16,7 +16,7 @@ from pipelines.retraining import registered as registered_module
 from pipelines.retraining.desk import Desk
 from pipelines.retraining.registered import CHAMPION, RegisteredModel
 from pipelines.storage import open_storage
-from pipelines.tracking_database import database_path
+from pipelines.tracking.database import database_path
 from pipelines.train import Training
 from tests.pipelines import forked_commands
 from tests.pipelines.forks import Fork

@@ -233,7 +233,7 @@ def test_a_killed_upload_is_cleaned_up_by_the_next(
     storage: Storage, proxy: FaultProxy, unfinished: Callable[[], list[str]]
 ) -> None:
     program = (
-        "from pipelines import s3_multipart\n"
+        "from pipelines.storage import s3_multipart\n"
         "from pipelines.storage import open_storage\n"
         "s3_multipart.THRESHOLD, s3_multipart.PART = 2**20, 5 * 2**20\n"
         f"open_storage({storage.uri!r}).write('new', bytes(11 * 2**20))\n"

@@ -24,10 +24,10 @@ import torch
 import fvae
 from fvae import ConfigError, ModelConfig, build, load, save
 from fvae.scores import score
-from pipelines.mlflow_settings import default_tracking_uri, server_environment
-from pipelines.model_folder import REQUIREMENTS, write_model_folder
 from pipelines.storage import open_storage
-from pipelines.tracking import Artifact, RunTracker, TrialSnapshot
+from pipelines.tracking.model_folder import REQUIREMENTS, write_model_folder
+from pipelines.tracking.settings import default_tracking_uri, server_environment
+from pipelines.tracking.tracker import Artifact, RunTracker, TrialSnapshot
 
 pytestmark = pytest.mark.core
 

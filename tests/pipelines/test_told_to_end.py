@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 
 from fvae import ModelConfig, build, save
 from pipelines.data.datasets import load_dataset
-from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.storage import open_storage
+from pipelines.tracking.settings import default_tracking_uri
 from tests.processes import running
 from tests.waiting import until
 

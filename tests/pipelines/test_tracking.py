@@ -22,12 +22,14 @@ import pytest
 from mlflow import MlflowClient
 
 from fvae import ConfigError
-from pipelines import background_tracker, mlflow_run_writer, ui
-from pipelines.mlflow_connection import _put_in_place
-from pipelines.mlflow_settings import artifact_location, quiet_mlflow, server_environment
+from pipelines import ui
 from pipelines.storage import open_storage
-from pipelines.tracking import RunTracker, TrialSnapshot
-from pipelines.tracking_database import database_path
+from pipelines.tracking import background as background_tracker
+from pipelines.tracking import run_writer as mlflow_run_writer
+from pipelines.tracking.connection import _put_in_place
+from pipelines.tracking.database import database_path
+from pipelines.tracking.settings import artifact_location, quiet_mlflow, server_environment
+from pipelines.tracking.tracker import RunTracker, TrialSnapshot
 from tests.pipelines import tracked
 from tests.pipelines.dying import Death, Died, die_at
 from tests.pipelines.mlflow_server import Server
@@ -486,7 +488,7 @@ def test_many_trials_to_write_are_read_at_once(
     folder: Runs, eight: list[TrialSnapshot], read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = folder.exactly()
-    monkeypatch.setattr("pipelines.mlflow_runs._LOOKED_UP", 7)
+    monkeypatch.setattr("pipelines.tracking.runs._LOOKED_UP", 7)
     read.clear()
     tracker = folder.search_tracker(start=False)
     for snapshot in eight:

@@ -21,12 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae.config import ConfigError
-from pipelines import background_tracker, tracking_database
 from pipelines.storage import open_storage
 from pipelines.storage import s3_retry as s3_requests
 from pipelines.storage.s3 import S3Storage
-from pipelines.tracking import default_tracking_uri
-from pipelines.tracking_database import DatabaseConflict, WorkingCopy, database_path
+from pipelines.tracking import background as background_tracker
+from pipelines.tracking import database as tracking_database
+from pipelines.tracking.database import DatabaseConflict, WorkingCopy, database_path
+from pipelines.tracking.tracker import default_tracking_uri
 from tests.pipelines.dying import Died, die_at
 from tests.pipelines.tracked import Runs, ended
 from tests.s3 import FaultProxy, only

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from fvae import ConfigError
-from pipelines import background_tracker
-from pipelines.registry import model_location
-from pipelines.tracking_database import database_path
+from pipelines.tracking import background as background_tracker
+from pipelines.tracking.database import database_path
+from pipelines.tracking.registry import model_location
 from tests.fault_proxy import FaultProxy, only
 from tests.pipelines.mlflow_server import Server
 from tests.pipelines.tracked import Runs, ended, running_server, undisturbed

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from fvae.config import ConfigError
-from pipelines import tracking_stores, ui
+from pipelines import ui
 from pipelines.cli.redaction import has_secret, without_secrets
-from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.storage import StorageError, open_storage
-from pipelines.tracking_stores import tracking_uri, unreachable_for_now
+from pipelines.tracking import stores as tracking_stores
+from pipelines.tracking.settings import default_tracking_uri
+from pipelines.tracking.stores import tracking_uri, unreachable_for_now
 from tests.commands import call
 
 pytestmark = pytest.mark.core

@@ -22,9 +22,9 @@ from fvae.data import ImageDataset
 from fvae.flops import parameters_and_flops
 from pipelines import memory_room, train_worker
 from pipelines.data.datasets import load_dataset
-from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.storage import open_storage
-from pipelines.tracking import SearchTracker, TrialSnapshot
+from pipelines.tracking.settings import default_tracking_uri
+from pipelines.tracking.tracker import SearchTracker, TrialSnapshot
 from pipelines.train import main
 from pipelines.train_configs import train_configs
 from pipelines.train_job import default_name, identity, open_job

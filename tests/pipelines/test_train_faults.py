@@ -23,8 +23,8 @@ from ray.cluster_utils import Cluster
 import pipelines.ray_environment  # noqa: F401
 from fvae import Trainer, load
 from pipelines import train_worker
-from pipelines.mlflow_settings import default_tracking_uri
 from pipelines.storage import open_storage
+from pipelines.tracking.settings import default_tracking_uri
 from pipelines.train import main
 from pipelines.train_settings import TrainSettings
 from tests.commands import Called, call

@@ -13,10 +13,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pipelines.mlflow_settings import quiet_mlflow
 from pipelines.storage import Storage, open_storage
-from pipelines.tracking import Artifact, EpochSnapshot, RunTracker, SearchTracker, TrialSnapshot, default_tracking_uri
-from pipelines.tracking_database import database_path
+from pipelines.tracking.database import database_path
+from pipelines.tracking.settings import quiet_mlflow
+from pipelines.tracking.tracker import (
+    Artifact,
+    EpochSnapshot,
+    RunTracker,
+    SearchTracker,
+    TrialSnapshot,
+    default_tracking_uri,
+)
 from tests.pipelines.mlflow_server import Server
 
 quiet_mlflow()

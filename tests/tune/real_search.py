@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
 from pipelines.storage import Storage, open_storage
-from pipelines.tracking import default_tracking_uri
+from pipelines.tracking.tracker import default_tracking_uri
 from tests.commands import Called, call
 from tune import search, search_job
 from tune.settings import SearchSettings

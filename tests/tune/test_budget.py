@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from fvae import ConfigError
 from pipelines.storage import StorageError, open_storage
-from pipelines.tracking import default_tracking_uri
+from pipelines.tracking.tracker import default_tracking_uri
 from tests.commands import call
 from tests.tune.synthetic import record, stopped
 from tune import clock as clock_module

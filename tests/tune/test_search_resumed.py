@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pipelines.background_tracker import BackgroundTracker
+from pipelines.tracking.background import BackgroundTracker
 from tests.commands import Called
 from tests.tune.real_search import (
     EPOCHS,

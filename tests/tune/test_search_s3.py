@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from pipelines.model_files import PICTURES
 from pipelines.storage import open_storage
 from pipelines.storage.run_lock import locked
-from pipelines.tracking import default_tracking_uri
+from pipelines.tracking.tracker import default_tracking_uri
 from tests.tune.real_search import MAP, SMALL, called, stored_records, unfinished_uploads
 
 # Also the tests that need no Ray stay in the process of those that do: the finished search is made once.

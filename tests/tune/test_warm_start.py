@@ -11,7 +11,7 @@ import pytest
 
 from fvae import ConfigError, TrainConfig
 from pipelines.storage import open_storage
-from pipelines.tracking import SearchTracker
+from pipelines.tracking.tracker import SearchTracker
 from tests.tune.small_space import DIGITS, FAMILIES, SOURCE, SPACE, trial
 from tune.candidates import SpaceCandidates
 from tune.ledger import Ledger, TrialRecord
@@ -287,7 +287,7 @@ def test_an_experiment_that_is_not_there(tracked: Path, tmp_path: Path) -> None:
 def test_an_experiment_in_which_nothing_is_finished(tracked: Path) -> None:
     from mlflow import MlflowClient
 
-    from pipelines.tracking import default_tracking_uri
+    from pipelines.tracking.tracker import default_tracking_uri
 
     client = MlflowClient(default_tracking_uri(open_storage(tracked)))
     experiment = client.create_experiment("somebody/else")

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from fvae.config import ConfigError, require
 from pipelines.cli.redaction import plain_url, without_secrets
-from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
 from pipelines.storage import Storage
+from pipelines.tracking.settings import default_tracking_uri, quiet_mlflow
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 ANSWER_SECONDS = 5.0

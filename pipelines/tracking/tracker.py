@@ -15,7 +15,7 @@
     print(tracker.run_id, tracker.model_version)
 
 Where the storage is S3 the artifacts lie there too, and so does a snapshot of MLflow's database
-(:mod:`pipelines.tracking_database`), unless ``MLFLOW_TRACKING_URI`` names a server or another database.
+(:mod:`pipelines.tracking.database`), unless ``MLFLOW_TRACKING_URI`` names a server or another database.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.artifacts import Artifact
-from pipelines.background_tracker import BackgroundTracker, Outcome
-from pipelines.mlflow_settings import artifact_location, default_tracking_uri, quiet_mlflow
 from pipelines.storage import Storage
-from pipelines.trial_snapshot import EpochSnapshot, TrialSnapshot
+from pipelines.tracking.artifacts import Artifact
+from pipelines.tracking.background import BackgroundTracker, Outcome
+from pipelines.tracking.settings import artifact_location, default_tracking_uri, quiet_mlflow
+from pipelines.tracking.snapshot import EpochSnapshot, TrialSnapshot
 
 if TYPE_CHECKING:  # MLflow costs a second and 160 MiB to import: the background thread pays, not the caller
     from mlflow import MlflowClient
 
-    from pipelines.mlflow_runs import SearchRuns, TrainingRun
+    from pipelines.tracking.runs import SearchRuns, TrainingRun
 
 __all__ = [
     "Artifact",
@@ -101,7 +101,7 @@ class SearchTracker(BackgroundTracker["SearchRuns"]):
             self._attempt("result of the search not logged", lambda runs: runs.write_search(outcome, artifacts))
 
     def _make_runs(self, client: MlflowClient) -> SearchRuns:
-        from pipelines.mlflow_runs import SearchRuns
+        from pipelines.tracking.runs import SearchRuns
 
         runs = SearchRuns(
             client,
@@ -178,7 +178,7 @@ class RunTracker(BackgroundTracker["TrainingRun"]):
             self._attempt("end of the training not logged", lambda runs: runs.break_off(outcome))
 
     def _make_runs(self, client: MlflowClient) -> TrainingRun:
-        from pipelines.mlflow_runs import TrainingRun
+        from pipelines.tracking.runs import TrainingRun
 
         run = TrainingRun(
             client,

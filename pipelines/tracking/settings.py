@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from pipelines.storage import Storage
-from pipelines.tracking_database import database_path
+from pipelines.tracking.database import database_path
 
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -36,7 +36,7 @@ def default_tracking_uri(storage: Storage) -> str:
     """The SQLite database that serves where ``MLFLOW_TRACKING_URI`` is not set: ``mlflow.db`` beside local runs.
 
     Where the runs are remote it is the working copy of this machine, ``runs/s3/BUCKET/PREFIX/mlflow.db`` below the
-    current folder: see :class:`pipelines.tracking_database.WorkingCopy`.
+    current folder: see :class:`pipelines.tracking.database.WorkingCopy`.
     """
     return f"sqlite:///{database_path(storage)}"
 

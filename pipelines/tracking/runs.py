@@ -1,6 +1,6 @@
 """What belongs together in MLflow: a search, one parent with a nested run per trial, or one run of its own.
 
-What MLflow holds is read at the start; :mod:`pipelines.mlflow_run_writer` writes what it lacks. Importing this module
+What MLflow holds is read at the start; :mod:`pipelines.tracking.run_writer` writes what it lacks. Importing this module
 imports MLflow.
 """
 
@@ -12,10 +12,10 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from pipelines.artifacts import Artifact
-from pipelines.mlflow_connection import find_experiment
-from pipelines.mlflow_run_writer import RunState, RunWriter, now_ms, refuse
-from pipelines.trial_snapshot import TrialSnapshot
+from pipelines.tracking.artifacts import Artifact
+from pipelines.tracking.connection import find_experiment
+from pipelines.tracking.run_writer import RunState, RunWriter, now_ms, refuse
+from pipelines.tracking.snapshot import TrialSnapshot
 
 _SEARCH_TAG = "fvae.search"
 _PARENT_TAG = "fvae.search.parent"  # the parent's only, by which it is found among ten thousand trials

@@ -14,8 +14,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from fvae.config import ConfigError
-from pipelines.mlflow_settings import artifact_place, default_tracking_uri
 from pipelines.storage import Storage, open_storage
+from pipelines.tracking.settings import artifact_place, default_tracking_uri
 
 _FOLDER = "mlartifacts"
 _EXPERIMENT = re.compile(rf"(?:file:|s3:|/).*/{_FOLDER}()")

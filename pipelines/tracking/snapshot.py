@@ -1,4 +1,4 @@
-"""A trial or a training as MLflow shows it: what the trackers of :mod:`pipelines.tracking` are told."""
+"""A trial or a training as MLflow shows it: what the trackers of :mod:`pipelines.tracking.tracker` are told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from fvae.config import fields_in_use, scales_in_bins
 from fvae.epoch_metrics import EpochMetrics
-from pipelines.artifacts import Artifact
+from pipelines.tracking.artifacts import Artifact
 
 MODEL_ARTIFACT = "model"
 """The artifact that is registered."""

@@ -2,7 +2,7 @@
 
     {"inputs": images [N, C, H, W], "params": {"task": "score", "k": 64, "seed": 0}}  →  bits/dim of each image [N]
 
-It imports nothing of this product but ``fvae``. See :mod:`pipelines.model_folder`, which puts it there.
+It imports nothing of this product but ``fvae``. See :mod:`pipelines.tracking.model_folder`, which puts it there.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from pipelines.artifacts import Artifact, is_missing, log_artifact
-from pipelines.trial_snapshot import MODEL_ARTIFACT, EpochSnapshot, TrialSnapshot
+from pipelines.tracking.artifacts import Artifact, is_missing, log_artifact
+from pipelines.tracking.snapshot import MODEL_ARTIFACT, EpochSnapshot, TrialSnapshot
 
 # A stopped trial is no failure, but with KILLED the filter `attributes.status = 'FINISHED'` means the comparable ones.
 _RUN_STATUS = {"running": "RUNNING", "complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from fvae.config import ConfigError
-from pipelines import tracking_stores as stores
-from pipelines.artifact_places import settle
 from pipelines.cli.redaction import without_secrets
-from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
 from pipelines.storage import Storage, StorageError, open_storage
-from pipelines.tracking_database import DATABASE, DatabaseConflict, WorkingCopy
-from pipelines.trial_snapshot import TrialSnapshot
+from pipelines.tracking import stores
+from pipelines.tracking.artifact_locations import settle
+from pipelines.tracking.database import DATABASE, DatabaseConflict, WorkingCopy
+from pipelines.tracking.settings import default_tracking_uri, quiet_mlflow
+from pipelines.tracking.snapshot import TrialSnapshot
 
 if TYPE_CHECKING:  # MLflow costs a second and 160 MiB to import: the background thread pays, not the caller
     from mlflow import MlflowClient
@@ -246,7 +246,7 @@ class BackgroundTracker(ABC, Generic[RunsT]):
         if self._database:
             self._database.bring()
         quiet_mlflow()  # before the import, which reads some of it
-        from pipelines.mlflow_connection import connect
+        from pipelines.tracking.connection import connect
 
         if not self._tracking_uri.startswith("http") and (note := stores.unreachable_for_now(self._tracking_uri)):
             raise StorageError(note)

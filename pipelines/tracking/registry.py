@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fvae.checkpoint import CONFIG, WEIGHTS
 from fvae.config import ConfigError, ModelConfig, require
 from fvae.train_config import TrainConfig
-from pipelines.artifact_places import settle
-from pipelines.artifacts import reachable
 from pipelines.cli.redaction import plain_url, without_secrets
-from pipelines.mlflow_settings import default_tracking_uri, quiet_mlflow
-from pipelines.model_folder import ARTIFACT, MLMODEL
 from pipelines.storage import Storage, StorageError, open_storage
-from pipelines.tracking_database import WorkingCopy
-from pipelines.tracking_stores import tracking_uri
+from pipelines.tracking.artifact_locations import settle
+from pipelines.tracking.artifacts import reachable
+from pipelines.tracking.database import WorkingCopy
+from pipelines.tracking.model_folder import ARTIFACT, MLMODEL
+from pipelines.tracking.settings import default_tracking_uri, quiet_mlflow
+from pipelines.tracking.stores import tracking_uri
 
 if TYPE_CHECKING:  # it costs a second to import, which a model in a folder does not need
     from mlflow import MlflowClient

@@ -3,7 +3,7 @@
     write_model_folder(Path("my-model"), Path("my-model-for-mlflow"), dataset_name="digits")
 
     MLmodel               what it is: signature, params, requirements
-    pyfunc_model.py       what serves it (:mod:`pipelines.pyfunc_model`)
+    pyfunc_model.py       what serves it (:mod:`pipelines.tracking.pyfunc_model`)
     code/fvae/            the model library, as it was when the folder was written
     artifacts/weights/    what ``fvae.save`` wrote
     requirements.txt      and python_env.yaml, conda.yaml: for an environment of its own
@@ -22,7 +22,7 @@ import fvae
 from fvae.checkpoint import CONFIG, WEIGHTS
 from fvae.config import ModelConfig, require
 from fvae.files import read_json, temporary_beside
-from pipelines.mlflow_settings import quiet_mlflow
+from pipelines.tracking.settings import quiet_mlflow
 
 if TYPE_CHECKING:  # it costs a second to import
     from mlflow.models import ModelSignature
@@ -94,7 +94,7 @@ def _signature(config: ModelConfig) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
-    from pipelines.pyfunc_model import DEFAULTS
+    from pipelines.tracking.pyfunc_model import DEFAULTS
 
     types = {str: "string", int: "long", float: "double"}
     params = [ParamSpec(name, types[type(value)], value) for name, value in DEFAULTS.items()]
