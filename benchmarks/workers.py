@@ -21,17 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 
-import pipelines.ray_environment  # noqa: F401
+import pipelines.training.ray_environment  # noqa: F401
 from fvae import ImageDataset, ModelConfig, TrainConfig, Trainer
 from fvae.data import Dataset
 from fvae.flops import parameters_and_flops
 from fvae.workers import Workers
 from pipelines.data.datasets import load_dataset
-from pipelines.ray_session import ray_session
-from pipelines.train_job import JOB
-from pipelines.train_worker import WorkerTask, train
-from pipelines.worker_job import Events, fetched, ray_images, run_job
-from pipelines.worker_resources import WorkerResources
+from pipelines.training.job import JOB
+from pipelines.training.ray_session import ray_session
+from pipelines.training.worker import WorkerTask, train
+from pipelines.training.worker_group import Events, fetched, ray_images, run_job
+from pipelines.training.worker_resources import WorkerResources
 
 MODEL = {"family": "flow", "flow_levels": 2, "flow_depth": 4, "coupling_width": 64}
 STEPS = 30

@@ -19,21 +19,21 @@ from typing import Any
 import torch
 from rich.console import Console
 
-import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from fvae.config import ConfigError, require
 from fvae.data import Dataset, image_source
 from fvae.evaluation import NonFiniteError
 from fvae.flops import parameters_and_flops
 from fvae.model import Model
-from pipelines.any_model import as_name, open_model, short_name, weights_digest
 from pipelines.cli import command_line
 from pipelines.cli.progress import Steps, WarningLines
 from pipelines.cli.terminal import make_console
 from pipelines.data.datasets import describe, load_dataset
-from pipelines.evaluate_settings import EvaluateSettings
-from pipelines.evaluation_pictures import PICTURES, pictures
-from pipelines.evaluation_report import REPORT, figures, read_report, software, table, write_report
-from pipelines.readings import BITS, KeptReadings, Measured, Reading, measure
+from pipelines.evaluation.image_scores import BITS, KeptReadings, Measured, Reading, measure
+from pipelines.evaluation.model_lookup import as_name, open_model, short_name, weights_digest
+from pipelines.evaluation.pictures import PICTURES, pictures
+from pipelines.evaluation.report import REPORT, figures, read_report, software, table, write_report
+from pipelines.evaluation.settings import EvaluateSettings
 from pipelines.storage import Storage, open_storage
 from pipelines.storage.lease import exclusive
 
@@ -181,7 +181,7 @@ def measure_missing(
                 keep(measured)
         return
     notices.say(f"Starting {settings.workers} workers …")
-    from pipelines.evaluation_job import EvaluationJob  # Ray takes seconds to import
+    from pipelines.evaluation.job import EvaluationJob  # Ray takes seconds to import
 
     with contextlib.ExitStack() as stack:
         started = functools.cache(lambda: stack.enter_context(step))  # by the first that is done: workers start slowly

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from fvae.config import ConfigError, require
 from fvae.data import Dataset
 from fvae.evaluation import NonFiniteError
@@ -36,8 +36,8 @@ from pipelines.retraining.weighing import SPLIT, Scales
 from pipelines.storage import StorageError
 from pipelines.storage.run_lock import explained_disk
 from pipelines.tracking.database import WorkingCopy
-from pipelines.train_configs import read_tables
-from pipelines.troubles import Notices
+from pipelines.training.configs import read_tables
+from pipelines.training.worker_warnings import Notices
 
 
 def main(settings: RetrainSettings) -> int:

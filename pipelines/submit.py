@@ -26,8 +26,8 @@ from fvae.config import ConfigError, require
 from pipelines.cli.run_settings import RunSettings
 from pipelines.cluster.shipped_files import LOCK, ROOT, shipped_files, staged
 from pipelines.cluster.shipped_files import SHIPPED as SHIPPED
-from pipelines.ray_environment import PASSED_ON
 from pipelines.storage import is_remote
+from pipelines.training.ray_environment import PASSED_ON
 
 if TYPE_CHECKING:  # Ray takes seconds to import
     from ray.job_submission import JobSubmissionClient

@@ -14,16 +14,14 @@ from typing import Any
 
 from rich.console import Console
 
-import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from fvae.config import ConfigError
 from fvae.data import Dataset, steps_per_epoch
 from fvae.epoch_metrics import EpochMetrics
 from fvae.flops import parameters_and_flops
-from pipelines import memory_room
 from pipelines.cli import command_line
 from pipelines.cli.terminal import make_console
 from pipelines.data.datasets import load_dataset
-from pipelines.model_files import MODEL
 from pipelines.storage import Storage, StorageError
 from pipelines.storage.json_objects import address
 from pipelines.storage.lease import Lease
@@ -32,9 +30,10 @@ from pipelines.submit import here_or_there
 from pipelines.tracking.snapshot import epoch_snapshot, run_params
 from pipelines.tracking.stores import tracking_uri, unreachable_for_now
 from pipelines.tracking.tracker import RunTracker, TrialSnapshot
-from pipelines.train_configs import TrainConfigs, train_configs
-from pipelines.train_display import TrainDisplay
-from pipelines.train_job import (
+from pipelines.training import main_memory
+from pipelines.training.configs import TrainConfigs, train_configs
+from pipelines.training.display import TrainDisplay
+from pipelines.training.job import (
     JOB,
     TrainResult,
     artifacts,
@@ -47,8 +46,9 @@ from pipelines.train_job import (
     write_mlflow_model,
     write_result,
 )
-from pipelines.train_settings import TrainSettings
-from pipelines.troubles import Notices
+from pipelines.training.model_files import MODEL
+from pipelines.training.settings import TrainSettings
+from pipelines.training.worker_warnings import Notices
 
 CLOSING_SECONDS, CLOSING_SECONDS_WITHOUT_STORE = 60.0, 3.0
 """How long MLflow may take over what is left to write when the job ends."""
@@ -157,8 +157,8 @@ class Training:
 
     def _train(self) -> TrainResult:
         """Run the workers to the end of the training, and return which end that was."""
-        from pipelines.train_worker import WorkerTask, train  # Ray takes seconds to import: not to show what is done
-        from pipelines.worker_job import JobFailed, job_session, ray_images, run_job
+        from pipelines.training.worker import WorkerTask, train  # Ray takes seconds to import: not to show what is done
+        from pipelines.training.worker_group import JobFailed, job_session, ray_images, run_job
 
         resources = self.settings.resources()
         require_room(self.settings, self.configs)
@@ -199,7 +199,7 @@ class Training:
         return self.result
 
     def _on_event(self, event: dict[str, Any]) -> None:
-        """What :func:`pipelines.train_worker.train` tells."""
+        """What :func:`pipelines.training.worker.train` tells."""
         self.lease.check()  # the workers of a job that another process has taken over must end
         if "warning" in event:
             self.notices.say(event["warning"])
@@ -275,7 +275,7 @@ def require_room(settings: TrainSettings, configs: TrainConfigs) -> None:
     """Raise ``ConfigError`` where this machine's memory could not hold a CPU worker of the training."""
     resources = settings.resources()
     if not resources.gpus:
-        memory_room.require_room(
+        main_memory.require_room(
             configs.model,
             configs.train,
             workers=resources.most,

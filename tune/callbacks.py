@@ -12,9 +12,9 @@ from ray.tune.experiment import Trial
 
 from fvae.config import ModelConfig
 from fvae.train_config import TrainConfig
-from pipelines import memory_room
 from pipelines.data.datasets import memory_bytes
-from pipelines.troubles import raise_trouble
+from pipelines.training import main_memory
+from pipelines.training.worker_warnings import raise_trouble
 from tune.attempts import Attempt, AttemptEnd, Attempts, begun, ended, now_ms
 from tune.budget import Budget
 from tune.ledger import Ledger, TrialRecord, changes
@@ -96,7 +96,7 @@ class LedgerCallback(tune.Callback):
         error = str(trial.get_error() or "")
         lines = [line.strip() for line in error.splitlines() if line.strip()]
         changed: dict[str, Any] = {"reason": lines[-1] if lines else "its process died"}
-        if memory_room.ran_out(error):
+        if main_memory.ran_out(error):
             changed = self._ran_out(record, crowded=_others_run(trial, trials))
         attempts = self._ended(record, "failed")
         self._show(self.ledger.update(record.id, status="failed", attempts=attempts, **changed))
@@ -106,7 +106,7 @@ class LedgerCallback(tune.Callback):
         model, train = ModelConfig.from_dict(record.config), TrainConfig.from_dict(record.train)
         here = memory_bytes()
         known = None if "RAY_ADDRESS" in os.environ else here  # the process may have run on another machine
-        line = memory_room.why_it_ran_out(model, train, -(-train.batch_size // self.workers), known, crowded=crowded)
+        line = main_memory.why_it_ran_out(model, train, -(-train.batch_size // self.workers), known, crowded=crowded)
         return {"reason": line, "memory_room": 0 if crowded else here}
 
     def put_aside(self) -> None:

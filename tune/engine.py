@@ -20,13 +20,13 @@ from ray.tune.experiment import Trial
 
 from fvae.config import ConfigError
 from fvae.data import Dataset
-from pipelines import memory_room
 from pipelines.data.datasets import memory_bytes
-from pipelines.machines_to_come import await_machines
-from pipelines.ray_session import ray_session
 from pipelines.storage import Storage, StorageError
-from pipelines.troubles import raise_trouble
-from pipelines.worker_resources import workers_on
+from pipelines.training import main_memory
+from pipelines.training.autoscaler import await_machines
+from pipelines.training.ray_session import ray_session
+from pipelines.training.worker_resources import workers_on
+from pipelines.training.worker_warnings import raise_trouble
 from tune.callbacks import BudgetStopper
 from tune.gpu_shares import GpuShares, PeakMemory, smallest_card_bytes
 from tune.ledger import Ledger, TrialRecord
@@ -235,9 +235,9 @@ def read_tests(
 
 def _why_lost(error: RayError) -> str:
     """One line for a reading that failed or whose process was ended, and what would do."""
-    if memory_room.ran_out(f"{type(error).__name__} {error}"):
+    if main_memory.ran_out(f"{type(error).__name__} {error}"):
         room = None if "RAY_ADDRESS" in os.environ else memory_bytes()  # it may have run on another machine
-        in_use = memory_room.was_in_use(room)
+        in_use = main_memory.was_in_use(room)
         return f"out of memory: {in_use}; the same command with --concurrent 1 reads one by one"
     if isinstance(error, RayTaskError):
         said = " ".join(str(error.cause).split())[:200]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from ray import tune
 
 from fvae.config import require
-from pipelines.worker_resources import each_worker, workers_on
+from pipelines.training.worker_resources import each_worker, workers_on
 from tune.settings import SearchSettings
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from fvae.config import ConfigError
 from fvae.data import Dataset
 from pipelines.cli.stop_signals import in_a_hurry
@@ -22,7 +22,7 @@ from pipelines.storage.json_objects import address
 from pipelines.storage.run_lock import explained_disk, locked
 from pipelines.tracking.stores import tracking_uri, unreachable_for_now
 from pipelines.tracking.tracker import Artifact, SearchTracker
-from pipelines.troubles import Notices
+from pipelines.training.worker_warnings import Notices
 from pipelines.ui import how_to_open
 from tune.budget import Budget
 from tune.clock import TIME, SearchClock

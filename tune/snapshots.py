@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.model_files import INTERPOLATIONS, MODEL, PICTURES
 from pipelines.storage import Storage
 from pipelines.tracking.snapshot import epoch_snapshot, run_params
 from pipelines.tracking.tracker import Artifact, TrialSnapshot
+from pipelines.training.model_files import INTERPOLATIONS, MODEL, PICTURES
 from tune.ledger import TrialRecord
 
 

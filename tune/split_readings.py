@@ -13,9 +13,9 @@ import torch
 from fvae import ConfigError, NonFiniteError
 from fvae.data import ImageSource, derived_seed, image_source
 from fvae.evaluation import evaluate, standard_error
-from pipelines.model_files import ModelError, load_model
 from pipelines.storage import open_storage
-from pipelines.troubles import keep_warnings, trouble, with_warnings
+from pipelines.training.model_files import ModelError, load_model
+from pipelines.training.worker_warnings import keep_warnings, trouble, with_warnings
 from tune.card_memory import keep_to_share
 from tune.image_bits import keep_image_bits
 from tune.ledger import TestResult
@@ -27,7 +27,7 @@ def read_test_split(
     """Test bits/dim of a trial's saved model, k = 1 and 64, over every image ``[N, C, H, W]``.
 
     Returns ``test``, or ``failure``, one line, where the model cannot be measured: not finite, or gone; or what
-    :func:`pipelines.troubles.trouble` makes of a storage that fails.
+    :func:`pipelines.training.worker_warnings.trouble` makes of a storage that fails.
     """
     torch.set_num_threads(threads)
     keep_warnings()

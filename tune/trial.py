@@ -17,12 +17,12 @@ from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
 from fvae.data import ImageSource, image_source
 from fvae.evaluation import ALONE
 from fvae.workers import Workers
-from pipelines import memory_room
 from pipelines.data.datasets import memory_bytes
-from pipelines.model_files import keep_model
 from pipelines.storage import open_storage
 from pipelines.storage.json_objects import read_json
-from pipelines.troubles import keep_warnings, trouble, with_warnings
+from pipelines.training import main_memory
+from pipelines.training.model_files import keep_model
+from pipelines.training.worker_warnings import keep_warnings, trouble, with_warnings
 from tune.card_memory import keep_to_share
 from tune.ledger import RECORD, TrialRecord
 from tune.trial_files import Checkpoints
@@ -83,14 +83,15 @@ class TrialTraining:
         """One epoch. A non-finite figure or want of memory ends the trial with its reason; it is no crash.
 
         Where there may be more memory elsewhere, ``out_of_memory`` stands in the reason's place. A store or disk that
-        fails is the search's trouble, not this trial's: see :mod:`pipelines.troubles`.
+        fails is the search's trouble, not this trial's: see :mod:`pipelines.training.worker_warnings`.
         """
         return self._result_of(self._epoch)
 
     def restore(self) -> dict[str, Any]:
         """Continue from the trial's checkpoint where there is one. Unless it is called, the first :meth:`step` does it.
 
-        Returns ``restored_step``, or what :func:`pipelines.troubles.trouble` makes of a storage that fails.
+        Returns ``restored_step``, or what :func:`pipelines.training.worker_warnings.trouble` makes of a storage that
+        fails.
         """
         return self._result_of(self._restore)
 
@@ -106,12 +107,12 @@ class TrialTraining:
             why = {"out_of_memory": True} if grows else {"failure": _out_of_memory(error, self.share)}
             result = {"epoch": 0, "done": True} | why
         except (MemoryError, RuntimeError) as error:
-            if not memory_room.ran_out(error):
+            if not main_memory.ran_out(error):
                 raise
             self.spoilt = True
             room = memory_bytes()
             alone, crowded = (
-                memory_room.why_it_ran_out(self.model, self.train, self._images(), room, crowded=crowded)
+                main_memory.why_it_ran_out(self.model, self.train, self._images(), room, crowded=crowded)
                 for crowded in (False, True)
             )
             result = {"epoch": 0, "failure": alone, "if_crowded": crowded, "memory_room": room, "done": True}
@@ -125,11 +126,11 @@ class TrialTraining:
         if self.checkpoints is not None or self.device.type != "cpu":
             return None
         room = memory_bytes()
-        need = memory_room.lacks_room(self.model, self.train, self._images(), room=room)
+        need = main_memory.lacks_room(self.model, self.train, self._images(), room=room)
         if need is None:
             return None
         self.spoilt = True
-        return {"epoch": 0, "failure": memory_room.does_not_fit(need, room), "memory_room": room, "done": True}
+        return {"epoch": 0, "failure": main_memory.does_not_fit(need, room), "memory_room": room, "done": True}
 
     def _images(self) -> int:
         """Of a forward pass."""

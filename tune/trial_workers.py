@@ -19,8 +19,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fvae.data import image_source
 from fvae.workers import Workers
-from pipelines.meeting import MEETING, have_met
-from pipelines.troubles import keep_warnings
+from pipelines.training.rendezvous import MEETING, have_met
+from pipelines.training.worker_warnings import keep_warnings
 from tune.trial import TrialTraining
 
 SharedImages = dict[str, ray.ObjectRef]

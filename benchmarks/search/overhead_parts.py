@@ -42,7 +42,7 @@ def trained(trials: int, folder: Path) -> dict[str, float]:
 
 def our_search(trials: int, folder: Path, idle: bool) -> dict[str, float]:
     """A search of the digits, up to where it would read the test split; ``FOLDER`` is its storage."""
-    import pipelines.ray_environment  # noqa: F401
+    import pipelines.training.ray_environment  # noqa: F401
     from pipelines.tracking.tracker import SearchTracker
     from tune import engine, search
     from tune.settings import SearchSettings

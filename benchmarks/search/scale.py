@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from pipelines.data.datasets import load_dataset
 from pipelines.storage import open_storage
 from tune.assembly import assemble

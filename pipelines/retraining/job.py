@@ -14,9 +14,8 @@ from fvae.data import Dataset, image_source
 from fvae.evaluation import NonFiniteError
 from fvae.flops import parameters_and_flops
 from fvae.model import Model
-from pipelines.any_model import open_model, weights_digest
 from pipelines.data.datasets import describe
-from pipelines.model_files import MODEL
+from pipelines.evaluation.model_lookup import open_model, weights_digest
 from pipelines.retraining.comparison import compare
 from pipelines.retraining.decision import Decision, Outcome
 from pipelines.retraining.desk import Desk
@@ -31,7 +30,8 @@ from pipelines.retraining.weighing import SPLIT, Bits, Scales
 from pipelines.storage import Storage, StorageError
 from pipelines.storage.json_objects import address
 from pipelines.storage.lease import Lease
-from pipelines.troubles import Notices
+from pipelines.training.model_files import MODEL
+from pipelines.training.worker_warnings import Notices
 
 LOOKED_AT = 64
 """Images that the checks of soundness use."""

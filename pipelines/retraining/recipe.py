@@ -12,8 +12,8 @@ from pipelines.retraining.registered import Version
 from pipelines.retraining.search import search_for
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.tracking.registry import RunConfigs
-from pipelines.train_configs import TrainConfigs, train_configs
-from pipelines.train_settings import TrainSettings
+from pipelines.training.configs import TrainConfigs, train_configs
+from pipelines.training.settings import TrainSettings
 
 
 class Champion(NamedTuple):

@@ -19,7 +19,7 @@ from pipelines.retraining.waiting import waited_for
 from pipelines.storage import StorageError
 from pipelines.storage.json_objects import read_json
 from pipelines.tracking.registry import finished_runs, tracking_uri_of
-from pipelines.train_configs import TrainConfigs
+from pipelines.training.configs import TrainConfigs
 
 # The search must not outlive us: it holds the run that the next retraining opens again. Linux then interrupts it, as
 # Ctrl-C does; elsewhere the next one waits for it. Arranged by the new process itself, before it becomes the search.

@@ -15,8 +15,8 @@ from pipelines.cli.quantities import parse_duration
 from pipelines.cli.run_settings import Streaming
 from pipelines.retraining.hooks import require_hook
 from pipelines.storage import Storage, open_storage
-from pipelines.train_settings import TrainSettings
-from pipelines.worker_resources import WorkerResources
+from pipelines.training.settings import TrainSettings
+from pipelines.training.worker_resources import WorkerResources
 
 PREFIX = "fvae-"
 

@@ -7,16 +7,16 @@ from typing import NamedTuple
 from rich.console import Console
 
 from fvae.data import Dataset
-from pipelines.checkpoints import CHECKPOINTS
 from pipelines.cli.run_settings import as_run_name
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.retraining.waiting import waited_for
 from pipelines.storage import Storage, StorageError
 from pipelines.storage.run_lock import explained_disk
 from pipelines.train import Training
-from pipelines.train_configs import TrainConfigs
-from pipelines.train_job import TrainResult, identity, job_digest, open_job
-from pipelines.troubles import Notices
+from pipelines.training.checkpoints import CHECKPOINTS
+from pipelines.training.configs import TrainConfigs
+from pipelines.training.job import TrainResult, identity, job_digest, open_job
+from pipelines.training.worker_warnings import Notices
 
 
 class Trained(NamedTuple):

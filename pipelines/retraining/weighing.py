@@ -13,9 +13,9 @@ from rich.console import Console
 
 from fvae.data import Dataset, image_source
 from fvae.model import Model
-from pipelines.any_model import weights_digest
 from pipelines.cli.progress import Steps
-from pipelines.readings import KeptReadings, Measured, Reading, measure
+from pipelines.evaluation.image_scores import KeptReadings, Measured, Reading, measure
+from pipelines.evaluation.model_lookup import weights_digest
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.storage import Storage
 
@@ -78,7 +78,7 @@ class Scales:
                 for measured in measure(model, images, missing, seed=settings.seed, split=SPLIT, advance=advance):
                     keep(measured)
             return
-        from pipelines.evaluation_job import EvaluationJob  # Ray takes seconds to import
+        from pipelines.evaluation.job import EvaluationJob  # Ray takes seconds to import
 
         with contextlib.ExitStack() as stack:
             started = functools.cache(lambda: stack.enter_context(step))  # by the first that is done

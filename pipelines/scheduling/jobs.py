@@ -13,11 +13,11 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-import pipelines.ray_environment  # noqa: F401  # before Ray
+import pipelines.training.ray_environment  # noqa: F401  # before Ray
 from fvae.config import require
 from pipelines.cli.redaction import has_secret
-from pipelines.ray_session import PASSED_ON
 from pipelines.storage import StorageError
+from pipelines.training.ray_session import PASSED_ON
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ import pytest
 from ray.cluster_utils import Cluster
 from ray.train.v2._internal.constants import DEFAULT_PREEMPTION_POLL_INTERVAL_S
 
-from pipelines.checkpoint_clock import LOOK_SECONDS
 from pipelines.cluster.spot_watcher import WatcherSettings
+from pipelines.training.checkpoint_clock import LOOK_SECONDS
 from tests.cluster.aws_account import ROOT
 from tests.cluster.metadata_server import metadata_server
 from tests.pipelines import training_cluster

@@ -20,7 +20,7 @@ import pytest
 from fvae.config import ConfigError
 from pipelines import submit
 from pipelines.cluster import shipped_files as shipped
-from pipelines.train_settings import TrainSettings
+from pipelines.training.settings import TrainSettings
 from tests.commands import call
 from tune.settings import SearchSettings
 
@@ -238,7 +238,8 @@ def test_of_two_checkouts_the_one_that_is_called_runs(tmp_path: Path) -> None:
     try:
         with (second / "tune/space.py").open("a") as file:
             file.write(
-                "import os, pipelines.ray_environment\nraise SystemExit('second: ' + os.environ['PYTHONPATH'])\n"
+                "import os, pipelines.training.ray_environment\n"
+                "raise SystemExit('second: ' + os.environ['PYTHONPATH'])\n"
             )
         done = subprocess.run(
             [sys.executable, str(second / "tune/search.py"), "--dry-run"],

@@ -17,7 +17,7 @@ import yaml
 
 from pipelines import schedule
 from pipelines.cli import command_line
-from pipelines.train_configs import read_tables
+from pipelines.training.configs import read_tables
 
 SETTINGS = {
     "pipelines.cluster.roles": "RolesSettings",

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from pipelines.scheduling.store import Store
 from pipelines.storage import open_storage
 from tests.commands import call

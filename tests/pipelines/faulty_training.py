@@ -22,13 +22,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pipelines.ray_environment  # noqa: F401
+import pipelines.training.ray_environment  # noqa: F401
 from pipelines import train as train_command
-from pipelines import train_worker
-from pipelines.checkpoints import CHECKPOINTS, CheckpointStore
 from pipelines.cli import command_line
 from pipelines.storage import open_storage
-from pipelines.train_settings import TrainSettings
+from pipelines.training import worker as train_worker
+from pipelines.training.checkpoints import CHECKPOINTS, CheckpointStore
+from pipelines.training.settings import TrainSettings
 from tests.waiting import DEADLINE, until
 
 STEPS = 10
@@ -102,7 +102,7 @@ def _train(task: Any, events: Any, faults: Faults) -> None:
     from fvae import training_state
     from fvae.files import written_whole
     from fvae.train import Trainer
-    from pipelines import checkpoint_clock
+    from pipelines.training import checkpoint_clock
 
     load_state, train_step, evaluate = Trainer.load_state, Trainer.train_step, fvae_train.evaluate
     write_tensors, keep_model = training_state.write_tensors, train_worker.keep_model

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from pipelines import evaluation_job, evaluation_worker
 from pipelines.cli import command_line
 from pipelines.evaluate import main as evaluate_main
-from pipelines.evaluate_settings import EvaluateSettings
-from pipelines.readings import KeptReadings, Measured
+from pipelines.evaluation import job as evaluation_job
+from pipelines.evaluation import worker as evaluation_worker
+from pipelines.evaluation.image_scores import KeptReadings, Measured
+from pipelines.evaluation.settings import EvaluateSettings
 from pipelines.retrain import main as retrain_main
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.tracking.settings import quiet_mlflow

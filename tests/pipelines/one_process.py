@@ -15,17 +15,18 @@ import ray.train
 import torch
 
 from fvae.data import Dataset
-from pipelines import train_worker, worker_job
-from pipelines.troubles import raise_trouble
-from pipelines.worker_job import carry_out
-from pipelines.worker_resources import WorkerResources
+from pipelines.training import worker as train_worker
+from pipelines.training import worker_group
+from pipelines.training.worker_group import carry_out
+from pipelines.training.worker_resources import WorkerResources
+from pipelines.training.worker_warnings import raise_trouble
 
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Until ``patch`` is undone, a training starts no Ray: its loop runs in the thread that starts the job."""
-    patch.setattr(worker_job, "job_session", lambda dataset, resources: contextlib.nullcontext())
-    patch.setattr(worker_job, "ray_images", _images)
-    patch.setattr(worker_job, "run_job", _run_job)
+    patch.setattr(worker_group, "job_session", lambda dataset, resources: contextlib.nullcontext())
+    patch.setattr(worker_group, "ray_images", _images)
+    patch.setattr(worker_group, "run_job", _run_job)
     patch.setattr(train_worker, "get_device", lambda: torch.device("cpu"))
     patch.setattr(ray.train, "get_preemption_info", lambda: None)
 
@@ -44,7 +45,7 @@ def _run_job(
     on_event: Callable[[dict[str, Any]], None],
     resize_seconds: float = 0.0,
 ) -> None:
-    """:func:`pipelines.worker_job.run_job` with one worker, which is not started again."""
+    """:func:`pipelines.training.worker_group.run_job` with one worker, which is not started again."""
 
     def put(event: dict[str, Any]) -> None:
         raise_trouble(event)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HEAD = """
-import pipelines.ray_environment, ray, sys, time
+import pipelines.training.ray_environment, ray, sys, time
 from ray._private.parameter import RayParams
 from ray.job_submission import JobSubmissionClient
 

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 from sklearn.datasets import load_digits
 
-import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from pipelines import retrain as retrain_command
 from pipelines.cli.progress import Steps
 from pipelines.data.settings import IngestSettings
@@ -141,10 +141,10 @@ def die_at(moment: str) -> None:
     ``moved``: it has moved.
     """
     from pipelines import train as train_command
-    from pipelines.checkpoints import CHECKPOINTS
-    from pipelines.readings import KeptReadings
+    from pipelines.evaluation.image_scores import KeptReadings
     from pipelines.retraining.registered import CHAMPION, RegisteredModel
     from pipelines.train import Training
+    from pipelines.training.checkpoints import CHECKPOINTS
 
     hear, add, set_alias = Training._on_event, KeptReadings.add, RegisteredModel.set_alias
     write_result = train_command.write_result

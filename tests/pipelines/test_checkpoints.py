@@ -13,10 +13,10 @@ import torch
 from fvae import ConfigError
 from fvae.training_state import TrainingState
 from fvae.workers import Workers
-from pipelines import checkpoint_clock
-from pipelines.checkpoint_clock import CheckpointClock
-from pipelines.checkpoints import BackgroundWriter, Checkpoint, CheckpointStore
 from pipelines.storage import Storage, StorageError, open_storage
+from pipelines.training import checkpoint_clock
+from pipelines.training.checkpoint_clock import CheckpointClock
+from pipelines.training.checkpoints import BackgroundWriter, Checkpoint, CheckpointStore
 
 pytestmark = pytest.mark.core
 

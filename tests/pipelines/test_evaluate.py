@@ -24,19 +24,19 @@ from fvae import ModelConfig, TrainConfig, Trainer, build, evaluate, load, save
 from fvae.data import derived_seed
 from fvae.evaluation import standard_error
 from fvae.training_state import TrainingState
-from pipelines import readings
-from pipelines.any_model import open_model, short_name, weights_digest
-from pipelines.checkpoints import CheckpointStore
 from pipelines.cli import command_line
 from pipelines.data.datasets import load_dataset
 from pipelines.evaluate import main
-from pipelines.evaluate_settings import EvaluateSettings
-from pipelines.evaluation_report import figures, table
-from pipelines.pictures import png_rows
-from pipelines.readings import KeptReadings, Measured, Reading
+from pipelines.evaluation import image_scores
+from pipelines.evaluation.image_grids import png_rows
+from pipelines.evaluation.image_scores import KeptReadings, Measured, Reading
+from pipelines.evaluation.model_lookup import open_model, short_name, weights_digest
+from pipelines.evaluation.report import figures, table
+from pipelines.evaluation.settings import EvaluateSettings
 from pipelines.storage import open_storage
 from pipelines.tracking.model_folder import write_model_folder
 from pipelines.tracking.settings import default_tracking_uri
+from pipelines.training.checkpoints import CheckpointStore
 from tests.commands import call
 
 pytestmark = pytest.mark.core
@@ -282,7 +282,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         seen.append((k, seed))
         return evaluate(*arguments, k=k, seed=seed, **options)
 
-    monkeypatch.setattr(readings, "evaluate", watched)
+    monkeypatch.setattr(image_scores, "evaluate", watched)
     return seen
 
 

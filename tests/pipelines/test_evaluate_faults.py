@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from fvae import ModelConfig, build, save
 from pipelines.data.datasets import load_dataset
 from pipelines.evaluate import main
-from pipelines.evaluate_settings import EvaluateSettings
+from pipelines.evaluation.settings import EvaluateSettings
 from tests.commands import call
 from tests.pipelines import forked_commands
 from tests.pipelines.forks import Fork

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.ray_session import require_loopback
+from pipelines.training.ray_session import require_loopback
 
 pytestmark = pytest.mark.system
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_without_loopback_it_is_one_line_at_once() -> None:
-    program = "from pipelines.ray_session import require_loopback; require_loopback()"
+    program = "from pipelines.training.ray_session import require_loopback; require_loopback()"
     command = ["unshare", "--net", sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert "ConfigError: a Ray on this machine: 127.0.0.1 cannot be reached" in done.stderr

@@ -14,8 +14,9 @@ import torch.distributed as distributed
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError
 
-from pipelines import meeting, worker_job
-from pipelines.ray_environment import DEFAULTS, START_SECONDS
+from pipelines.training import rendezvous
+from pipelines.training import worker_group
+from pipelines.training.ray_environment import DEFAULTS, START_SECONDS
 from tune import trial_workers
 from tune.trial_workers import TrialWorker
 
@@ -32,13 +33,13 @@ def ended_group() -> Iterator[None]:
 @pytest.mark.usefixtures("ended_group")
 def test_who_has_met_waits_longer(tmp_path: Path) -> None:
     store = distributed.FileStore(str(tmp_path / "store"), 1)
-    store.set_timeout(meeting.MEETING)
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=meeting.MEETING)
+    store.set_timeout(rendezvous.MEETING)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=rendezvous.MEETING)
     backend = distributed.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
-    assert backend.options._timeout == meeting.MEETING == datetime.timedelta(minutes=2)
-    meeting.have_met()
-    assert backend.options._timeout == meeting.TOGETHER == datetime.timedelta(minutes=30)
-    assert store.timeout == meeting.TOGETHER
+    assert backend.options._timeout == rendezvous.MEETING == datetime.timedelta(minutes=2)
+    rendezvous.have_met()
+    assert backend.options._timeout == rendezvous.TOGETHER == datetime.timedelta(minutes=30)
+    assert store.timeout == rendezvous.TOGETHER
 
 
 @pytest.mark.usefixtures("ended_group")
@@ -57,9 +58,9 @@ class Kept(list[dict[str, Any]]):
 
 
 def test_workers_that_do_not_start_are_a_line_at_once() -> None:
-    retry = worker_job.FailureDecision.RETRY
+    retry = worker_group.FailureDecision.RETRY
     events = Kept()
-    policy = worker_job._FailurePolicy(ray.train.FailureConfig(max_failures=10), events)  # type: ignore[arg-type]
+    policy = worker_group._FailurePolicy(ray.train.FailureConfig(max_failures=10), events)  # type: ignore[arg-type]
     late = ControllerError(WorkerGroupStartupTimeoutError(2))
     failed = ControllerError(WorkerGroupStartupFailedError("Traceback\nGloo connectFullMesh failed"))
     assert [policy.make_decision(error) for error in (late, late, failed, late)] == [retry] * 4
@@ -72,11 +73,11 @@ def test_workers_that_do_not_start_are_a_line_at_once() -> None:
 
 def test_workers_that_are_not_started_again_are_no_such_line() -> None:
     events = Kept()
-    policy = worker_job._FailurePolicy(ray.train.FailureConfig(max_failures=10), events)  # type: ignore[arg-type]
+    policy = worker_group._FailurePolicy(ray.train.FailureConfig(max_failures=10), events)  # type: ignore[arg-type]
     final = ControllerError(RuntimeError("Gloo connectFullMesh failed"))
-    assert policy.make_decision(final) is worker_job.FailureDecision.RAISE
+    assert policy.make_decision(final) is worker_group.FailureDecision.RAISE
     assert not events
-    assert worker_job._how_it_ended(final, 10) == "Gloo connectFullMesh failed"
+    assert worker_group._how_it_ended(final, 10) == "Gloo connectFullMesh failed"
 
 
 def test_train_asks_again_after_as_long() -> None:

@@ -13,10 +13,12 @@ import torch
 from fvae import ModelConfig, TrainConfig
 from fvae.config import ConfigError
 from fvae.memory import training_memory
-from pipelines import memory_room, train, worker_job
+from pipelines import train
 from pipelines.data.datasets import memory_bytes
-from pipelines.train_settings import TrainSettings
-from pipelines.troubles import raise_trouble
+from pipelines.training import main_memory
+from pipelines.training import worker_group
+from pipelines.training.settings import TrainSettings
+from pipelines.training.worker_warnings import raise_trouble
 from tests.commands import call
 
 pytestmark = pytest.mark.core
@@ -26,7 +28,7 @@ TRAIN = TrainConfig(epochs=1, batch_size=64)
 
 
 def needed(images: int, **options: Any) -> int:
-    return memory_room.PROCESS_BYTES + training_memory(SMALL, images, **options).total
+    return main_memory.PROCESS_BYTES + training_memory(SMALL, images, **options).total
 
 
 def test_a_model_that_no_memory_holds_is_refused_before_anything_is_made(tmp_path: Path) -> None:
@@ -43,9 +45,9 @@ def test_a_model_that_no_memory_holds_is_refused_before_anything_is_made(tmp_pat
 
 
 def require(monkeypatch: pytest.MonkeyPatch, room: int, **options: Any) -> None:
-    monkeypatch.setattr(memory_room, "memory_bytes", lambda: room)
+    monkeypatch.setattr(main_memory, "memory_bytes", lambda: room)
     settings = {"workers": 1, "micro_batch_size": None, "checkpoint_activations": False} | options
-    memory_room.require_room(SMALL, TRAIN, **settings)
+    main_memory.require_room(SMALL, TRAIN, **settings)
 
 
 def test_what_fits_is_counted_to_the_byte(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,8 +72,8 @@ def test_the_advice_works_when_followed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_trial_that_fits_easily_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_room, "training_memory", lambda *_, **__: pytest.fail("counted"))
-    assert memory_room.lacks_room(SMALL, TRAIN, 64, room=64 * 2**30) is None
+    monkeypatch.setattr(main_memory, "training_memory", lambda *_, **__: pytest.fail("counted"))
+    assert main_memory.lacks_room(SMALL, TRAIN, 64, room=64 * 2**30) is None
 
 
 def real_errors() -> list[BaseException]:
@@ -88,14 +90,14 @@ def real_errors() -> list[BaseException]:
 def test_refused_memory_is_told_from_other_errors() -> None:
     errors = real_errors()
     assert len(errors) == 3
-    assert all(memory_room.ran_out(error) for error in errors)
+    assert all(main_memory.ran_out(error) for error in errors)
     killed = ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")
-    assert memory_room.ran_out(str(killed))
-    assert not memory_room.ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert main_memory.ran_out(str(killed))
+    assert not main_memory.ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     guess = (
         "Worker unexpectedly exits. Potential causes: (1) The process is killed by SIGKILL by OOM killer due to high"
     )
-    assert not memory_room.ran_out(f"The actor died unexpectedly before finishing this task. {guess} memory usage.")
+    assert not main_memory.ran_out(f"The actor died unexpectedly before finishing this task. {guess} memory usage.")
 
 
 class Kept(list[dict[str, Any]]):
@@ -109,14 +111,14 @@ def test_a_worker_that_runs_out_ends_the_job_with_one_line() -> None:
         torch.empty(2**60)
 
     with pytest.raises(RuntimeError):
-        worker_job.carry_out(loop, None, events)  # type: ignore[arg-type]
+        worker_group.carry_out(loop, None, events)  # type: ignore[arg-type]
     (event,) = events
     with pytest.raises(ConfigError, match=r"worker 0 on .* ran out of memory \(.*the machine has .*GiB\); a smaller"):
         raise_trouble(event)
 
 
 def test_a_card_that_is_full_is_not_the_machine_s_memory() -> None:
-    line = worker_job._out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    line = worker_group._out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     assert "ran out of memory (CUDA out of memory" in line and "the machine has" not in line
 
 
@@ -129,13 +131,13 @@ class GroupError(Exception):
 
 
 def test_workers_that_ray_ends_for_want_of_memory_start_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    retry, stop = worker_job.FailureDecision.RETRY, worker_job.FailureDecision.RAISE
-    monkeypatch.setattr(worker_job.DefaultFailurePolicy, "make_decision", lambda self, error: retry)
-    policy = worker_job._FailurePolicy(ray.train.FailureConfig(max_failures=10), Kept())  # type: ignore[arg-type]
+    retry, stop = worker_group.FailureDecision.RETRY, worker_group.FailureDecision.RAISE
+    monkeypatch.setattr(worker_group.DefaultFailurePolicy, "make_decision", lambda self, error: retry)
+    policy = worker_group._FailurePolicy(ray.train.FailureConfig(max_failures=10), Kept())  # type: ignore[arg-type]
     lost = GroupError(ray.exceptions.ActorDiedError())
     low = GroupError(ray.exceptions.OutOfMemoryError("the node was running low on memory"))
     assert [policy.make_decision(error) for error in (lost, low, lost, low)] == [retry, retry, retry, stop]
-    assert "its machine ran out of memory" in worker_job._how_it_ended(low, 10)
+    assert "its machine ran out of memory" in worker_group._how_it_ended(low, 10)
 
 
 def test_the_machine_s_memory_is_known() -> None:

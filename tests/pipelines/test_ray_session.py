@@ -12,9 +12,9 @@ import pytest
 import ray
 
 from fvae.config import ConfigError
-from pipelines import ray_session as ray_session_module
 from pipelines.cluster.auth_token import make_token
-from pipelines.ray_session import ray_session
+from pipelines.training import ray_session as ray_session_module
+from pipelines.training.ray_session import ray_session
 from tests.services.head import free_port
 
 pytestmark = pytest.mark.core
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 SESSION = """
 import ray
 from fvae.config import ConfigError
-from pipelines.ray_session import ray_session
+from pipelines.training.ray_session import ray_session
 try:
     with ray_session(0, {}):
         print("in", len(ray.nodes()))

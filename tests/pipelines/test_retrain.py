@@ -16,7 +16,7 @@ import pytest
 from fvae import Model, evaluate, load
 from fvae.data import Dataset
 from pipelines.data.datasets import load_dataset
-from pipelines.readings import Reading
+from pipelines.evaluation.image_scores import Reading
 from pipelines.retraining import hooks
 from pipelines.retraining.comparison import compare
 from pipelines.retraining.desk import Desk

@@ -21,7 +21,7 @@ from pipelines.retraining.sanity import problems
 from pipelines.retraining.search import NothingFound, best_of, options_of, search_name
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.retraining.training import training_name
-from pipelines.train_configs import TrainConfigs
+from pipelines.training.configs import TrainConfigs
 
 pytestmark = pytest.mark.core
 

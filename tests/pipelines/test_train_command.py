@@ -20,17 +20,18 @@ from mlflow import MlflowClient
 from fvae import ConfigError, Trainer, load
 from fvae.data import ImageDataset
 from fvae.flops import parameters_and_flops
-from pipelines import memory_room, train_worker
 from pipelines.data.datasets import load_dataset
 from pipelines.storage import open_storage
 from pipelines.tracking.settings import default_tracking_uri
 from pipelines.tracking.tracker import SearchTracker, TrialSnapshot
 from pipelines.train import main
-from pipelines.train_configs import train_configs
-from pipelines.train_job import default_name, identity, open_job
-from pipelines.train_settings import TrainSettings
-from pipelines.train_worker import WorkerTask
-from pipelines.worker_job import carry_out
+from pipelines.training import main_memory
+from pipelines.training import worker as train_worker
+from pipelines.training.configs import train_configs
+from pipelines.training.job import default_name, identity, open_job
+from pipelines.training.settings import TrainSettings
+from pipelines.training.worker import WorkerTask
+from pipelines.training.worker_group import carry_out
 from tests.commands import Called, call
 from tests.pipelines.one_process import without_ray
 from tests.pipelines.training_cluster import HASTE
@@ -245,7 +246,7 @@ def test_a_job_that_cannot_begin_leaves_its_name_free(
     alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(memory_room, "memory_bytes", lambda: 1)
+        patch.setattr(main_memory, "memory_bytes", lambda: 1)
         patch.delenv("RAY_ADDRESS", raising=False)
         assert train(tmp_path, "--name", "job").status == 2
     assert not (tmp_path / "job/job.json").exists()
@@ -256,7 +257,7 @@ def test_a_dry_run_refuses_what_the_command_would(tmp_path: Path, monkeypatch: p
     dry = (*OPTIONS, "--storage", str(tmp_path), "--name", "job", "--dry-run")
     assert call(main, TrainSettings, *dry).status == 0 and not (tmp_path / "job/job.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(memory_room, "memory_bytes", lambda: 1)
+        patch.setattr(main_memory, "memory_bytes", lambda: 1)
         assert "this model does not fit" in refused(*dry)
     open_job(open_storage(tmp_path).child("job"), identity(load_dataset("digits"), configs()))
     assert refused(*dry).endswith("give another --name")
@@ -272,7 +273,7 @@ def configs(*, say: Any = lambda line: None, **settings: Any) -> Any:
 def test_a_file_and_options_above_it(tmp_path: Path) -> None:
     toml = tmp_path / "flow.toml"
     toml.write_text('[model]\nfamily = "flow"\nflow_depth = 7\nbins = 17\n[train]\nepochs = 3\n')
-    from pipelines.train_settings import ModelOptions
+    from pipelines.training.settings import ModelOptions
 
     made = configs(config=str(toml), model=ModelOptions(flow_depth=5))
     assert (made.model.family, made.model.flow_depth, made.model.image_shape) == ("flow", 5, (1, 8, 8))
@@ -296,7 +297,7 @@ def test_a_job_of_an_earlier_version_is_the_same_job(tmp_path: Path) -> None:
 
 
 def test_scales_may_be_given_in_bins(tmp_path: Path) -> None:
-    from pipelines.train_settings import ModelOptions
+    from pipelines.training.settings import ModelOptions
 
     toml = tmp_path / "fvae.toml"
     toml.write_text("[model]\nsigma1_bins = 0.34\nsigma2_init = 0.5\n")

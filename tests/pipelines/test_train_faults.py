@@ -20,13 +20,13 @@ import torch
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
-import pipelines.ray_environment  # noqa: F401
+import pipelines.training.ray_environment  # noqa: F401
 from fvae import Trainer, load
-from pipelines import train_worker
 from pipelines.storage import open_storage
 from pipelines.tracking.settings import default_tracking_uri
 from pipelines.train import main
-from pipelines.train_settings import TrainSettings
+from pipelines.training import worker as train_worker
+from pipelines.training.settings import TrainSettings
 from tests.commands import Called, call
 from tests.pipelines import forked_commands
 from tests.pipelines.faulty_training import STEPS, Faults, faulty

@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import Any
 
-import pipelines.ray_environment  # noqa: F401
+import pipelines.training.ray_environment  # noqa: F401
 from pipelines.cli import command_line
 from tests.tune.travelling import HastyProcess
 from tune import engine, search_job

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pipelines.ray_environment  # noqa: F401
+import pipelines.training.ray_environment  # noqa: F401
 from pipelines.cli import command_line
 from tune import engine, search
 from tune import ledger as tune_ledger

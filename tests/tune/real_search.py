@@ -14,7 +14,7 @@ import boto3
 import pytest
 from mlflow import MlflowClient
 
-import pipelines.ray_environment  # noqa: F401  (before Ray is imported)
+import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking.tracker import default_tracking_uri
 from tests.commands import Called, call

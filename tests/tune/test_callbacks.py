@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 
 from fvae import ConfigError, ModelConfig, TrainConfig
 from pipelines.storage import Storage, StorageError, open_storage
-from pipelines.troubles import trouble
+from pipelines.training.worker_warnings import trouble
 from tests.tune.synthetic import record
 from tune.budget import Budget
 from tune.callbacks import LedgerCallback
@@ -189,7 +189,7 @@ def test_the_memory_that_a_trial_needs_is_that_of_one_worker_with_its_validation
         counted.append((images, validation_samples))
         return SimpleNamespace(total=2**20)
 
-    monkeypatch.setattr("pipelines.memory_room.training_memory", count)
+    monkeypatch.setattr("pipelines.training.main_memory.training_memory", count)
     lost_for_memory(ledger, workers=4)
     assert counted == [(-(-TrainConfig(epochs=20).batch_size // 4), 4)]
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.model_files import PICTURES
 from pipelines.storage import open_storage
 from pipelines.storage.run_lock import locked
 from pipelines.tracking.tracker import default_tracking_uri
+from pipelines.training.model_files import PICTURES
 from tests.tune.real_search import MAP, SMALL, called, stored_records, unfinished_uploads
 
 # Also the tests that need no Ray stay in the process of those that do: the finished search is made once.

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from fvae import ConfigError, ModelConfig, TrainConfig, Trainer
-from pipelines.model_files import load_model
 from pipelines.storage import Storage, StorageError, open_storage
-from pipelines.troubles import keep_warnings, raise_trouble, with_warnings
+from pipelines.training.model_files import load_model
+from pipelines.training.worker_warnings import keep_warnings, raise_trouble, with_warnings
 from tune import trial_files
 from tune.attempts import Attempt, begun, now_ms
 from tune.ledger import Ledger, TrialRecord, changes

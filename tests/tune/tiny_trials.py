@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ray import tune
 
-import pipelines.ray_environment  # noqa: F401
+import pipelines.training.ray_environment  # noqa: F401
 from fvae import ModelConfig, TrainConfig, Trainer
 from fvae.data import ImageDataset
 from pipelines.storage import open_storage

@@ -27,7 +27,7 @@ would then stand in the cluster's own records: each node has its role, or its ow
 for _name, _value in DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
-_root = str(Path(__file__).parents[1])
+_root = str(Path(__file__).parents[2])
 if os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] != _root:
     # The processes of a Ray on this machine import this very code, wherever the command was called from.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_root, os.environ.get("PYTHONPATH")]))

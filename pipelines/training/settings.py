@@ -10,7 +10,7 @@ from fvae.config import ModelConfig, require, require_integer, require_positive
 from fvae.train_config import TrainConfig
 from pipelines.cli.optional_fields import optional_fields
 from pipelines.cli.run_settings import RunSettings
-from pipelines.worker_resources import WorkerResources
+from pipelines.training.worker_resources import WorkerResources
 
 OF_THE_IMAGES = ("channels", "height", "width", "bins")
 """Fields of a model's config that the data set decides."""

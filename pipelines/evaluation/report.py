@@ -15,7 +15,7 @@ from rich.text import Text
 
 import fvae
 from fvae.files import parse_json
-from pipelines.readings import Measured
+from pipelines.evaluation.image_scores import Measured
 from pipelines.storage import Storage
 
 REPORT = "evaluation.json"

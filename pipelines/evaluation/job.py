@@ -11,11 +11,11 @@ from torch import Tensor
 from fvae.data import Dataset
 from fvae.evaluation import NonFiniteError
 from fvae.model import Model
-from pipelines.evaluation_worker import EvaluationTask, evaluate_task
-from pipelines.readings import Measured, Reading
+from pipelines.evaluation.image_scores import Measured, Reading
+from pipelines.evaluation.worker import EvaluationTask, evaluate_task
 from pipelines.storage import StorageError
-from pipelines.worker_job import JobFailed, job_session, ray_images, run_job
-from pipelines.worker_resources import WorkerResources
+from pipelines.training.worker_group import JobFailed, job_session, ray_images, run_job
+from pipelines.training.worker_resources import WorkerResources
 
 STARTS = 4
 """How often workers are started before the evaluation has failed."""

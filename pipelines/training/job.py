@@ -17,11 +17,11 @@ from fvae.streaming import StreamedDataset
 from fvae.train_config import identity_of_any_version
 from pipelines.cli.run_settings import as_run_name
 from pipelines.data.datasets import describe
-from pipelines.model_files import MODEL, PICTURES
 from pipelines.storage import Storage
 from pipelines.storage.json_objects import read_json
 from pipelines.tracking.artifacts import Artifact
-from pipelines.train_configs import TrainConfigs
+from pipelines.training.configs import TrainConfigs
+from pipelines.training.model_files import MODEL, PICTURES
 
 JOB, RESULT = "job.json", "result.json"
 FORMAT = 1

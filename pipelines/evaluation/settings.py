@@ -10,7 +10,7 @@ from fvae.config import ConfigError, require, require_choice, require_integer, r
 from fvae.manifest import SPLITS
 from pipelines.cli.run_settings import Streaming
 from pipelines.storage import open_storage
-from pipelines.worker_resources import WorkerResources
+from pipelines.training.worker_resources import WorkerResources
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

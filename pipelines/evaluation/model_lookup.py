@@ -16,12 +16,12 @@ from fvae.checkpoint import CONFIG, WEIGHTS, add_tensors, load
 from fvae.config import ConfigError, ModelConfig, identity_fields, require
 from fvae.model import Model, build
 from fvae.training_state import TrainingState
-from pipelines.checkpoints import CHECKPOINTS, CheckpointStore
-from pipelines.model_files import MODEL
 from pipelines.storage import StorageError, open_storage
 from pipelines.storage.local_copies import read_from
 from pipelines.tracking.model_folder import MLMODEL
 from pipelines.tracking.registry import model_location, tracking_uri_of
+from pipelines.training.checkpoints import CHECKPOINTS, CheckpointStore
+from pipelines.training.model_files import MODEL
 
 SUFFIX = ".safetensors"
 

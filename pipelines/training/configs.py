@@ -12,7 +12,7 @@ from fvae.config import ConfigError, ModelConfig, is_number, require
 from fvae.data import Dataset
 from fvae.train_config import TrainConfig
 from pipelines.cli.optional_fields import given
-from pipelines.train_settings import IN_BINS, OF_THE_IMAGES, TrainSettings
+from pipelines.training.settings import IN_BINS, OF_THE_IMAGES, TrainSettings
 
 
 class TrainConfigs(NamedTuple):

@@ -31,15 +31,15 @@ from fvae.config import ConfigError, require
 from fvae.data import Dataset, ImageSource
 from fvae.evaluation import NonFiniteError
 from fvae.workers import Workers
-from pipelines import memory_room
 from pipelines.cli.quantities import format_bytes
 from pipelines.data.datasets import memory_bytes
-from pipelines.machines_to_come import await_machines
-from pipelines.meeting import MEETING, have_met
-from pipelines.ray_environment import START_SECONDS
-from pipelines.ray_session import ray_session
-from pipelines.troubles import LOGGER, raise_trouble, trouble
-from pipelines.worker_resources import WorkerResources, each_worker, workers_on
+from pipelines.training import main_memory
+from pipelines.training.autoscaler import await_machines
+from pipelines.training.ray_environment import START_SECONDS
+from pipelines.training.ray_session import ray_session
+from pipelines.training.rendezvous import MEETING, have_met
+from pipelines.training.worker_resources import WorkerResources, each_worker, workers_on
+from pipelines.training.worker_warnings import LOGGER, raise_trouble, trouble
 
 if TYPE_CHECKING:  # which class `ray.train` has depends on a variable that mypy does not read
     from ray.train.v2.api.config import ScalingConfig
@@ -165,7 +165,7 @@ def run_job(
             ),
             run_config=ray.train.RunConfig(
                 name=name,
-                storage_path=scratch,  # checkpoints are the loop's own: see pipelines.checkpoints
+                storage_path=scratch,  # checkpoints are the loop's own: see pipelines.training.checkpoints
                 failure_config=ray.train.FailureConfig(max_failures=max_failures),
             ),
         )
@@ -198,7 +198,7 @@ class _FailurePolicy(DefaultFailurePolicy):
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """What the controller does about a failure."""
         failures = getattr(training_failed_error, "worker_failures", {}).values()
-        self._ran_out += any(memory_room.ran_out(f"{type(error).__name__} {error}") for error in failures)
+        self._ran_out += any(main_memory.ran_out(f"{type(error).__name__} {error}") for error in failures)
         if self._ran_out > 1:
             return FailureDecision.RAISE
         decision = super().make_decision(training_failed_error)
@@ -321,7 +321,7 @@ def carry_out(loop: Callable[[Config, Events], None], config: Config, events: Ev
         events.put(trouble(error))
         raise
     except Exception as error:
-        if memory_room.ran_out(error) or isinstance(error, torch.OutOfMemoryError):  # and would again
+        if main_memory.ran_out(error) or isinstance(error, torch.OutOfMemoryError):  # and would again
             events.put(trouble(ConfigError(_out_of_memory(error))))
             raise
         # Of several workers one meets the cause, the others that it is gone.
@@ -368,7 +368,7 @@ def _how_it_ended(error: Exception, max_failures: int) -> str:
     if not failures:
         return last_line(error)
     rank, first = next(iter(failures.items()))
-    if memory_room.ran_out(f"{type(first).__name__} {first}"):
+    if main_memory.ran_out(f"{type(first).__name__} {first}"):
         return (
             f"worker {rank} was ended by Ray, as its machine ran out of memory; a smaller --micro-batch-size or "
             "--checkpoint-activations needs less"

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fvae import ModelConfig, build
 from fvae.workers import Workers
-from pipelines.readings import Reading, measure
-from pipelines.worker_job import Events, SentImages, fetched
+from pipelines.evaluation.image_scores import Reading, measure
+from pipelines.training.worker_group import Events, SentImages, fetched
 
 SAY_SECONDS = 1.0
 """Between two words of how much a worker has done."""

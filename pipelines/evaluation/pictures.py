@@ -9,8 +9,8 @@ import torch
 
 from fvae.data import ImageSource, derived_seed
 from fvae.model import Model, images_at_once
-from pipelines.model_files import INTERPOLATIONS, RECONSTRUCTIONS, SAMPLES
-from pipelines.pictures import png_grid, png_rows
+from pipelines.evaluation.image_grids import png_grid, png_rows
+from pipelines.training.model_files import INTERPOLATIONS, RECONSTRUCTIONS, SAMPLES
 
 TEMPERATURES = "temperatures.png"
 PICTURES = (SAMPLES, RECONSTRUCTIONS, INTERPOLATIONS, TEMPERATURES)

@@ -13,13 +13,13 @@ from ray.train.torch import get_device
 from fvae import ModelConfig, TrainConfig, Trainer
 from fvae.config import require
 from fvae.workers import Workers
-from pipelines.checkpoint_clock import CheckpointClock
-from pipelines.checkpoints import CHECKPOINTS, BackgroundWriter, Checkpoint, CheckpointStore
-from pipelines.model_files import keep_model
 from pipelines.storage import open_storage
-from pipelines.train_job import JOB
-from pipelines.worker_figures import WorkerFigures
-from pipelines.worker_job import Events, SentImages, fetched
+from pipelines.training.checkpoint_clock import CheckpointClock
+from pipelines.training.checkpoints import CHECKPOINTS, BackgroundWriter, Checkpoint, CheckpointStore
+from pipelines.training.job import JOB
+from pipelines.training.machine_metrics import WorkerFigures
+from pipelines.training.model_files import keep_model
+from pipelines.training.worker_group import Events, SentImages, fetched
 
 STEP_SECONDS = 2.0
 """Between two words of how many steps are done."""

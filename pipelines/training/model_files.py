@@ -10,7 +10,7 @@ import torch
 
 from fvae import ConfigError, Model, Trainer, load, save
 from fvae.data import derived_seed
-from pipelines.pictures import png_grid
+from pipelines.evaluation.image_grids import png_grid
 from pipelines.storage import Storage
 from pipelines.storage.json_objects import address
 from pipelines.storage.local_copies import written_to

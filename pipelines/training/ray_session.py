@@ -16,8 +16,8 @@ import ray
 from fvae.config import ConfigError
 from pipelines.cli.stop_signals import treat_as_ctrl_c
 from pipelines.cluster.auth_token import make_token
-from pipelines.machines_to_come import await_machines
-from pipelines.ray_environment import PASSED_ON
+from pipelines.training.autoscaler import await_machines
+from pipelines.training.ray_environment import PASSED_ON
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Ray's shared memory on one machine, besides the images."""
