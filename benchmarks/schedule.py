@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from pipelines.scheduling.cron import slot_name
 from pipelines.scheduling.runs import COALESCED, SUCCEEDED
-from pipelines.scheduling.slots import slot_name
 from pipelines.scheduling.store import Store
 from tests.pipelines.ray_server import ROOT, RayServer, kill_group
 

@@ -25,9 +25,9 @@ from fvae.config import ConfigError, require
 from pipelines.cli import command_line
 from pipelines.cli.quantities import parse_duration
 from pipelines.cli.terminal import make_console
-from pipelines.retraining.hooks import require_hook
+from pipelines.retraining.failure_hooks import require_hook
+from pipelines.scheduling.definition import Schedule, model_of
 from pipelines.scheduling.runs import OPEN, SUCCEEDED, Run
-from pipelines.scheduling.schedules import Schedule, model_of
 from pipelines.scheduling.settings import Add, History, List, Pause, Remove, Resume, RunNow, ScheduleSettings, Serve
 from pipelines.scheduling.store import Store
 from pipelines.scheduling.tables import show_history, show_schedules
@@ -116,9 +116,9 @@ def change(store: Store, command: Pause | Resume | Remove, console: Console) -> 
 
 def run_now(store: Store, command: RunNow, console: Console) -> int:
     """Begin a run outside the slots and follow it; returns 0 if it succeeded."""
-    from pipelines.scheduling.advance import advance  # Ray takes a second to import
-    from pipelines.scheduling.jobs import RayJobs, RayUnreachable
-    from pipelines.scheduling.serve import describe
+    from pipelines.scheduling.ray_jobs import RayJobs, RayUnreachable
+    from pipelines.scheduling.run_steps import advance  # Ray takes a second to import
+    from pipelines.scheduling.server import describe
 
     jobs = RayJobs(command.address)
     if not command.detach:
@@ -145,8 +145,8 @@ def run_now(store: Store, command: RunNow, console: Console) -> int:
 
 def serve(store: Store, command: Serve) -> None:
     """Keep the schedules; SIGTERM and Ctrl-C end it at once."""
-    from pipelines.scheduling.jobs import RayJobs
-    from pipelines.scheduling.serve import Scheduler
+    from pipelines.scheduling.ray_jobs import RayJobs
+    from pipelines.scheduling.server import Scheduler
 
     def say(line: str) -> None:
         print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}", flush=True)

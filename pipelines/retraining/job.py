@@ -16,17 +16,25 @@ from fvae.flops import parameters_and_flops
 from fvae.model import Model
 from pipelines.data.datasets import describe
 from pipelines.evaluation.model_lookup import open_model, weights_digest
-from pipelines.retraining.comparison import compare
+from pipelines.retraining.champion_rule import compare
 from pipelines.retraining.decision import Decision, Outcome
-from pipelines.retraining.desk import Desk
-from pipelines.retraining.looks import Look, Looks, explained_by_looking, image_hashes, in_part, require_parts, sketch
+from pipelines.retraining.paired_scores import SPLIT, Bits, Scales
+from pipelines.retraining.promotion import Desk
 from pipelines.retraining.recipe import Champion, recipe, require_fit, too_large
-from pipelines.retraining.registered import CHALLENGER, ROLLED_BACK, RegisteredModel, Version
+from pipelines.retraining.registered_model import CHALLENGER, ROLLED_BACK, RegisteredModel, Version
 from pipelines.retraining.sanity import problems
 from pipelines.retraining.search import NothingFound
 from pipelines.retraining.settings import RetrainSettings
+from pipelines.retraining.holdout_reuse import (
+    Look,
+    Looks,
+    explained_by_looking,
+    image_hashes,
+    in_part,
+    require_parts,
+    sketch,
+)
 from pipelines.retraining.training import Trained, train
-from pipelines.retraining.weighing import SPLIT, Bits, Scales
 from pipelines.storage import Storage, StorageError
 from pipelines.storage.json_objects import address
 from pipelines.storage.lease import Lease

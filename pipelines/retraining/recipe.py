@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fvae.config import ConfigError, ModelConfig, require
 from fvae.data import Dataset
 from fvae.flops import parameters_and_flops
-from pipelines.retraining.registered import Version
+from pipelines.retraining.registered_model import Version
 from pipelines.retraining.search import search_for
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.tracking.registry import RunConfigs

@@ -14,8 +14,8 @@ from fvae.data import Dataset
 from fvae.train_config import TrainConfig
 from pipelines.cli.run_settings import as_run_name
 from pipelines.cli.stop_signals import in_a_hurry
+from pipelines.retraining.lease_wait import waited_for
 from pipelines.retraining.settings import RetrainSettings
-from pipelines.retraining.waiting import waited_for
 from pipelines.storage import StorageError
 from pipelines.storage.json_objects import read_json
 from pipelines.tracking.registry import finished_runs, tracking_uri_of

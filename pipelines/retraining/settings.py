@@ -13,7 +13,7 @@ import tyro
 from fvae.config import ConfigError, require, require_integer, require_positive, require_seed
 from pipelines.cli.quantities import parse_duration
 from pipelines.cli.run_settings import Streaming
-from pipelines.retraining.hooks import require_hook
+from pipelines.retraining.failure_hooks import require_hook
 from pipelines.storage import Storage, open_storage
 from pipelines.training.settings import TrainSettings
 from pipelines.training.worker_resources import WorkerResources

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from fvae.data import Dataset
 from pipelines.cli.run_settings import as_run_name
+from pipelines.retraining.lease_wait import waited_for
 from pipelines.retraining.settings import RetrainSettings
-from pipelines.retraining.waiting import waited_for
 from pipelines.storage import Storage, StorageError
 from pipelines.storage.run_lock import explained_disk
 from pipelines.train import Training

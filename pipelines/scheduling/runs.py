@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pipelines.scheduling.schedules import Schedule
+from pipelines.scheduling.definition import Schedule
 
 WAITING, SUBMITTING, RUNNING, STOPPING, BACKING_OFF = "waiting", "submitting", "running", "stopping", "backing off"
 SUCCEEDED, FAILED, TIMED_OUT, STOPPED = "succeeded", "failed", "timed out", "stopped"
@@ -35,7 +35,7 @@ class Run:
 
     id: int
     slot: str
-    """:func:`~pipelines.scheduling.slots.slot_name`, or ``now-…`` for one asked for by hand."""
+    """:func:`~pipelines.scheduling.cron.slot_name`, or ``now-…`` for one asked for by hand."""
     job: Schedule
     """The schedule as it was when the slot came: a later change concerns later slots."""
     state: str

@@ -16,7 +16,9 @@ from sqlalchemy import Connection, Row, delete, func, insert, not_, select, upda
 from sqlalchemy.exc import IntegrityError
 
 from fvae.config import ConfigError, require
+from pipelines.scheduling.cron import slot_name, slot_time
 from pipelines.scheduling.database import Database, events, runs, schedules
+from pipelines.scheduling.definition import Schedule
 from pipelines.scheduling.runs import (
     BACKING_OFF,
     CANCELLED,
@@ -27,8 +29,6 @@ from pipelines.scheduling.runs import (
     WAITING,
     Run,
 )
-from pipelines.scheduling.schedules import Schedule
-from pipelines.scheduling.slots import slot_name, slot_time
 
 HOOK_SECONDS = 180.0
 """After so long without an end, whoever began to tell a hook is taken for dead, and it is told again."""

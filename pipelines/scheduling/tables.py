@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.scheduling.cron import slot_time
 from pipelines.scheduling.runs import MANUAL, Run
-from pipelines.scheduling.slots import slot_time
 from pipelines.scheduling.store import Entry, Store
 
 PLAIN_WIDTH = 400

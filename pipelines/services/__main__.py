@@ -6,17 +6,19 @@ python -m pipelines.services up --data ~/fvae-data --artifacts s3://BUCKET/mlflo
 from __future__ import annotations
 
 from pipelines.cli import command_line
-from pipelines.services import bringing_up, status, taking_down
-from pipelines.services.options import Command, Down, Up
+from pipelines.services import down
+from pipelines.services import status
+from pipelines.services import up
+from pipelines.services.settings import Command, Down, Up
 
 
 def main(settings: Command) -> int:
     """Do what is asked; returns the exit status."""
     command = settings.command
     if isinstance(command, Up):
-        return bringing_up.run(command)
+        return up.run(command)
     if isinstance(command, Down):
-        return taking_down.run(command)
+        return down.run(command)
     return status.run(command)
 
 

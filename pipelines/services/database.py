@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fvae.config import ConfigError, require
-from pipelines.services.places import Places
+from pipelines.services.paths import Places
 from pipelines.services.secret_files import ADMIN, server_users_file
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import sys
 
 from fvae.config import ConfigError
 from fvae.files import read_json
-from pipelines.services.leftovers import end_leftovers
-from pipelines.services.options import PROGRAMS, ServiceSettings
-from pipelines.services.places import Places
+from pipelines.services.orphans import end_leftovers
+from pipelines.services.paths import Places
 from pipelines.services.programs import started
+from pipelines.services.settings import PROGRAMS, ServiceSettings
 
 
 def main(name: str, data: str) -> None:

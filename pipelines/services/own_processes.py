@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.services.places import Places
+from pipelines.services.paths import Places
 
 _LISTENING = "0A"
 """A socket's state, in the kernel's tables."""

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pipelines
 from pipelines.services import secret_files
-from pipelines.services.options import Program, ServiceSettings
-from pipelines.services.places import Places
+from pipelines.services.paths import Places
+from pipelines.services.settings import Program, ServiceSettings
 from pipelines.tracking.settings import server_environment
 
 _LOCAL = ("localhost", "127.0.0.1")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fvae.config import require
 from fvae.files import read_json, write_text
-from pipelines.services.places import Places
+from pipelines.services.paths import Places
 
 ADMIN = "admin"
 """MLflow's user that may do everything; jobs of the head machine are this user."""

@@ -6,7 +6,7 @@ import time
 
 from fvae.files import read_json
 from pipelines.services import health, supervision
-from pipelines.services.options import ServiceSettings, Status
+from pipelines.services.settings import ServiceSettings, Status
 from pipelines.services.supervision import SUPERVISOR, Process
 
 

@@ -17,9 +17,9 @@ from xmlrpc.client import Fault, ServerProxy
 
 import pipelines
 from fvae.files import write_text
-from pipelines.services.options import Program, ServiceSettings
-from pipelines.services.places import Places
+from pipelines.services.paths import Places
 from pipelines.services.programs import digest
+from pipelines.services.settings import Program, ServiceSettings
 
 SUPERVISOR = "supervisord"
 """What its own log is called."""

@@ -12,8 +12,8 @@ import yaml
 from pipelines.cli.quantities import parse_duration
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.schedule import split_arguments
+from pipelines.scheduling.cron import Cron
 from pipelines.scheduling.settings import Add
-from pipelines.scheduling.slots import Cron
 from tests.docs.blocks import ROOT, blocks, commands
 from tests.docs.printed import product
 from tests.docs.terminal import Terminal

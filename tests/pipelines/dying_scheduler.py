@@ -19,7 +19,7 @@ import pytest
 
 from pipelines import schedule
 from pipelines.cli import command_line
-from pipelines.scheduling.jobs import RayJobs
+from pipelines.scheduling.ray_jobs import RayJobs
 from pipelines.scheduling.runs import OPEN, SUBMITTING
 from pipelines.scheduling.store import Store
 

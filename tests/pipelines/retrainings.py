@@ -142,7 +142,7 @@ def die_at(moment: str) -> None:
     """
     from pipelines import train as train_command
     from pipelines.evaluation.image_scores import KeptReadings
-    from pipelines.retraining.registered import CHAMPION, RegisteredModel
+    from pipelines.retraining.registered_model import CHAMPION, RegisteredModel
     from pipelines.train import Training
     from pipelines.training.checkpoints import CHECKPOINTS
 

@@ -18,9 +18,9 @@ from sqlalchemy import update
 from pipelines import schedule
 from pipelines.cli import command_line
 from pipelines.scheduling.database import runs, schedules
-from pipelines.scheduling.jobs import ADDRESS_VARIABLE, RayJobs
+from pipelines.scheduling.ray_jobs import ADDRESS_VARIABLE, RayJobs
 from pipelines.scheduling.runs import COALESCED, OPEN, Run
-from pipelines.scheduling.serve import Scheduler
+from pipelines.scheduling.server import Scheduler
 from pipelines.scheduling.store import Store
 from tests.commands import Called, call
 from tests.pipelines.ray_server import ROOT, RayServer, kill_group, wait_for

@@ -14,8 +14,7 @@ import torch.distributed as distributed
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError
 
-from pipelines.training import rendezvous
-from pipelines.training import worker_group
+from pipelines.training import rendezvous, worker_group
 from pipelines.training.ray_environment import DEFAULTS, START_SECONDS
 from tune import trial_workers
 from tune.trial_workers import TrialWorker

@@ -15,8 +15,7 @@ from fvae.config import ConfigError
 from fvae.memory import training_memory
 from pipelines import train
 from pipelines.data.datasets import memory_bytes
-from pipelines.training import main_memory
-from pipelines.training import worker_group
+from pipelines.training import main_memory, worker_group
 from pipelines.training.settings import TrainSettings
 from pipelines.training.worker_warnings import raise_trouble
 from tests.commands import call

@@ -17,10 +17,10 @@ from fvae import Model, evaluate, load
 from fvae.data import Dataset
 from pipelines.data.datasets import load_dataset
 from pipelines.evaluation.image_scores import Reading
-from pipelines.retraining import hooks
-from pipelines.retraining.comparison import compare
-from pipelines.retraining.desk import Desk
-from pipelines.retraining.weighing import Scales
+from pipelines.retraining import failure_hooks
+from pipelines.retraining.champion_rule import compare
+from pipelines.retraining.paired_scores import Scales
+from pipelines.retraining.promotion import Desk
 from pipelines.storage import open_storage
 from pipelines.storage.lease import exclusive
 from pipelines.tracking.registry import model_location
@@ -315,7 +315,7 @@ def test_a_dry_run_says_what_would_be_and_changes_nothing(story: Story, tmp_path
 
 
 def test_a_hook_that_fails_is_a_warning(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "COMMAND_SECONDS", 10.0)
+    monkeypatch.setattr(failure_hooks, "COMMAND_SECONDS", 10.0)
     said = called(story.runs, "--dataset", "/nowhere", "--on-failure", f"{sys.executable} -c 'raise SystemExit(3)'")
     assert said.status == 2 and f"warning: hook {sys.executable}: exit status 3" in said.out
     assert "/nowhere" in said.err

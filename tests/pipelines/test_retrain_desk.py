@@ -12,8 +12,8 @@ import pytest
 
 from fvae import ConfigError
 from pipelines.retraining.decision import Decision
-from pipelines.retraining.desk import PENDING, Desk, previous_of
-from pipelines.retraining.registered import CHAMPION, PREVIOUS, ROLLED_BACK, RegisteredModel
+from pipelines.retraining.promotion import PENDING, Desk, previous_of
+from pipelines.retraining.registered_model import CHAMPION, PREVIOUS, ROLLED_BACK, RegisteredModel
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.storage.lease import exclusive
 from pipelines.tracking.settings import default_tracking_uri

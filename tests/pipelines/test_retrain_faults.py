@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from pipelines.retraining import registered as registered_module
-from pipelines.retraining.desk import Desk
-from pipelines.retraining.registered import CHAMPION, RegisteredModel
+from pipelines.retraining import registered_model as registered_module
+from pipelines.retraining.promotion import Desk
+from pipelines.retraining.registered_model import CHAMPION, RegisteredModel
 from pipelines.storage import open_storage
 from pipelines.tracking.database import database_path
 from pipelines.train import Training

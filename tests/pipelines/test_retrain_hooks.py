@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from fvae import ConfigError
-from pipelines.retraining import hooks
-from pipelines.retraining.hooks import require_hook, run_hook
+from pipelines.retraining import failure_hooks
+from pipelines.retraining.failure_hooks import require_hook, run_hook
 from tests.waiting import ended, until
 
 pytestmark = pytest.mark.core
@@ -71,7 +71,7 @@ def test_values_that_no_environment_takes(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = script(tmp_path / "hook.py", f"import os\nopen({str(out)!r}, 'w').write(os.environ['FVAE_REASON'])")
     assert run_hook(command, {"reason": "a\0b" + "x" * 10**6}) is None
-    assert out.read_text().startswith("a bxxx") and len(out.read_text()) == hooks.LONGEST
+    assert out.read_text().startswith("a bxxx") and len(out.read_text()) == failure_hooks.LONGEST
 
 
 def test_a_command_that_hangs_is_ended_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,11 +83,11 @@ def test_a_command_that_hangs_is_ended_with_what_it_started(tmp_path: Path, monk
         def wait(self, timeout: float | None = None) -> int:
             if timeout is None:
                 return super().wait()
-            assert timeout == hooks.COMMAND_SECONDS
+            assert timeout == failure_hooks.COMMAND_SECONDS
             until(lambda: pids.exists() and len(pids.read_text().split()) == 3, "the command begins")
             return super().wait(0)
 
-    monkeypatch.setattr(hooks.subprocess, "Popen", Late)
+    monkeypatch.setattr(failure_hooks.subprocess, "Popen", Late)
     command = script(
         tmp_path / "hook.py",
         "import os, subprocess, time\n"
@@ -193,10 +193,10 @@ def test_a_web_server_that_dribbles_is_given_up(web: Web, monkeypatch: pytest.Mo
         """The time to wait for its end is over once the answer has begun."""
 
         def join(self, timeout: float | None = None) -> None:
-            assert timeout == 2 * hooks.HTTP_SECONDS
+            assert timeout == 2 * failure_hooks.HTTP_SECONDS
             assert web.dribbled.wait(60)
 
-    monkeypatch.setattr(hooks.threading, "Thread", Late)
+    monkeypatch.setattr(failure_hooks.threading, "Thread", Late)
     assert run_hook(web.url, EVENT) == "hook at 127.0.0.1: no answer within 40 s"
 
 
@@ -220,6 +220,6 @@ def test_a_hook_that_cannot_work_is_one_line(hook: str, said: str) -> None:
 
 
 def test_hooks_that_may_work() -> None:
-    for hook in ("https://hooks.example.org/T0", "HTTP://x/", f"{sys.executable} -c pass"):
+    for hook in ("https://failure_hooks.example.org/T0", "HTTP://x/", f"{sys.executable} -c pass"):
         require_hook("--on-failure", hook)
     require_hook("--on-failure", "only-on-the-other-machine", here=False)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from fvae.config import ConfigError
 from pipelines.data.datasets import load_dataset
 from pipelines.retraining import job
-from pipelines.retraining.comparison import compare
-from pipelines.retraining.looks import (
+from pipelines.retraining.champion_rule import compare
+from pipelines.retraining.settings import RetrainSettings
+from pipelines.retraining.holdout_reuse import (
     Look,
     Looks,
     explained_by_looking,
@@ -23,7 +24,6 @@ from pipelines.retraining.looks import (
     require_parts,
     sketch,
 )
-from pipelines.retraining.settings import RetrainSettings
 from pipelines.storage import StorageError, open_storage
 
 pytestmark = pytest.mark.core

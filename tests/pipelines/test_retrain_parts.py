@@ -15,7 +15,7 @@ from fvae import Model, ModelConfig, TrainConfig, Trainer
 from pipelines import retrain as retrain_command
 from pipelines.cli import command_line
 from pipelines.data.datasets import load_dataset
-from pipelines.retraining.comparison import compare
+from pipelines.retraining.champion_rule import compare
 from pipelines.retraining.recipe import too_large
 from pipelines.retraining.sanity import problems
 from pipelines.retraining.search import NothingFound, best_of, options_of, search_name

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from pipelines.scheduling.cron import slot_time
 from pipelines.scheduling.database import schedules
-from pipelines.scheduling.jobs import ADDRESS_VARIABLE, RayJobs
+from pipelines.scheduling.ray_jobs import ADDRESS_VARIABLE, RayJobs
 from pipelines.scheduling.runs import (
     BACKING_OFF,
     COALESCED,
@@ -28,7 +29,6 @@ from pipelines.scheduling.runs import (
     WAITING,
     Run,
 )
-from pipelines.scheduling.slots import slot_time
 from pipelines.scheduling.store import Store
 from tests.pipelines.schedule_team import POLL, Team
 from tests.services.head import PATIENCE, lives

@@ -9,9 +9,9 @@ import time
 import pytest
 from sqlalchemy import update
 
+from pipelines.scheduling.cron import slot_time
 from pipelines.scheduling.database import runs
 from pipelines.scheduling.runs import BACKING_OFF, COALESCED, FAILED, OPEN, RUNNING, SUCCEEDED, WAITING
-from pipelines.scheduling.slots import slot_time
 from tests.pipelines import dying_scheduler
 from tests.pipelines.schedule_team import Team
 from tests.services.head import PATIENCE

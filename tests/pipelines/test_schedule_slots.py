@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fvae.config import ConfigError
-from pipelines.scheduling.slots import KEPT, Cron, slot_name, slot_time
+from pipelines.scheduling.cron import KEPT, Cron, slot_name, slot_time
 
 pytestmark = pytest.mark.core
 

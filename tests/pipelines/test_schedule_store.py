@@ -15,6 +15,7 @@ from sqlalchemy import insert, text, update
 from fvae.config import ConfigError
 from pipelines.scheduling import store as store_module
 from pipelines.scheduling.database import Database, runs, schedules
+from pipelines.scheduling.definition import Schedule, model_of
 from pipelines.scheduling.runs import (
     ACTIVE,
     BACKING_OFF,
@@ -27,7 +28,6 @@ from pipelines.scheduling.runs import (
     WAITING,
     Run,
 )
-from pipelines.scheduling.schedules import Schedule, model_of
 from pipelines.scheduling.store import Store
 from pipelines.storage import StorageError
 from tests.services.head import PATIENCE

@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 from pipelines.services.__main__ import main
-from pipelines.services.options import Command
+from pipelines.services.settings import Command
 from tests.commands import call
 
 ROOT = Path(__file__).parents[2]

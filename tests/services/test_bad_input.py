@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from pipelines.services import at_boot
+from pipelines.services import boot
 from tests.services.head import Head, until
 
 pytestmark = pytest.mark.core
@@ -90,7 +90,7 @@ def test_a_bucket_that_is_not_there(head: Head, s3: str) -> None:
 def test_without_systemd_and_cron_the_command_for_the_boot_is_in_the_message(
     head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(at_boot, "_SYSTEMD", head.home / "no systemd")
+    monkeypatch.setattr(boot, "_SYSTEMD", head.home / "no systemd")
     head.environment["PATH"] = str(head.home)
     result = head.run("up", "--programs", "scheduler", "--at-boot")
     assert result.returncode == 2

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.services import at_boot
-from pipelines.services.places import Places
+from pipelines.services import boot
+from pipelines.services.paths import Places
 from tests.services.head import PATIENCE, Head, lives, until
 from tests.services.machine import Machine
 
@@ -94,7 +94,7 @@ def test_the_unit_is_in_order_and_its_command_runs_in_an_empty_environment(head:
     head.first_up()
     assert head.run("down").returncode == 0
     unit = head.home / "fvae.service"
-    unit.write_text(at_boot.unit(Places.below(str(head.data))))
+    unit.write_text(boot.unit(Places.below(str(head.data))))
     verified = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
     assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
     parsed = configparser.ConfigParser(interpolation=None)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pipelines.services import programs, secret_files
-from pipelines.services.options import PROGRAMS, ServiceSettings
-from pipelines.services.places import Places
+from pipelines.services.paths import Places
+from pipelines.services.settings import PROGRAMS, ServiceSettings
 from tests.services.head import Head
 
 pytestmark = pytest.mark.core

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from pipelines.cli.quantities import duration
-from pipelines.retraining.hooks import run_hook
-from pipelines.scheduling.advance import advance
-from pipelines.scheduling.jobs import RayJobs, RayUnreachable
+from pipelines.retraining.failure_hooks import run_hook
+from pipelines.scheduling.ray_jobs import RayJobs, RayUnreachable
+from pipelines.scheduling.run_steps import advance
 from pipelines.scheduling.runs import FAILED, RUNNING, STOPPED, SUBMITTING, SUCCEEDED, TIMED_OUT, WAITING, Run
 from pipelines.scheduling.store import Store
 from pipelines.storage import StorageError

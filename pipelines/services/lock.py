@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 from collections.abc import Iterator
 
-from pipelines.services.places import Places
+from pipelines.services.paths import Places
 
 
 @contextlib.contextmanager

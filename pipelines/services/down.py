@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fvae.files import read_json
-from pipelines.services import at_boot, supervision
-from pipelines.services.leftovers import end_leftovers
-from pipelines.services.options import PROGRAMS, Down, ServiceSettings
-from pipelines.services.turns import one_at_a_time
+from pipelines.services import boot
+from pipelines.services import supervision
+from pipelines.services.lock import one_at_a_time
+from pipelines.services.orphans import end_leftovers
+from pipelines.services.settings import PROGRAMS, Down, ServiceSettings
 
 
 def run(options: Down) -> int:
@@ -22,6 +23,6 @@ def run(options: Down) -> int:
             return 1
         end_leftovers(places, PROGRAMS)
         if ServiceSettings.from_dict(read_json(places.settings)).at_boot:
-            at_boot.remove(places)
+            boot.remove(places)
     print("services stopped" if ran else "services did not run")
     return 0

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fvae.config import from_fields, require, require_integer, require_positive
-from pipelines.retraining.hooks import require_hook
-from pipelines.scheduling.slots import Cron, cron
+from pipelines.retraining.failure_hooks import require_hook
+from pipelines.scheduling.cron import Cron, cron
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 LONGEST_BACKOFF = 3600.0

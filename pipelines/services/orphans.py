@@ -12,7 +12,7 @@ import select
 import signal
 
 from pipelines.services.own_processes import processes, program_of
-from pipelines.services.places import Places
+from pipelines.services.paths import Places
 
 _GRACE = 5.0
 """Seconds that a leftover has to end by itself."""

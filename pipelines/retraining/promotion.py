@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 
 from fvae.config import ConfigError
 from pipelines.retraining.decision import Decision
-from pipelines.retraining.registered import CHAMPION, PREVIOUS, ROLLED_BACK, RegisteredModel, Version, put
-from pipelines.retraining.waiting import waited_for
+from pipelines.retraining.lease_wait import waited_for
+from pipelines.retraining.registered_model import CHAMPION, PREVIOUS, ROLLED_BACK, RegisteredModel, Version, put
 from pipelines.storage import Storage
 from pipelines.storage.lease import Lease
 from pipelines.tracking.database import WorkingCopy

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipelines.cli.quantities import duration
-from pipelines.scheduling.jobs import RayJobs
+from pipelines.scheduling.cron import slot_time
+from pipelines.scheduling.ray_jobs import RayJobs
 from pipelines.scheduling.runs import (
     BACKING_OFF,
     FAILED,
@@ -28,7 +29,6 @@ from pipelines.scheduling.runs import (
     WAITING,
     Run,
 )
-from pipelines.scheduling.slots import slot_time
 from pipelines.scheduling.store import Store
 
 if TYPE_CHECKING:

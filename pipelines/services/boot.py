@@ -17,7 +17,7 @@ from pathlib import Path
 from fvae.config import ConfigError
 from fvae.files import write_text
 from pipelines.services import supervision
-from pipelines.services.places import Places
+from pipelines.services.paths import Places
 
 _SYSTEMD = Path("/run/systemd/system")
 _LINGERING = Path("/var/lib/systemd/linger")

@@ -12,7 +12,7 @@ import tyro
 
 from fvae.config import ConfigError, require, require_choice, require_integer, require_positive
 from pipelines.cli.quantities import parse_bytes
-from pipelines.services.places import Places
+from pipelines.services.paths import Places
 from pipelines.storage import is_remote, open_storage
 
 Program = Literal["mlflow", "scheduler"]

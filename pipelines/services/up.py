@@ -9,13 +9,14 @@ import time
 
 from fvae.config import ConfigError, require
 from fvae.files import read_json, write_text
-from pipelines.services import at_boot, database, health, own_processes, secret_files, supervision
-from pipelines.services.leftovers import end_leftovers
-from pipelines.services.options import PROGRAMS, ServiceSettings, Up
-from pipelines.services.places import Places
+from pipelines.services import boot
+from pipelines.services import database, health, own_processes, secret_files, supervision
+from pipelines.services.lock import one_at_a_time
+from pipelines.services.orphans import end_leftovers
+from pipelines.services.paths import Places
 from pipelines.services.programs import database_of, users_database_of
+from pipelines.services.settings import PROGRAMS, ServiceSettings, Up
 from pipelines.services.supervision import SUPERVISOR, Process
-from pipelines.services.turns import one_at_a_time
 from pipelines.storage import is_remote, open_storage
 
 
@@ -39,7 +40,7 @@ def run(options: Up) -> int:
             print(f"error: supervisord does not start: {supervision.last_trouble(places, SUPERVISOR)}")
             return 1
         if settings.at_boot:
-            print(f"at boot: started by {at_boot.install(places)}")
+            print(f"at boot: started by {boot.install(places)}")
         if not _well(places, settings, was, options.patience):
             return 1
         if "mlflow" in settings.programs:
