@@ -31,7 +31,7 @@ from fvae.evaluation import evaluate
 from fvae.files import write_text
 from pipelines.cli import command_line
 from pipelines.data.datasets import load_dataset
-from tune.assembly import SIGMA_LEARNING_RATE
+from tune.run.assembly import SIGMA_LEARNING_RATE
 
 RATE = (5e-3 * 3e-2) ** 0.5
 """Learning rate: the middle of the search's range."""

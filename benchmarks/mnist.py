@@ -27,7 +27,7 @@ from fvae.evaluation import evaluate, standard_error
 from fvae.files import write_text
 from pipelines.cli import command_line
 from pipelines.data.datasets import load_dataset
-from tune.assembly import SIGMA_LEARNING_RATE
+from tune.run.assembly import SIGMA_LEARNING_RATE
 
 TRAIN = {"batch_size": 32, "warmup_steps": 200, "sigma_learning_rate": SIGMA_LEARNING_RATE}
 SCALES = {"likelihood": "discretized", "posterior_scale": "network", "decoder_scale": "network"}

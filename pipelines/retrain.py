@@ -25,6 +25,7 @@ from pipelines.cli.terminal import make_console
 from pipelines.data.datasets import describe, load_dataset
 from pipelines.retraining.decision import Decision
 from pipelines.retraining.failure_hooks import run_hook
+from pipelines.retraining.holdout_reuse import image_hashes, require_parts
 from pipelines.retraining.job import Job, champion_of, nothing_new
 from pipelines.retraining.lease_wait import waited_for, writable
 from pipelines.retraining.paired_scores import SPLIT, Scales
@@ -32,7 +33,6 @@ from pipelines.retraining.promotion import Desk, previous_of
 from pipelines.retraining.recipe import require_fit, too_large, without_search
 from pipelines.retraining.registered_model import RegisteredModel, opened_tracking
 from pipelines.retraining.settings import RetrainSettings
-from pipelines.retraining.holdout_reuse import image_hashes, require_parts
 from pipelines.storage import StorageError
 from pipelines.storage.run_lock import explained_disk
 from pipelines.tracking.database import WorkingCopy

@@ -22,9 +22,10 @@ from tune.settings import SearchSettings
 
 def main(settings: SearchSettings) -> int:
     """Search, read the tests, draw the map. Returns the exit status."""
-    from tune import search_job  # torch, Optuna and scikit-learn: seconds, which --help and a mistake need not wait for
+    # torch, Optuna and scikit-learn take seconds to import, for which --help and a mistake need not wait.
+    from tune.run import search_run
 
-    return search_job.main(settings)
+    return search_run.main(settings)
 
 
 if __name__ == "__main__":

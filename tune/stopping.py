@@ -3,11 +3,11 @@
 The rule, at each rung, for a trial with N parameters (:class:`Rule` has its parameters):
 
 1. What will it reach? Its own learning curve says so, and what trials of its size reach; with a spread
-   (:mod:`tune.forecasts`).
+   (:mod:`tune.propose.forecasts`).
 2. By how much would that enlarge the area that the front dominates? The front is what fully trained trials of its
    family have reached and running ones are forecast to reach. Where rivals of N parameters or less do better than
    it may hope for, that is nothing: size is known, so the expectation is exact given the forecast
-   (:mod:`tune.improvement`).
+   (:mod:`tune.propose.expected_improvement`).
 3. It goes on if that is at least a small share of the front's own area (``least_gain``): the area between the front
    and the highest bits/dim on it, or the trial's where that is higher.
 4. A trial that has already measured less than every complete trial of its front of its size or less goes on too.
@@ -19,9 +19,9 @@ Where families compete for one front (``--goal front``), the trials of its famil
 What follows. A trial that is forecast to lie clearly on its front is never stopped, and no larger trial and no other
 family can stop one by being better (unless families compete for one front). A trial of which little is known yet has
 a wide forecast, and is left alone. Being stopped is no verdict: the trial keeps its checkpoint, and the proposer takes
-it up again from there once that has become the best use of the next epochs (:mod:`tune.front_proposer`). Stopped
-trials enter no front and no fit. Nobody waits at a rung (asynchronous): a trial is compared with what is there when it
-arrives.
+it up again from there once that has become the best use of the next epochs (:mod:`tune.propose.front_proposer`).
+Stopped trials enter no front and no fit. Nobody waits at a rung (asynchronous): a trial is compared with what is there
+when it arrives.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ import math
 
 import numpy as np
 
-from tune.ledger import TrialRecord
-from tune.standings import Standings
+from tune.propose.expected_front import Standings
+from tune.run.ledger import TrialRecord
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

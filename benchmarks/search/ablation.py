@@ -25,7 +25,7 @@ from benchmarks.search.replay import MakeMethod, Trace, replay
 from benchmarks.search.results import SHARES, Conditions, quartiles
 from fvae.files import write_text
 from pipelines.cli import command_line
-from tune.assembly import Strategy
+from tune.run.assembly import Strategy
 from tune.stopping import Rule
 
 WITHOUT: dict[str, MakeMethod] = {

@@ -29,10 +29,10 @@ from benchmarks.search.ours import Ours, TableImages, epoch_result
 from benchmarks.search.replay import replay
 from fvae.epoch_metrics import EpochMetrics
 from pipelines.cli import command_line
-from tune.claim import curve_of, frontiers, parameters
-from tune.comparison import Band, Comparison, Paths
-from tune.forecasts import Forecasts
-from tune.ledger import Ledger, TrialRecord
+from tune.map.claim import curve_of, frontiers, parameters
+from tune.map.comparison import Band, Comparison, Paths
+from tune.propose.forecasts import Forecasts
+from tune.run.ledger import Ledger, TrialRecord
 from tune.settings import Goal
 from tune.stopping import Rule
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from fvae import ConfigError, ModelConfig
 from fvae.config import FAMILIES
-from tune.pareto import Point, hypervolume, pareto_front
+from tune.map.pareto import Point, hypervolume, pareto_front
 from tune.space import SearchSpace, suggestion_of
 
 CURVES = Path(__file__).with_name("digits.parquet")

@@ -1,4 +1,4 @@
-"""This project's search on the table, put together as every search is (:func:`tune.assembly.assemble`).
+"""This project's search on the table, put together as every search is (:func:`tune.run.assembly.assemble`).
 
 The table takes the place of the search space, also for the sound designs that a search begins with. The ledger stays
 in memory, and the replay decides when the search is over.
@@ -21,10 +21,10 @@ from fvae import ModelConfig
 from fvae.config import FAMILIES
 from fvae.epoch_metrics import EpochMetrics
 from pipelines.storage import open_storage
-from tune.assembly import Strategy, assemble
-from tune.candidates import Candidate
-from tune.ledger import Ledger, TrialRecord, changes
-from tune.scheduler import FrontScheduler
+from tune.propose.candidates import Candidate
+from tune.run.assembly import Strategy, assemble
+from tune.run.ledger import Ledger, TrialRecord, changes
+from tune.run.tune_scheduler import FrontScheduler
 from tune.settings import Goal, SearchSettings
 
 SEEN = 0.5

@@ -44,7 +44,8 @@ def our_search(trials: int, folder: Path, idle: bool) -> dict[str, float]:
     """A search of the digits, up to where it would read the test split; ``FOLDER`` is its storage."""
     import pipelines.training.ray_environment  # noqa: F401
     from pipelines.tracking.tracker import SearchTracker
-    from tune import engine, search
+    from tune import search
+    from tune.run import engine
     from tune.settings import SearchSettings
 
     taken = {"seconds": 0.0}
@@ -82,7 +83,7 @@ def our_search(trials: int, folder: Path, idle: bool) -> dict[str, float]:
 
 def idle_process() -> type:
     """A trial's process whose trials are over as soon as they have begun."""
-    from tune.trial import TrialProcess
+    from tune.run.trial import TrialProcess
 
     class IdleProcess(TrialProcess):
         def setup(self, config: dict[str, Any], images: Any, device: str, threads: int, shares_grow: bool) -> None:
@@ -111,8 +112,8 @@ def the_work_alone(folder: Path) -> float:
 
     from pipelines.data.datasets import load_dataset
     from pipelines.storage import open_storage
-    from tune.ledger import Ledger
-    from tune.trial import TrialTraining
+    from tune.run.ledger import Ledger
+    from tune.run.trial import TrialTraining
 
     torch.set_num_threads(1)
     dataset = load_dataset("digits")

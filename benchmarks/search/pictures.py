@@ -24,7 +24,7 @@ from benchmarks.search.replay import Trace
 from benchmarks.search.results import Conditions, Traces, quartiles, read_results
 from fvae import ConfigError
 from pipelines.cli import command_line
-from tune.style import GREY, INK, format_count
+from tune.map.style import GREY, INK, format_count
 
 DPI = 160
 CAPTION_CHARACTERS = 134

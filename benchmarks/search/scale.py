@@ -30,12 +30,12 @@ import tyro
 import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from pipelines.data.datasets import load_dataset
 from pipelines.storage import open_storage
-from tune.assembly import assemble
-from tune.budget import Budget
-from tune.callbacks import LedgerCallback
-from tune.clock import SearchClock
-from tune.ledger import Ledger
-from tune.scheduler import FrontScheduler
+from tune.run.assembly import assemble
+from tune.run.budget import Budget
+from tune.run.callbacks import LedgerCallback
+from tune.run.ledger import Ledger
+from tune.run.training_time import SearchClock
+from tune.run.tune_scheduler import FrontScheduler
 from tune.settings import Sampler, SearchSettings
 
 TARGET_MS = 50.0

@@ -3,9 +3,9 @@
     python -m benchmarks.search.scaling_law --output benchmarks/results/scaling_law.txt
 
 Of each family's models in the table the cheaper half, by FLOPs for an image, is shown to the forecast
-(:func:`tune.scaling.forecast_front`); the largest quarter by parameters is what it must tell. At the size of each model
-of that quarter the truth is what the family's front has there: the lowest bits/dim of all models of that size or less.
-A model of the quarter that belongs to the cheaper half is shown, and is not asked for.
+(:func:`tune.map.scaling.forecast_front`); the largest quarter by parameters is what it must tell. At the size of each
+model of that quarter the truth is what the family's front has there: the lowest bits/dim of all models of that size or
+less. A model of the quarter that belongs to the cheaper half is shown, and is not asked for.
 
 A search has fewer models than the table. So the same is done for many smaller tables, drawn from it at random; their
 truth is still the whole table's front.
@@ -23,7 +23,7 @@ from benchmarks.search.curves import CURVES, Curves, Row
 from fvae.config import FAMILIES
 from fvae.files import write_text
 from pipelines.cli import command_line
-from tune.scaling import FORECAST_SHARE, forecast_front
+from tune.map.scaling import FORECAST_SHARE, forecast_front
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

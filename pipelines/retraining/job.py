@@ -18,13 +18,6 @@ from pipelines.data.datasets import describe
 from pipelines.evaluation.model_lookup import open_model, weights_digest
 from pipelines.retraining.champion_rule import compare
 from pipelines.retraining.decision import Decision, Outcome
-from pipelines.retraining.paired_scores import SPLIT, Bits, Scales
-from pipelines.retraining.promotion import Desk
-from pipelines.retraining.recipe import Champion, recipe, require_fit, too_large
-from pipelines.retraining.registered_model import CHALLENGER, ROLLED_BACK, RegisteredModel, Version
-from pipelines.retraining.sanity import problems
-from pipelines.retraining.search import NothingFound
-from pipelines.retraining.settings import RetrainSettings
 from pipelines.retraining.holdout_reuse import (
     Look,
     Looks,
@@ -34,6 +27,13 @@ from pipelines.retraining.holdout_reuse import (
     require_parts,
     sketch,
 )
+from pipelines.retraining.paired_scores import SPLIT, Bits, Scales
+from pipelines.retraining.promotion import Desk
+from pipelines.retraining.recipe import Champion, recipe, require_fit, too_large
+from pipelines.retraining.registered_model import CHALLENGER, ROLLED_BACK, RegisteredModel, Version
+from pipelines.retraining.sanity import problems
+from pipelines.retraining.search import NothingFound
+from pipelines.retraining.settings import RetrainSettings
 from pipelines.retraining.training import Trained, train
 from pipelines.storage import Storage, StorageError
 from pipelines.storage.json_objects import address

@@ -6,9 +6,7 @@ python -m pipelines.services up --data ~/fvae-data --artifacts s3://BUCKET/mlflo
 from __future__ import annotations
 
 from pipelines.cli import command_line
-from pipelines.services import down
-from pipelines.services import status
-from pipelines.services import up
+from pipelines.services import down, status, up
 from pipelines.services.settings import Command, Down, Up
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from fvae.files import read_json
-from pipelines.services import boot
-from pipelines.services import supervision
+from pipelines.services import boot, supervision
 from pipelines.services.lock import one_at_a_time
 from pipelines.services.orphans import end_leftovers
 from pipelines.services.settings import PROGRAMS, Down, ServiceSettings

@@ -9,8 +9,7 @@ import time
 
 from fvae.config import ConfigError, require
 from fvae.files import read_json, write_text
-from pipelines.services import boot
-from pipelines.services import database, health, own_processes, secret_files, supervision
+from pipelines.services import boot, database, health, own_processes, secret_files, supervision
 from pipelines.services.lock import one_at_a_time
 from pipelines.services.orphans import end_leftovers
 from pipelines.services.paths import Places

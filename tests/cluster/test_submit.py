@@ -217,7 +217,7 @@ def test_what_goes_along_is_a_list_of_paths(
     assert packed(environment, tmp_path / "made.zip") == ours | named
     for name in ours:
         assert Path(environment["working_dir"], name).read_bytes() == (ROOT / name).read_bytes()
-    assert {"tune/search.py", "tune/page.html", "configs/paper-64x64.toml", "requirements.lock"} <= ours
+    assert {"tune/search.py", "tune/map/page.html", "configs/paper-64x64.toml", "requirements.lock"} <= ours
 
 
 def test_every_file_of_the_packages_goes_along() -> None:

@@ -29,12 +29,12 @@ from tests.docs.accounts import ACCOUNTS, Check, Run, misfits
 from tests.docs.blocks import PAGES, ROOT, Block, Command, items
 from tests.docs.printed import check, product
 from tests.docs.terminal import Terminal
-from tune.budget import Budget
-from tune.clock import SearchClock
-from tune.ledger import Ledger
-from tune.outlook import Outlook
-from tune.plan import Forecaster
+from tune.run.budget import Budget
+from tune.run.end_forecast import Outlook
+from tune.run.ledger import Ledger
+from tune.run.training_time import SearchClock
 from tune.settings import SearchSettings
+from tune.show.plan import Forecaster
 
 pytestmark = pytest.mark.core
 

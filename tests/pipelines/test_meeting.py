@@ -16,8 +16,8 @@ from ray.train.v2.api.exceptions import ControllerError
 
 from pipelines.training import rendezvous, worker_group
 from pipelines.training.ray_environment import DEFAULTS, START_SECONDS
-from tune import trial_workers
-from tune.trial_workers import TrialWorker
+from tune.run import trial_workers
+from tune.run.trial_workers import TrialWorker
 
 pytestmark = pytest.mark.core
 

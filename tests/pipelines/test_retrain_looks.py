@@ -13,7 +13,6 @@ from fvae.config import ConfigError
 from pipelines.data.datasets import load_dataset
 from pipelines.retraining import job
 from pipelines.retraining.champion_rule import compare
-from pipelines.retraining.settings import RetrainSettings
 from pipelines.retraining.holdout_reuse import (
     Look,
     Looks,
@@ -24,6 +23,7 @@ from pipelines.retraining.holdout_reuse import (
     require_parts,
     sketch,
 )
+from pipelines.retraining.settings import RetrainSettings
 from pipelines.storage import StorageError, open_storage
 
 pytestmark = pytest.mark.core

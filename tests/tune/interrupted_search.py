@@ -16,8 +16,8 @@ from typing import Any
 import pipelines.training.ray_environment  # noqa: F401
 from pipelines.cli import command_line
 from tests.tune.travelling import HastyProcess
-from tune import engine, search_job
-from tune.ledger import Ledger
+from tune.run import engine, search_run
+from tune.run.ledger import Ledger
 from tune.settings import SearchSettings
 
 signal_name, moment = sys.argv[1:3]
@@ -40,8 +40,8 @@ def counting_update(self: Ledger, trial_id: str, **changes: Any) -> Any:
     return record
 
 
-search_job.CLOSING_SECONDS = 600.0  # on a busy machine MLflow gets the time that it needs
+search_run.CLOSING_SECONDS = 600.0  # on a busy machine MLflow gets the time that it needs
 engine.TrialProcess = HastyProcess  # type: ignore[misc]
 Ledger.update = counting_update  # type: ignore[method-assign]
 sys.argv = ["search.py", *sys.argv[3:]]
-command_line.run(search_job.main, SearchSettings)
+command_line.run(search_run.main, SearchSettings)

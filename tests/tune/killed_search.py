@@ -23,11 +23,12 @@ from typing import Any
 
 import pipelines.training.ray_environment  # noqa: F401
 from pipelines.cli import command_line
-from tune import engine, search
-from tune import ledger as tune_ledger
-from tune.ledger import Ledger
+from tune import search
+from tune.run import engine
+from tune.run import ledger as tune_ledger
+from tune.run.ledger import Ledger
+from tune.run.trial import TrialProcess
 from tune.settings import SearchSettings
-from tune.trial import TrialProcess
 
 
 class Events:
@@ -90,8 +91,8 @@ def watch_training(events: Events, trial: str) -> None:
     from fvae import train as fvae_train
     from fvae import training_state
     from fvae.files import written_whole
-    from tune import trial as tune_trial
-    from tune import trial_files
+    from tune.run import trial as tune_trial
+    from tune.run import trial_checkpoint
 
     watched = globals().setdefault("watched", {})
     watched["trial"] = trial
@@ -130,7 +131,7 @@ def watch_training(events: Events, trial: str) -> None:
     fvae_train.Trainer.train_step = stepping  # type: ignore[method-assign]
     fvae_train.evaluate, training_state.write_tensors = evaluating, writing  # type: ignore[assignment]
     tune_trial.keep_model = keeping  # type: ignore[assignment]
-    trial_files.Checkpoints.due = due  # type: ignore[method-assign]
+    trial_checkpoint.Checkpoints.due = due  # type: ignore[method-assign]
 
 
 class WatchedTrialProcess(TrialProcess):

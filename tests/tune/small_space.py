@@ -10,12 +10,12 @@ import numpy as np
 
 from fvae.train_config import TrainConfig
 from pipelines.storage import open_storage
-from tune.candidates import Candidate, SpaceCandidates
-from tune.designs import first_models
-from tune.ledger import Ledger, TrialRecord
-from tune.limits import Limits
-from tune.proposers import OptunaProposer
-from tune.searcher import FrontSearcher
+from tune.propose.candidates import Candidate, SpaceCandidates
+from tune.propose.designs import first_models
+from tune.propose.limits import Limits
+from tune.propose.proposers import OptunaProposer
+from tune.run.ledger import Ledger, TrialRecord
+from tune.run.tune_searcher import FrontSearcher
 from tune.settings import Sampler
 from tune.space import SearchSpace
 

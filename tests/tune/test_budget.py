@@ -16,13 +16,13 @@ from pipelines.storage import StorageError, open_storage
 from pipelines.tracking.tracker import default_tracking_uri
 from tests.commands import call
 from tests.tune.synthetic import record, stopped
-from tune import clock as clock_module
 from tune import search as search_command
-from tune.budget import LEAST_GROWTH, Budget, FrontProgress
-from tune.callbacks import LedgerCallback
-from tune.clock import TIME, SearchClock
-from tune.ledger import Ledger, TrialRecord
-from tune.pareto import hypervolume
+from tune.map.pareto import hypervolume
+from tune.run import training_time as clock_module
+from tune.run.budget import LEAST_GROWTH, Budget, FrontProgress
+from tune.run.callbacks import LedgerCallback
+from tune.run.ledger import Ledger, TrialRecord
+from tune.run.training_time import TIME, SearchClock
 from tune.settings import TRIALS, SearchSettings
 
 pytestmark = pytest.mark.core

@@ -16,13 +16,13 @@ from fvae import ConfigError, ModelConfig, TrainConfig
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.training.worker_warnings import trouble
 from tests.tune.synthetic import record
-from tune.budget import Budget
-from tune.callbacks import LedgerCallback
-from tune.clock import SearchClock
-from tune.ledger import Ledger, TrialRecord
-from tune.search_job import remove_checkpoints, take_up_again
+from tune.run.budget import Budget
+from tune.run.callbacks import LedgerCallback
+from tune.run.ledger import Ledger, TrialRecord
+from tune.run.search_run import remove_checkpoints, take_up_again
+from tune.run.training_time import SearchClock
+from tune.run.trial_checkpoint import CHECKPOINT
 from tune.settings import SearchSettings
-from tune.trial_files import CHECKPOINT
 
 pytestmark = pytest.mark.core
 
@@ -153,7 +153,7 @@ def test_a_trial_that_memory_did_not_hold_alone_waits_for_a_larger_machine(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("tune.callbacks.memory_bytes", lambda: 2**30)
+    monkeypatch.setattr("tune.run.callbacks.memory_bytes", lambda: 2**30)
     failed = lost_for_memory(ledger, [Trial.TERMINATED, Trial.PENDING])
     assert failed.status == "failed" and "\n" not in failed.reason and len(failed.reason) < 250
     assert failed.reason.startswith("out of memory: its process needs about 3")

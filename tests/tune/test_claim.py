@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from tests.tune.synthetic import record, stopped, true_bpd, world
-from tune import frontier
-from tune.bootstrap import Front
-from tune.claim import MIN_TRIALS, build_claim
-from tune.comparison import Paths
-from tune.interpolation import shared_levels
-from tune.ledger import TestResult, TrialRecord
+from tune.map import frontier
+from tune.map.bootstrap import Front
+from tune.map.claim import MIN_TRIALS, build_claim
+from tune.map.comparison import Paths
+from tune.map.interpolation import shared_levels
+from tune.run.ledger import TestResult, TrialRecord
 
 pytestmark = pytest.mark.core
 

@@ -10,7 +10,7 @@ from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from pipelines.data.datasets import load_dataset
 from tests.s3 import CREDENTIALS
-from tune import engine
+from tune.run import engine
 from tune.settings import SearchSettings
 
 pytestmark = pytest.mark.core

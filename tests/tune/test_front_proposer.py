@@ -16,16 +16,16 @@ from fvae.train_config import TrainConfig
 from pipelines.storage import open_storage
 from tests.tune.curves import REST
 from tests.tune.small_space import DIGITS, NO_LIMITS, ONE_POINT, SOURCE, SPACE, trial
-from tune import untried
-from tune.candidates import Candidate, SpaceCandidates
-from tune.designs import first_models, spread_order
-from tune.forecasts import Forecasts
-from tune.front_proposer import FrontProposer
-from tune.ledger import Ledger, TrialRecord
-from tune.limits import Limits
+from tune.propose import eligible
+from tune.propose.candidates import Candidate, SpaceCandidates
+from tune.propose.designs import first_models, spread_order
+from tune.propose.expected_front import Standings
+from tune.propose.forecasts import Forecasts
+from tune.propose.front_proposer import FrontProposer
+from tune.propose.limits import Limits
+from tune.propose.surrogate import Surrogate, UnitCube
+from tune.run.ledger import Ledger, TrialRecord
 from tune.space import suggest
-from tune.standings import Standings
-from tune.surrogate import Surrogate, UnitCube
 
 pytestmark = pytest.mark.core
 
@@ -35,7 +35,7 @@ EPOCHS = 60
 @pytest.fixture
 def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search for an untried model gives up after 300 draws instead of 10,000."""
-    monkeypatch.setattr(untried, "MOST", 300)
+    monkeypatch.setattr(eligible, "MOST", 300)
 
 
 def proposer(tmp_path: Path, records: list[TrialRecord] = (), **changes: Any) -> FrontProposer:  # type: ignore[assignment]

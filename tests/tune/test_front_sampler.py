@@ -13,9 +13,9 @@ from optuna.distributions import IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import BaseTrial, Trial, TrialState
 
-from tune.define_by_run import UniformTrial
-from tune.front_sampler import FrontSampler
-from tune.pareto import hypervolume
+from tune.map.pareto import hypervolume
+from tune.propose.define_by_run import UniformTrial
+from tune.propose.front_sampler import FrontSampler
 
 pytestmark = pytest.mark.core
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune.improvement import Staircase
-from tune.pareto import hypervolume
+from tune.map.pareto import hypervolume
+from tune.propose.expected_improvement import Staircase
 
 pytestmark = pytest.mark.core
 

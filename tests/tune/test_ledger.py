@@ -14,8 +14,8 @@ import pytest
 from fvae import ConfigError
 from pipelines.storage import Storage, StorageError, open_storage
 from tests.tune.synthetic import record
-from tune import ledger as ledger_module
-from tune.ledger import Ledger
+from tune.run import ledger as ledger_module
+from tune.run.ledger import Ledger
 
 pytestmark = pytest.mark.core
 

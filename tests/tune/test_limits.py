@@ -8,7 +8,7 @@ import pytest
 
 from fvae import ConfigError
 from tests.tune.small_space import SOURCE
-from tune.limits import STATE_BYTES, Limits
+from tune.propose.limits import STATE_BYTES, Limits
 
 pytestmark = pytest.mark.core
 

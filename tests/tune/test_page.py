@@ -13,13 +13,13 @@ from PIL import Image
 from pipelines.storage import open_storage
 from tests.tune.synthetic import SEARCH, failed, read_test, record, stopped, world, write_pictures
 from tests.tune.test_tradeoff import EDGE_CASES
-from tune import scaling
-from tune.figures import size_figure
-from tune.ledger import TrialRecord
-from tune.page import write_page
-from tune.plots import write_plot
-from tune.style import focus_range, format_count, format_seconds
-from tune.tradeoff import build_tradeoff
+from tune.map import scaling
+from tune.map.figures import size_figure
+from tune.map.page import write_page
+from tune.map.plots import write_plot
+from tune.map.style import focus_range, format_count, format_seconds
+from tune.map.tradeoff import build_tradeoff
+from tune.run.ledger import TrialRecord
 
 pytestmark = pytest.mark.core
 

@@ -12,9 +12,9 @@ import torch
 
 from fvae import ConfigError, ModelConfig, TrainConfig
 from fvae.memory import training_memory
-from tune.card_memory import CONTEXT_BYTES, keep_to_share
-from tune.gpu_shares import SAFETY, GpuShares, PeakMemory, smallest_card_bytes
-from tune.resources import placement, trials_at_once
+from tune.run.gpu_memory import CONTEXT_BYTES, keep_to_share
+from tune.run.gpu_shares import SAFETY, GpuShares, PeakMemory, smallest_card_bytes
+from tune.run.placement import placement, trials_at_once
 from tune.settings import SearchSettings
 
 pytestmark = pytest.mark.core

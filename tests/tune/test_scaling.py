@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tune.synthetic import ALPHA, A, B, record, stopped, true_bpd, world
-from tune import scaling
-from tune.bootstrap import Front
-from tune.pareto import size_and_bits
-from tune.scaling import BEYOND, REPLICATES, PowerLaw, fit_family, fit_power_law, forecast_front
+from tune.map import scaling
+from tune.map.bootstrap import Front
+from tune.map.pareto import size_and_bits
+from tune.map.scaling import BEYOND, REPLICATES, PowerLaw, fit_family, fit_power_law, forecast_front
 
 pytestmark = pytest.mark.core
 

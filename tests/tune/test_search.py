@@ -34,8 +34,8 @@ from tests.tune.real_search import (
     tradeoff,
 )
 from tune import search
+from tune.propose.optuna_study import DATABASE
 from tune.settings import SearchSettings
-from tune.studies import DATABASE
 
 # Also the tests that need no Ray stay in the process of those that do: the finished search is made once.
 pytestmark = [pytest.mark.core, pytest.mark.usefixtures("shared_ray")]
@@ -298,7 +298,7 @@ def test_more_gpus_than_there_are_is_said(copy: Path, ray_address: str) -> None:
 def test_a_search_that_cannot_begin_leaves_nothing(
     options: tuple[str, ...], tmp_path: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tune.untried.MOST", 300)
+    monkeypatch.setattr("tune.propose.eligible.MOST", 300)
     assert called(tmp_path / "runs", *SMALL, *options).status == 2
     assert not list((tmp_path / "runs").iterdir())
 

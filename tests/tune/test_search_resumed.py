@@ -28,8 +28,8 @@ from tests.tune.real_search import (
     tradeoff,
 )
 from tests.tune.travelling import MortalProcess
-from tune import engine, search_job
-from tune.ledger import Ledger, TrialRecord
+from tune.run import engine, search_run
+from tune.run.ledger import Ledger, TrialRecord
 
 pytestmark = pytest.mark.core
 
@@ -56,7 +56,7 @@ class End:
         self.what, self.when, self.how = what, when, how
         self.reached = False
         patch.setattr(Ledger, "put", self._around(Ledger.put, self._of_record))
-        patch.setattr(search_job, "write_plot", self._around(search_job.write_plot, lambda *_: "picture of the map"))
+        patch.setattr(search_run, "write_plot", self._around(search_run.write_plot, lambda *_: "picture of the map"))
         trying = BackgroundTracker._try
         patch.setattr(BackgroundTracker, "_try", lambda *arguments: not self.dead and trying(*arguments))
 

@@ -27,8 +27,8 @@ from tests.tune.real_search import (
     unfinished_uploads,
 )
 from tests.tune.travelling import IMPATIENT, ImpatientProcess
-from tune import engine
-from tune.trial_files import CHECKPOINT
+from tune.run import engine
+from tune.run.trial_checkpoint import CHECKPOINT
 
 pytestmark = pytest.mark.faults
 

@@ -16,12 +16,12 @@ from fvae.flops import parameters_and_flops
 from fvae.train_config import TrainConfig
 from pipelines.storage import open_storage
 from tests.tune.small_space import DIGITS, FAMILIES, ONE_POINT, SPACE, finish, searcher
-from tune import untried
-from tune.attempts import Attempt, begun, ended
-from tune.candidates import Candidate, SpaceCandidates
-from tune.ledger import Ledger, TrialRecord
-from tune.limits import Limits
-from tune.searcher import FrontSearcher
+from tune.propose import eligible
+from tune.propose.candidates import Candidate, SpaceCandidates
+from tune.propose.limits import Limits
+from tune.run.attempts import Attempt, begun, ended
+from tune.run.ledger import Ledger, TrialRecord
+from tune.run.tune_searcher import FrontSearcher
 from tune.space import SearchSpace, initial_designs, suggest
 
 pytestmark = pytest.mark.core
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.core
 @pytest.fixture
 def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search for an untried model gives up after 300 draws instead of 10,000."""
-    monkeypatch.setattr(untried, "MOST", 300)
+    monkeypatch.setattr(eligible, "MOST", 300)
 
 
 def told(search: FrontSearcher) -> Counter[TrialState]:

@@ -19,13 +19,13 @@ from pipelines.storage import open_storage
 from tests.fvae.strategies import EXAMPLES, model_configs
 from tests.tune.small_space import SOURCE
 from tests.tune.synthetic import SEARCH, record
-from tune import scaling
-from tune.claim_text import by_share
-from tune.forecasts import Forecasts
-from tune.ledger import TrialRecord
-from tune.page import write_page
-from tune.share import best_shares, share_of
-from tune.tradeoff import build_tradeoff
+from tune.map import scaling
+from tune.map.claim_text import by_share
+from tune.map.page import write_page
+from tune.map.share import best_shares, share_of
+from tune.map.tradeoff import build_tradeoff
+from tune.propose.forecasts import Forecasts
+from tune.run.ledger import TrialRecord
 
 pytestmark = pytest.mark.core
 

@@ -25,10 +25,10 @@ from pipelines.storage import open_storage
 from tests.tune.curves import REST
 from tests.tune.real_search import ROOT
 from tests.tune.small_space import DIGITS, SOURCE, SPACE, trial
-from tune.attempts import Attempt
-from tune.ledger import TestResult, TrialRecord
-from tune.pareto import fronts
-from tune.studies import FrozenTrials, write_studies
+from tune.map.pareto import fronts
+from tune.propose.optuna_study import FrozenTrials, write_studies
+from tune.run.attempts import Attempt
+from tune.run.ledger import TestResult, TrialRecord
 
 pytestmark = pytest.mark.core
 
@@ -133,7 +133,7 @@ def test_it_is_written_anew_whole(tmp_path: Path) -> None:
 
 def test_a_finished_search_writes_them_without_a_word(tmp_path: Path) -> None:
     """In a process that has not searched, and has imported nothing else of Optuna's."""
-    program = "from pipelines.storage import open_storage; from tune.studies import write_studies; "
+    program = "from pipelines.storage import open_storage; from tune.propose.optuna_study import write_studies; "
     program += f"write_studies(open_storage({str(tmp_path)!r}), 'digits', [])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")

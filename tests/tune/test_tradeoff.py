@@ -16,15 +16,15 @@ import pytest
 
 from pipelines.storage import open_storage
 from tests.tune.synthetic import SEARCH, failed, read_test, record, stopped, world
-from tune import scaling
-from tune.compute import best_so_far, training_flops
-from tune.figures import size_figure
-from tune.importance import parameter_importance
-from tune.ledger import TrialRecord
-from tune.page import write_page
-from tune.plots import write_plot
-from tune.saturation import saturation
-from tune.tradeoff import build_tradeoff, write_tradeoff
+from tune.map import scaling
+from tune.map.figures import size_figure
+from tune.map.importance import parameter_importance
+from tune.map.page import write_page
+from tune.map.plots import write_plot
+from tune.map.saturation import saturation
+from tune.map.tradeoff import build_tradeoff, write_tradeoff
+from tune.map.training_compute import best_so_far, training_flops
+from tune.run.ledger import TrialRecord
 
 pytestmark = pytest.mark.core
 

@@ -15,12 +15,12 @@ from fvae import ConfigError, ModelConfig, TrainConfig, Trainer
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.training.model_files import load_model
 from pipelines.training.worker_warnings import keep_warnings, raise_trouble, with_warnings
-from tune import trial_files
-from tune.attempts import Attempt, begun, now_ms
-from tune.ledger import Ledger, TrialRecord, changes
-from tune.split_readings import read_test_split
-from tune.trial import TrialProcess
-from tune.trial_files import CHECKPOINT, Checkpoints
+from tune.run import trial_checkpoint
+from tune.run.attempts import Attempt, begun, now_ms
+from tune.run.ledger import Ledger, TrialRecord, changes
+from tune.run.test_scores import read_test_split
+from tune.run.trial import TrialProcess
+from tune.run.trial_checkpoint import CHECKPOINT, Checkpoints
 
 pytestmark = pytest.mark.core
 
@@ -34,8 +34,8 @@ IMAGES = np.random.default_rng(0).integers(0, 8, (40, 1, 4, 4), dtype=np.uint8)
 
 @pytest.fixture(autouse=True)
 def checkpoint_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial_files, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(trial_files, "CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(trial_checkpoint, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(trial_checkpoint, "CHECKPOINT_SHARE", 1e9)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -139,7 +139,7 @@ def test_a_trial_that_may_go_on_is_kept_when_its_process_leaves_it(
     place: str, monkeypatch: pytest.MonkeyPatch, status: str, heard: bool, kept: bool
 ) -> None:
     """Up to the epoch that the ledger holds, or not at all: a checkpoint is never ahead."""
-    monkeypatch.setattr(trial_files, "CHECKPOINT_SECONDS", 1e9)
+    monkeypatch.setattr(trial_checkpoint, "CHECKPOINT_SECONDS", 1e9)
     ledger = open_ledger(place)
     process, _ = start(ledger)
     recorded(ledger, process.step())
@@ -159,7 +159,7 @@ def test_a_trial_that_may_go_on_is_kept_when_its_process_leaves_it(
 def test_a_reused_process_leaves_its_trial_likewise(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = open_ledger(place)
     process, record = start(ledger)
-    monkeypatch.setattr(trial_files, "CHECKPOINT_SECONDS", 1e9)
+    monkeypatch.setattr(trial_checkpoint, "CHECKPOINT_SECONDS", 1e9)
     monkeypatch.setattr(process, "setup", lambda config: None)
     recorded(ledger, process.step())
     ledger.update(record.id, status="stopped", reason="because")
@@ -273,7 +273,7 @@ def test_main_memory_that_does_not_hold_a_trial_is_one_line(
     ledger = open_ledger(str(tmp_path))
     process, record = start(ledger)
     if cannot_fit:
-        monkeypatch.setattr("tune.trial.memory_bytes", lambda: 2**20)
+        monkeypatch.setattr("tune.run.trial.memory_bytes", lambda: 2**20)
         monkeypatch.setattr(process.training, "_make_trainer", lambda: pytest.fail("was begun"))
     else:
         monkeypatch.setattr(process.training, "_make_trainer", lambda: torch.empty(2**60))
@@ -298,9 +298,9 @@ def test_checkpoints_take_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatc
             now += 1.5
             saved_at.append(now)
 
-    monkeypatch.setattr(trial_files, "CHECKPOINT_SECONDS", 5.0)
-    monkeypatch.setattr(trial_files, "CHECKPOINT_SHARE", 1 / 20)
-    monkeypatch.setattr(trial_files.time, "monotonic", lambda: now)
+    monkeypatch.setattr(trial_checkpoint, "CHECKPOINT_SECONDS", 5.0)
+    monkeypatch.setattr(trial_checkpoint, "CHECKPOINT_SHARE", 1 / 20)
+    monkeypatch.setattr(trial_checkpoint.time, "monotonic", lambda: now)
     trainer, checkpoints = FourSecondEpochs(), Checkpoints(open_storage(tmp_path))
     for _ in range(100):
         now += 4.0

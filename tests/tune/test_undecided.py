@@ -18,12 +18,12 @@ from tests.commands import call
 from tests.tune.small_space import SOURCE
 from tests.tune.synthetic import SEARCH, record, true_bpd
 from tests.tune.test_front_proposer import proposer, searched
-from tune.forecasts import Forecasts
-from tune.improvement import Staircase
-from tune.ledger import TrialRecord
+from tune.map.tradeoff import build_tradeoff
+from tune.propose.expected_improvement import Staircase
+from tune.propose.forecasts import Forecasts
+from tune.propose.undecided_sizes import Open, Undecided
+from tune.run.ledger import TrialRecord
 from tune.settings import SearchSettings
-from tune.tradeoff import build_tradeoff
-from tune.undecided import Open, Undecided
 
 pytestmark = pytest.mark.core
 

@@ -13,15 +13,15 @@ from fvae import ConfigError, TrainConfig
 from pipelines.storage import open_storage
 from pipelines.tracking.tracker import SearchTracker
 from tests.tune.small_space import DIGITS, FAMILIES, SOURCE, SPACE, trial
-from tune.candidates import SpaceCandidates
-from tune.ledger import Ledger, TrialRecord
-from tune.limits import Limits
-from tune.opening import FORMAT, SEARCH
-from tune.pareto import fronts
-from tune.proposers import OptunaProposer
-from tune.snapshots import snapshot
+from tune.map.pareto import fronts
+from tune.propose.candidates import SpaceCandidates
+from tune.propose.limits import Limits
+from tune.propose.proposers import OptunaProposer
+from tune.propose.warm_start import WarmStart, warm_start
+from tune.run.ledger import Ledger, TrialRecord
+from tune.run.mlflow_snapshots import snapshot
+from tune.run.search_folder import FORMAT, SEARCH
 from tune.space import SearchSpace
-from tune.warm_start import WarmStart, warm_start
 
 pytestmark = pytest.mark.core
 

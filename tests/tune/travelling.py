@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from pipelines.storage import s3_retry as s3_requests
-from tune import trial_files
-from tune import trial_workers as trial_workers_module
-from tune.card_memory import assigned_share
-from tune.trial import TrialProcess
-from tune.trial_workers import TrialCoordinator, TrialWorker
+from tune.run import trial_checkpoint
+from tune.run import trial_workers as trial_workers_module
+from tune.run.gpu_memory import assigned_share
+from tune.run.trial import TrialProcess
+from tune.run.trial_workers import TrialCoordinator, TrialWorker
 
 SECONDS = 300.0
 WORKER_KILLED = ("0001-fvae", 3)
@@ -41,7 +41,7 @@ def wait_until(happened: Callable[[], bool]) -> None:
 
 def hasten_checkpoints() -> None:
     """From now on trials in this process write a checkpoint before every epoch."""
-    trial_files.CHECKPOINT_SECONDS, trial_files.CHECKPOINT_SHARE = 0.0, 1e9
+    trial_checkpoint.CHECKPOINT_SECONDS, trial_checkpoint.CHECKPOINT_SHARE = 0.0, 1e9
 
 
 class MortalWorker(TrialWorker):

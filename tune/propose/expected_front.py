@@ -1,0 +1,97 @@
+"""How a search's trials stand: what each will reach, as far as anybody knows, and the front that this makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tune.map.bootstrap import Floats
+from tune.propose.expected_improvement import Staircase
+from tune.propose.forecasts import LEAST_SPREAD, Forecast, Forecasts
+from tune.run.ledger import Ledger, TrialRecord
+
+BEYOND = 2.0
+"""How far beyond the largest model a front's area counts, or the largest would be worth nothing."""
+
+
+class Standing(NamedTuple):
+    """A trial, and what it will reach."""
+
+    record: TrialRecord
+    forecast: Forecast
+
+
+class Standings:
+    """The scheduler's and the proposer's view of the ledger.
+
+    Trials share a front with those of their own family, or with ``compete`` with all. Further seeds of a trial are no
+    rivals of anybody.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        forecasts: Forecasts,
+        *,
+        bins: int,
+        compete: bool = False,
+        by_size: bool = True,
+        extrapolate: bool = True,
+    ) -> None:
+        """
+        Args:
+            ledger: the search's.
+            forecasts: of its trials.
+            bins: levels of a pixel; a front's area is counted below the bits/dim of a uniform guess.
+            compete: one front for all families.
+            by_size: False: bits/dim alone counts, to see what sizes are worth.
+            extrapolate: False: a part-trained trial is worth what it has reached, compared after equal training, to
+                see what forecasts are worth.
+        """
+        self.ledger, self.forecasts = ledger, forecasts
+        self.compete, self.by_size, self.extrapolate = compete, by_size, extrapolate
+        self.uniform_bpd = math.log2(bins)
+
+    def of(self, family: str, without: TrialRecord | None = None) -> list[Standing]:
+        """The trials of a family's front that have a forecast, but ``without``, with which they are compared."""
+        records = self.ledger.records.values()
+        self.forecasts.learn(records)
+        standings = []
+        for record in records:
+            if not self.share_a_front(record, family) or (without is not None and record.id == without.id):
+                continue
+            forecast = self.forecast(record, without.epochs if without else None)
+            if forecast is not None:
+                standings.append(Standing(record, forecast))
+        return standings
+
+    def forecast(self, record: TrialRecord, epoch: int | None = None) -> Forecast | None:
+        """What a trial will reach, None where nobody knows; without extrapolation: what it had reached at ``epoch``."""
+        if self.extrapolate or (epoch is None and record.status == "complete"):
+            return self.forecasts.of(record)
+        if epoch is None or record.status == "failed" or record.epochs < epoch:
+            return None
+        return Forecast(min(point.val_bpd for point in record.history[:epoch]), LEAST_SPREAD)
+
+    def share_a_front(self, record: TrialRecord, family: str) -> bool:
+        """Whether a trial is on the same plane as those of ``family``."""
+        return record.replicate_of is None and (self.compete or record.family == family)
+
+    def front(self, standings: Iterable[Standing], largest: int) -> Staircase:
+        """What complete trials have reached and running ones will reach: a stopped one holds no place.
+
+        Area counts up to ``BEYOND`` times ``largest`` parameters.
+        """
+        points = [
+            (float(self.log_size(record.params)), forecast.mean)
+            for record, forecast in standings
+            if record.status in ("complete", "running")
+        ]
+        return Staircase(points, (float(self.log_size(largest)) + math.log10(BEYOND), self.uniform_bpd))
+
+    def log_size(self, params: float | Sequence[int]) -> Floats:
+        """log10 parameters; 0 for all where sizes do not count."""
+        return np.log10(params) * self.by_size
