@@ -23,7 +23,7 @@ from tune.settings import SearchSettings
 def main(settings: SearchSettings) -> int:
     """Search, read the tests, draw the map. Returns the exit status."""
     # torch, Optuna and scikit-learn take seconds to import, for which --help and a mistake need not wait.
-    from tune.run import search_run
+    from tune import search_run
 
     return search_run.main(settings)
 

@@ -3,7 +3,7 @@
 The rule, at each rung, for a trial with N parameters (:class:`Rule` has its parameters):
 
 1. What will it reach? Its own learning curve says so, and what trials of its size reach; with a spread
-   (:mod:`tune.propose.forecasts`).
+   (:mod:`tune.statistics.forecasts`).
 2. By how much would that enlarge the area that the front dominates? The front is what fully trained trials of its
    family have reached and running ones are forecast to reach. Where rivals of N parameters or less do better than
    it may hope for, that is nothing: size is known, so the expectation is exact given the forecast
@@ -32,7 +32,7 @@ import math
 import numpy as np
 
 from tune.propose.expected_front import Standings
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

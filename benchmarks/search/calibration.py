@@ -31,9 +31,9 @@ from fvae.epoch_metrics import EpochMetrics
 from pipelines.cli import command_line
 from tune.map.claim import curve_of, frontiers, parameters
 from tune.map.comparison import Band, Comparison, Paths
-from tune.propose.forecasts import Forecasts
-from tune.run.ledger import Ledger, TrialRecord
+from tune.records.ledger import Ledger, TrialRecord
 from tune.settings import Goal
+from tune.statistics.forecasts import Forecasts
 from tune.stopping import Rule
 
 SEEN = 2 / 3

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from fvae import ConfigError, ModelConfig
 from fvae.config import FAMILIES
-from tune.map.pareto import Point, hypervolume, pareto_front
 from tune.space import SearchSpace, suggestion_of
+from tune.statistics.pareto import Point, hypervolume, pareto_front
 
 CURVES = Path(__file__).with_name("digits.parquet")
 """Written by :mod:`benchmarks.search.table`."""

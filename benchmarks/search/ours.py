@@ -22,8 +22,8 @@ from fvae.config import FAMILIES
 from fvae.epoch_metrics import EpochMetrics
 from pipelines.storage import open_storage
 from tune.propose.candidates import Candidate
+from tune.records.ledger import Ledger, TrialRecord, changes
 from tune.run.assembly import Strategy, assemble
-from tune.run.ledger import Ledger, TrialRecord, changes
 from tune.run.tune_scheduler import FrontScheduler
 from tune.settings import Goal, SearchSettings
 

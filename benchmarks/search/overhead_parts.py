@@ -112,7 +112,7 @@ def the_work_alone(folder: Path) -> float:
 
     from pipelines.data.datasets import load_dataset
     from pipelines.storage import open_storage
-    from tune.run.ledger import Ledger
+    from tune.records.ledger import Ledger
     from tune.run.trial import TrialTraining
 
     torch.set_num_threads(1)

@@ -30,11 +30,11 @@ import tyro
 import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from pipelines.data.datasets import load_dataset
 from pipelines.storage import open_storage
+from tune.records.ledger import Ledger
+from tune.records.training_time import SearchClock
 from tune.run.assembly import assemble
 from tune.run.budget import Budget
 from tune.run.callbacks import LedgerCallback
-from tune.run.ledger import Ledger
-from tune.run.training_time import SearchClock
 from tune.run.tune_scheduler import FrontScheduler
 from tune.settings import Sampler, SearchSettings
 

@@ -39,8 +39,8 @@ from fvae.flops import parameters_and_flops
 from fvae.memory import training_memory
 from pipelines.cli import command_line
 from pipelines.data.datasets import load_dataset
+from tune.records.search_folder import validation_samples
 from tune.run.assembly import shared_training
-from tune.run.search_folder import validation_samples
 from tune.settings import SearchSettings
 from tune.space import SearchSpace, initial_designs, suggest
 

@@ -9,7 +9,7 @@ import torch
 
 from fvae.data import ImageSource, derived_seed
 from fvae.model import Model, images_at_once
-from pipelines.evaluation.image_grids import png_grid, png_rows
+from pipelines.training.image_grids import png_grid, png_rows
 from pipelines.training.model_files import INTERPOLATIONS, RECONSTRUCTIONS, SAMPLES
 
 TEMPERATURES = "temperatures.png"

@@ -89,7 +89,7 @@ class S3Storage(Storage):
             raise ChangedError(f"{self._uri(key)}: cannot read: the object changed meanwhile") from error
 
     def open(self, key: str) -> BinaryIO:
-        return io.BufferedReader(RangedFile(self, key), READ_AHEAD)
+        return io.BufferedReader(RangedFile(self, key, self.head(key)), READ_AHEAD)
 
     def write(self, key: str, content: bytes) -> None:
         if len(content) > s3_multipart.THRESHOLD:

@@ -6,13 +6,11 @@ import hashlib
 import io
 from typing import TYPE_CHECKING, Any
 
-from pipelines.storage.base import READ_AHEAD, SpoiltError, StorageError
+from pipelines.storage.base import READ_AHEAD, SpoiltError, Storage, StorageError
 from pipelines.storage.s3_retry import DamagedError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-
-    from pipelines.storage.s3 import S3Storage
 
 CHECKSUM = "sha256"
 """Metadata entry of every object written here: the SHA-256 of its content in hex."""
@@ -21,8 +19,8 @@ CHECKSUM = "sha256"
 class RangedFile(io.RawIOBase):
     """An object, read by ranges; its checksum is verified where it is read from start to end in order."""
 
-    def __init__(self, storage: S3Storage, key: str) -> None:
-        head = storage.head(key)
+    def __init__(self, storage: Storage, key: str, head: dict[str, Any]) -> None:
+        """``head``: the store's answer to a request for what is known of the object."""
         self._storage = storage
         self._key = key
         self._size: int = head["ContentLength"]

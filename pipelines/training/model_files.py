@@ -10,10 +10,10 @@ import torch
 
 from fvae import ConfigError, Model, Trainer, load, save
 from fvae.data import derived_seed
-from pipelines.evaluation.image_grids import png_grid
 from pipelines.storage import Storage
 from pipelines.storage.json_objects import address
 from pipelines.storage.local_copies import written_to
+from pipelines.training.image_grids import png_grid
 
 MODEL = "model"
 SAMPLES, RECONSTRUCTIONS = "samples.png", "reconstructions.png"

@@ -29,10 +29,10 @@ from tests.docs.accounts import ACCOUNTS, Check, Run, misfits
 from tests.docs.blocks import PAGES, ROOT, Block, Command, items
 from tests.docs.printed import check, product
 from tests.docs.terminal import Terminal
+from tune.records.ledger import Ledger
+from tune.records.training_time import SearchClock
 from tune.run.budget import Budget
 from tune.run.end_forecast import Outlook
-from tune.run.ledger import Ledger
-from tune.run.training_time import SearchClock
 from tune.settings import SearchSettings
 from tune.show.plan import Forecaster
 

@@ -28,7 +28,6 @@ from pipelines.cli import command_line
 from pipelines.data.datasets import load_dataset
 from pipelines.evaluate import main
 from pipelines.evaluation import image_scores
-from pipelines.evaluation.image_grids import png_rows
 from pipelines.evaluation.image_scores import KeptReadings, Measured, Reading
 from pipelines.evaluation.model_lookup import open_model, short_name, weights_digest
 from pipelines.evaluation.report import figures, table
@@ -37,6 +36,7 @@ from pipelines.storage import open_storage
 from pipelines.tracking.model_folder import write_model_folder
 from pipelines.tracking.settings import default_tracking_uri
 from pipelines.training.checkpoints import CheckpointStore
+from pipelines.training.image_grids import png_rows
 from tests.commands import call
 
 pytestmark = pytest.mark.core

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fvae.epoch_metrics import EpochMetrics
-from tune.run.ledger import Status, TrialRecord
+from tune.records.ledger import Status, TrialRecord
 
 REST = {"train_bpd": 1.0, "grad_norm": 1.0, "images_per_second": 1.0, "sigma1": 0.1, "sigma2": 0.1, "time_ms": 0}
 

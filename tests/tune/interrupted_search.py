@@ -16,8 +16,9 @@ from typing import Any
 import pipelines.training.ray_environment  # noqa: F401
 from pipelines.cli import command_line
 from tests.tune.travelling import HastyProcess
-from tune.run import engine, search_run
-from tune.run.ledger import Ledger
+from tune import search_run
+from tune.records.ledger import Ledger
+from tune.run import engine
 from tune.settings import SearchSettings
 
 signal_name, moment = sys.argv[1:3]

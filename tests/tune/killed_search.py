@@ -24,9 +24,9 @@ from typing import Any
 import pipelines.training.ray_environment  # noqa: F401
 from pipelines.cli import command_line
 from tune import search
+from tune.records import ledger as tune_ledger
+from tune.records.ledger import Ledger
 from tune.run import engine
-from tune.run import ledger as tune_ledger
-from tune.run.ledger import Ledger
 from tune.run.trial import TrialProcess
 from tune.settings import SearchSettings
 

@@ -18,8 +18,7 @@ import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking.tracker import default_tracking_uri
 from tests.commands import Called, call
-from tune import search
-from tune.run import search_run
+from tune import search, search_run
 from tune.settings import SearchSettings
 
 ROOT = Path(__file__).parents[2]

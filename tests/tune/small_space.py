@@ -14,7 +14,7 @@ from tune.propose.candidates import Candidate, SpaceCandidates
 from tune.propose.designs import first_models
 from tune.propose.limits import Limits
 from tune.propose.proposers import OptunaProposer
-from tune.run.ledger import Ledger, TrialRecord
+from tune.records.ledger import Ledger, TrialRecord
 from tune.run.tune_searcher import FrontSearcher
 from tune.settings import Sampler
 from tune.space import SearchSpace

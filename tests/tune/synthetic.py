@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from fvae.epoch_metrics import EpochMetrics
-from tune.run.attempts import Attempt
-from tune.run.ledger import TestResult, TrialRecord
+from tune.records.attempts import Attempt
+from tune.records.ledger import TestResult, TrialRecord
 
 A, B, ALPHA = 2.0, 12.0, 0.3
 SEARCH: dict[str, Any] = {

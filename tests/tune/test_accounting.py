@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tune.run.ledger
+import tune.records.ledger
 from pipelines.storage import open_storage
 from tests.tune.synthetic import SEARCH, record
 from tune.map.tradeoff import build_tradeoff
+from tune.records.accounting import SUMS, account, core_seconds, gpu_seconds, trial_account
+from tune.records.ledger import WRITE_SECONDS, Ledger, TrialRecord
 from tune.run import callbacks
-from tune.run.accounting import SUMS, account, core_seconds, gpu_seconds, trial_account
 from tune.run.callbacks import LedgerCallback
-from tune.run.ledger import WRITE_SECONDS, Ledger, TrialRecord
 
 pytestmark = pytest.mark.core
 
@@ -174,7 +174,7 @@ def test_the_sums_hold_whatever_happens(events: list[tuple[int, str]]) -> None:
 def test_a_killed_driver_costs_what_is_trained_again(
     killed_after: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune.run.ledger, "WRITE_SECONDS", 0.0)
+    monkeypatch.setattr(tune.records.ledger, "WRITE_SECONDS", 0.0)
     ledger = Ledger(open_storage(tmp_path))
     ledger.put(new_trial(0))
     life = Life(ledger, "0000-fvae", cpus=1, gpus=0)

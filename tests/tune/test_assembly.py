@@ -16,9 +16,9 @@ from pipelines.storage import open_storage
 from tests.tune.curves import REST, trial
 from tests.tune.small_space import SOURCE, Allowed, finish, made_up_bpd
 from tune.propose.candidates import Candidate
+from tune.records.ledger import Ledger, TrialRecord
 from tune.run.assembly import Parts, Strategy, assemble
 from tune.run.engine import PlacingScheduler, Room
-from tune.run.ledger import Ledger, TrialRecord
 from tune.run.tune_scheduler import FrontScheduler
 from tune.settings import SearchSettings
 from tune.stopping import Rule

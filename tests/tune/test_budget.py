@@ -17,13 +17,13 @@ from pipelines.tracking.tracker import default_tracking_uri
 from tests.commands import call
 from tests.tune.synthetic import record, stopped
 from tune import search as search_command
-from tune.map.pareto import hypervolume
-from tune.run import training_time as clock_module
+from tune.records import training_time as clock_module
+from tune.records.ledger import Ledger, TrialRecord
+from tune.records.training_time import TIME, SearchClock
 from tune.run.budget import LEAST_GROWTH, Budget, FrontProgress
 from tune.run.callbacks import LedgerCallback
-from tune.run.ledger import Ledger, TrialRecord
-from tune.run.training_time import TIME, SearchClock
 from tune.settings import TRIALS, SearchSettings
+from tune.statistics.pareto import hypervolume
 
 pytestmark = pytest.mark.core
 

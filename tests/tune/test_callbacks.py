@@ -16,12 +16,12 @@ from fvae import ConfigError, ModelConfig, TrainConfig
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.training.worker_warnings import trouble
 from tests.tune.synthetic import record
+from tune.records.ledger import Ledger, TrialRecord
+from tune.records.training_time import SearchClock
 from tune.run.budget import Budget
 from tune.run.callbacks import LedgerCallback
-from tune.run.ledger import Ledger, TrialRecord
-from tune.run.search_run import remove_checkpoints, take_up_again
-from tune.run.training_time import SearchClock
 from tune.run.trial_checkpoint import CHECKPOINT
+from tune.search_run import remove_checkpoints, take_up_again
 from tune.settings import SearchSettings
 
 pytestmark = pytest.mark.core

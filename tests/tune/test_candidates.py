@@ -16,7 +16,7 @@ from fvae.memory import training_memory
 from fvae.train_config import TrainConfig
 from tests.tune.small_space import DIGITS, FAMILIES, SOURCE, SPACE, trial
 from tune.propose.candidates import Candidate, SpaceCandidates, key
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
 from tune.space import SearchSpace, initial_designs, suggest, suggestion_of
 
 pytestmark = pytest.mark.core

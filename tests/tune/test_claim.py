@@ -11,11 +11,11 @@ import pytest
 
 from tests.tune.synthetic import record, stopped, true_bpd, world
 from tune.map import frontier
-from tune.map.bootstrap import Front
 from tune.map.claim import MIN_TRIALS, build_claim
 from tune.map.comparison import Paths
-from tune.map.interpolation import shared_levels
-from tune.run.ledger import TestResult, TrialRecord
+from tune.records.ledger import TestResult, TrialRecord
+from tune.statistics.bootstrap import Front
+from tune.statistics.interpolation import shared_levels
 
 pytestmark = pytest.mark.core
 

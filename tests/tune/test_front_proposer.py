@@ -20,12 +20,12 @@ from tune.propose import eligible
 from tune.propose.candidates import Candidate, SpaceCandidates
 from tune.propose.designs import first_models, spread_order
 from tune.propose.expected_front import Standings
-from tune.propose.forecasts import Forecasts
 from tune.propose.front_proposer import FrontProposer
 from tune.propose.limits import Limits
 from tune.propose.surrogate import Surrogate, UnitCube
-from tune.run.ledger import Ledger, TrialRecord
+from tune.records.ledger import Ledger, TrialRecord
 from tune.space import suggest
+from tune.statistics.forecasts import Forecasts
 
 pytestmark = pytest.mark.core
 

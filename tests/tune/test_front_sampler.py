@@ -13,9 +13,9 @@ from optuna.distributions import IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import BaseTrial, Trial, TrialState
 
-from tune.map.pareto import hypervolume
 from tune.propose.define_by_run import UniformTrial
 from tune.propose.front_sampler import FrontSampler
+from tune.statistics.pareto import hypervolume
 
 pytestmark = pytest.mark.core
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune.map.pareto import hypervolume
 from tune.propose.expected_improvement import Staircase
+from tune.statistics.pareto import hypervolume
 
 pytestmark = pytest.mark.core
 

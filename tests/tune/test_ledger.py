@@ -14,8 +14,8 @@ import pytest
 from fvae import ConfigError
 from pipelines.storage import Storage, StorageError, open_storage
 from tests.tune.synthetic import record
-from tune.run import ledger as ledger_module
-from tune.run.ledger import Ledger
+from tune.records import ledger as ledger_module
+from tune.records.ledger import Ledger
 
 pytestmark = pytest.mark.core
 

@@ -15,8 +15,8 @@ from pipelines.data.settings import IngestSettings
 from pipelines.ingest import ingest
 from pipelines.storage import open_storage
 from tests.commands import call
-from tune.run.search_folder import open_search, validation_samples
-from tune.run.search_run import main
+from tune.records.search_folder import open_search, validation_samples
+from tune.search_run import main
 from tune.settings import SearchSettings
 
 pytestmark = pytest.mark.core

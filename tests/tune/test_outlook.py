@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fvae.epoch_metrics import EpochMetrics
-from tune.run.attempts import Attempt
+from tune.records.attempts import Attempt
+from tune.records.ledger import TrialRecord
 from tune.run.end_forecast import FIRST, Left, Outlook, outlook, wall_seconds
-from tune.run.ledger import TrialRecord
 
 pytestmark = pytest.mark.core
 

@@ -19,7 +19,7 @@ from tune.map.page import write_page
 from tune.map.plots import write_plot
 from tune.map.style import focus_range, format_count, format_seconds
 from tune.map.tradeoff import build_tradeoff
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
 
 pytestmark = pytest.mark.core
 

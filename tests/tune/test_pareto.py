@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tune.synthetic import failed, record, stopped, world
-from tune.map.bootstrap import front_of, interval95, resampled_fronts
-from tune.map.pareto import fronts, hypervolume, pareto_front
+from tune.statistics.bootstrap import front_of, interval95, resampled_fronts
+from tune.statistics.pareto import fronts, hypervolume, pareto_front
 
 pytestmark = pytest.mark.core
 

@@ -15,12 +15,12 @@ from pipelines.data.datasets import load_dataset
 from pipelines.storage import open_storage
 from tests.tune.synthetic import record
 from tune.propose.candidates import SpaceCandidates
+from tune.records.ledger import Ledger, TrialRecord
+from tune.records.training_time import SearchClock
 from tune.run.assembly import limits_of
 from tune.run.budget import Budget
 from tune.run.end_forecast import Outlook
-from tune.run.ledger import Ledger, TrialRecord
 from tune.run.speed import Speed
-from tune.run.training_time import SearchClock
 from tune.settings import SearchSettings
 from tune.show import plan
 from tune.show.plan import CHANGE, Forecaster, expected_seconds, what_it_costs, what_runs

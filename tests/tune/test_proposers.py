@@ -19,7 +19,7 @@ from tune.propose.designs import MOST, first_models
 from tune.propose.eligible import Untried
 from tune.propose.limits import Limits
 from tune.propose.proposers import STARTUP, OptunaProposer
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
 from tune.settings import Sampler
 
 pytestmark = pytest.mark.core

@@ -13,8 +13,8 @@ from tests.commands import call
 from tests.tune.real_search import SMALL, check_whole, mlflow_runs, records, run_command
 from tests.tune.synthetic import record
 from tune import search
-from tune.run.ledger import Ledger
-from tune.run.search_folder import open_search
+from tune.records.ledger import Ledger
+from tune.records.search_folder import open_search
 from tune.settings import SearchSettings
 
 pytestmark = pytest.mark.core

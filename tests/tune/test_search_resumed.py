@@ -28,8 +28,9 @@ from tests.tune.real_search import (
     tradeoff,
 )
 from tests.tune.travelling import MortalProcess
-from tune.run import engine, search_run
-from tune.run.ledger import Ledger, TrialRecord
+from tune import search_run
+from tune.records.ledger import Ledger, TrialRecord
+from tune.run import engine
 
 pytestmark = pytest.mark.core
 

@@ -19,8 +19,8 @@ from tests.tune.small_space import DIGITS, FAMILIES, ONE_POINT, SPACE, finish, s
 from tune.propose import eligible
 from tune.propose.candidates import Candidate, SpaceCandidates
 from tune.propose.limits import Limits
-from tune.run.attempts import Attempt, begun, ended
-from tune.run.ledger import Ledger, TrialRecord
+from tune.records.attempts import Attempt, begun, ended
+from tune.records.ledger import Ledger, TrialRecord
 from tune.run.tune_searcher import FrontSearcher
 from tune.space import SearchSpace, initial_designs, suggest
 

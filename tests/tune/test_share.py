@@ -24,8 +24,8 @@ from tune.map.claim_text import by_share
 from tune.map.page import write_page
 from tune.map.share import best_shares, share_of
 from tune.map.tradeoff import build_tradeoff
-from tune.propose.forecasts import Forecasts
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.statistics.forecasts import Forecasts
 
 pytestmark = pytest.mark.core
 

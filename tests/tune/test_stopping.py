@@ -14,9 +14,9 @@ from ray.tune.schedulers import TrialScheduler
 from pipelines.storage import open_storage
 from tests.tune.curves import REST, trial
 from tune.propose.expected_front import Standings
-from tune.propose.forecasts import Forecasts
-from tune.run.ledger import Ledger, TrialRecord
+from tune.records.ledger import Ledger, TrialRecord
 from tune.run.tune_scheduler import FrontScheduler
+from tune.statistics.forecasts import Forecasts
 from tune.stopping import Rule
 
 pytestmark = pytest.mark.core

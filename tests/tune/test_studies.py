@@ -25,10 +25,10 @@ from pipelines.storage import open_storage
 from tests.tune.curves import REST
 from tests.tune.real_search import ROOT
 from tests.tune.small_space import DIGITS, SOURCE, SPACE, trial
-from tune.map.pareto import fronts
 from tune.propose.optuna_study import FrozenTrials, write_studies
-from tune.run.attempts import Attempt
-from tune.run.ledger import TestResult, TrialRecord
+from tune.records.attempts import Attempt
+from tune.records.ledger import TestResult, TrialRecord
+from tune.statistics.pareto import fronts
 
 pytestmark = pytest.mark.core
 

@@ -24,7 +24,7 @@ from tune.map.plots import write_plot
 from tune.map.saturation import saturation
 from tune.map.tradeoff import build_tradeoff, write_tradeoff
 from tune.map.training_compute import best_so_far, training_flops
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
 
 pytestmark = pytest.mark.core
 

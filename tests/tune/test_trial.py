@@ -15,9 +15,9 @@ from fvae import ConfigError, ModelConfig, TrainConfig, Trainer
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.training.model_files import load_model
 from pipelines.training.worker_warnings import keep_warnings, raise_trouble, with_warnings
+from tune.records.attempts import Attempt, begun, now_ms
+from tune.records.ledger import Ledger, TrialRecord, changes
 from tune.run import trial_checkpoint
-from tune.run.attempts import Attempt, begun, now_ms
-from tune.run.ledger import Ledger, TrialRecord, changes
 from tune.run.test_scores import read_test_split
 from tune.run.trial import TrialProcess
 from tune.run.trial_checkpoint import CHECKPOINT, Checkpoints

@@ -13,9 +13,9 @@ from ray.cluster_utils import Cluster
 from fvae import ConfigError
 from tests.tune.tiny_trials import DATASET, EPOCHS, check_figures, check_files, open_ledger, search
 from tests.tune.travelling import LargeProcess, MeetingProcess, trial_workers
+from tune.records.ledger import Ledger
 from tune.run import engine
 from tune.run.gpu_memory import CONTEXT_BYTES
-from tune.run.ledger import Ledger
 from tune.run.trial_checkpoint import CHECKPOINT
 from tune.settings import SearchSettings
 

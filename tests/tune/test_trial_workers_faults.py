@@ -13,8 +13,8 @@ from ray.cluster_utils import Cluster
 
 from tests.tune.tiny_trials import DATASET, EPOCHS, check_figures, check_files, open_ledger, search
 from tests.tune.travelling import WORKER_KILLED, MortalCoordinator, trial_workers, wait_until
+from tune.records.ledger import Ledger
 from tune.run import engine
-from tune.run.ledger import Ledger
 from tune.settings import SearchSettings
 
 pytestmark = pytest.mark.faults

@@ -20,10 +20,10 @@ from tests.tune.synthetic import SEARCH, record, true_bpd
 from tests.tune.test_front_proposer import proposer, searched
 from tune.map.tradeoff import build_tradeoff
 from tune.propose.expected_improvement import Staircase
-from tune.propose.forecasts import Forecasts
 from tune.propose.undecided_sizes import Open, Undecided
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
 from tune.settings import SearchSettings
+from tune.statistics.forecasts import Forecasts
 
 pytestmark = pytest.mark.core
 

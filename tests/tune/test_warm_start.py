@@ -13,15 +13,15 @@ from fvae import ConfigError, TrainConfig
 from pipelines.storage import open_storage
 from pipelines.tracking.tracker import SearchTracker
 from tests.tune.small_space import DIGITS, FAMILIES, SOURCE, SPACE, trial
-from tune.map.pareto import fronts
 from tune.propose.candidates import SpaceCandidates
 from tune.propose.limits import Limits
 from tune.propose.proposers import OptunaProposer
 from tune.propose.warm_start import WarmStart, warm_start
-from tune.run.ledger import Ledger, TrialRecord
+from tune.records.ledger import Ledger, TrialRecord
+from tune.records.search_folder import FORMAT, SEARCH
 from tune.run.mlflow_snapshots import snapshot
-from tune.run.search_folder import FORMAT, SEARCH
 from tune.space import SearchSpace
+from tune.statistics.pareto import fronts
 
 pytestmark = pytest.mark.core
 

@@ -15,14 +15,14 @@ from fvae.data import ImageDataset
 from pipelines.storage import open_storage
 from tests.tune.small_space import proposer
 from tune.propose.expected_front import Standings
-from tune.propose.forecasts import Forecasts
+from tune.records.ledger import Ledger, TrialRecord
+from tune.records.training_time import SearchClock
 from tune.run import engine
 from tune.run.budget import Budget
 from tune.run.callbacks import BudgetStopper, LedgerCallback
-from tune.run.ledger import Ledger, TrialRecord
-from tune.run.training_time import SearchClock
 from tune.run.tune_searcher import FrontSearcher
 from tune.settings import SearchSettings
+from tune.statistics.forecasts import Forecasts
 
 PIXELS = np.random.default_rng(0).integers(0, 8, (60, 1, 4, 4), dtype=np.uint8)
 DATASET = ImageDataset(name="noise", bins=8, train=PIXELS[:40], val=PIXELS[40:50], test=PIXELS[50:])

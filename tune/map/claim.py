@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from tune.map import claim_text, iwae_comparison
-from tune.map.bootstrap import Floats, Front, front_of
 from tune.map.comparison import Band, Comparison, Paths
 from tune.map.frontier import SWEEPS, Points, sample_frontiers, seed_spread_of
 from tune.map.image_noise import BitsOfImages, ImageNoise
-from tune.map.interpolation import LEVEL_SHARES, shared_levels
-from tune.map.pareto import complete_trials, front_trials, size_and_bits
 from tune.map.share import best_shares, likelihood_of
 from tune.map.training_compute import training_flops
-from tune.propose.forecasts import Forecasts
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.statistics.bootstrap import Floats, Front, front_of
+from tune.statistics.forecasts import Forecasts
+from tune.statistics.interpolation import LEVEL_SHARES, shared_levels
+from tune.statistics.pareto import complete_trials, front_trials, size_and_bits
 from tune.stopping import Rule
 
 MIN_TRIALS = 3

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.cli.quantities import duration
-from tune.map.bootstrap import Front
 from tune.map.style import LABELS, format_count
+from tune.statistics.bootstrap import Front
 
 HOPELESS_FACTOR = 8
 """Beyond so many times the trials, more of the same is no advice."""

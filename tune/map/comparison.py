@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from tune.map.bootstrap import Floats
+from tune.statistics.bootstrap import Floats
 
 Answer = Literal["fewer", "more", "same", "undecided"]
 """Whether one family needs fewer parameters than the other, more, the same within :data:`SAME`."""

@@ -11,10 +11,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from fvae.config import FAMILIES
-from tune.map.pareto import complete_trials
 from tune.map.style import COLORS, GREY, INK, LABELS, focus_range, format_count, format_seconds, rgba
 from tune.map.training_compute import Axis, best_so_far, trial_curve
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.statistics.pareto import complete_trials
 
 SYMBOLS = {"fvae": "circle", "flow": "square", "vae": "diamond"}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"

@@ -28,7 +28,7 @@ from scipy.optimize import least_squares
 from scipy.special import log_ndtr, ndtri_exp
 from threadpoolctl import threadpool_limits
 
-from tune.map.bootstrap import Floats
+from tune.statistics.bootstrap import Floats
 
 LENGTH = 1.0
 """Decades of parameters over which g bends."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tune.map.bootstrap import Floats
 from tune.map.comparison import Paths
-from tune.map.pareto import front_trials
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.statistics.bootstrap import Floats
+from tune.statistics.pareto import front_trials
 
 IMAGE_DRAWS = 200
 """Resamples of the images."""

@@ -12,8 +12,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from fvae.config import FAMILIES
-from tune.map.pareto import complete_trials
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.statistics.pareto import complete_trials
 
 MIN_TRIALS = 4
 """Below it a forest has nothing to split."""

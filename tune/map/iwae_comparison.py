@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from tune.map.comparison import Band, Comparison
-from tune.map.pareto import front_trials
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.statistics.pareto import front_trials
 
 
 def with_64_samples(comparison: Comparison, records: Sequence[TrialRecord]) -> Comparison | None:

@@ -16,9 +16,9 @@ from pipelines.storage import Storage
 from pipelines.storage.json_objects import read_present
 from tune.map.claim_text import by_share
 from tune.map.figures import FONT, comparison_figure, compute_figure, importance_figure, share_figure, size_figure
-from tune.map.pareto import complete_trials
 from tune.map.style import COLORS, LABELS, format_count, format_seconds
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.statistics.pareto import complete_trials
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PLOTLY = Path(__file__).with_name("plotly-basic.min.js")

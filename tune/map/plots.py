@@ -15,10 +15,10 @@ from matplotlib.ticker import FuncFormatter
 
 from fvae.config import FAMILIES
 from pipelines.storage import Storage
-from tune.map.pareto import complete_trials
 from tune.map.style import COLORS, GREY, INK, LABELS, focus_range, format_count
 from tune.map.training_compute import best_so_far, trial_curve
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.statistics.pareto import complete_trials
 
 MARKERS = {"fvae": "o", "flow": "s", "vae": "D"}
 DPI = 160

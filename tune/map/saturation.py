@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tune.map.pareto import complete_trials, front_trials
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.statistics.pareto import complete_trials, front_trials
 
 LARGER = 1.25
 """Times the parameters of its front's largest model, beyond which a complete trial shows that more do not help."""

@@ -14,11 +14,11 @@ import numpy as np
 
 from fvae.config import ConfigError, ModelConfig
 from fvae.flops import encoder_and_decoder_parameters
-from tune.map.bootstrap import Floats
 from tune.map.comparison import ENDS, Band
 from tune.map.frontier import SEED_SPREAD, Points, sample_frontiers
-from tune.propose.forecasts import Forecasts
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.statistics.bootstrap import Floats
+from tune.statistics.forecasts import Forecasts
 
 SIZES = 3
 """How many sizes are looked at."""

@@ -16,13 +16,13 @@ from tune.map import claim_text
 from tune.map.claim import build_claim
 from tune.map.image_noise import BitsOfImages
 from tune.map.importance import parameter_importance
-from tune.map.pareto import complete_trials, fronts, hypervolume, size_and_bits
 from tune.map.saturation import saturation
 from tune.map.scaling import fit_family
 from tune.map.training_compute import training_flops
-from tune.run.accounting import account, trial_account
-from tune.run.ledger import TrialRecord
-from tune.run.replicates import spread
+from tune.records.accounting import account, trial_account
+from tune.records.ledger import TrialRecord
+from tune.statistics.pareto import complete_trials, fronts, hypervolume, size_and_bits
+from tune.statistics.replicates import spread
 
 
 def build_tradeoff(
@@ -35,7 +35,7 @@ def build_tradeoff(
     ``search`` holds ``dataset`` (name, hash, shape, bins, train, val, test), ``seed``, ``budget`` and, where they are
     known, ``seconds``: the search's wall time, and ``options``: words of the command that goes on with it, without its
     budget (None where it would decide nothing). Trials that are still running are not part of the map; their ids are
-    in ``unfinished``, and what they cost is in ``accounting`` like everything else (:mod:`tune.run.accounting`).
+    in ``unfinished``, and what they cost is in ``accounting`` like everything else (:mod:`tune.records.accounting`).
     Part-trained trials and further seeds are among ``trials``, but fronts, hypervolume, fits, claim and importance
     rest on first seeds' complete ones alone; ``seeds`` says how far the others were from them. Raises ``ValueError``
     for a complete trial with a bits/dim that is not finite.

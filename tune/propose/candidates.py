@@ -16,7 +16,7 @@ from fvae.flops import parameters_and_flops
 from fvae.memory import training_memory
 from fvae.train_config import TrainConfig, identity_of_any_version
 from tune.propose.define_by_run import NearestTrial, UniformTrial, crossed
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
 from tune.space import SearchSpace, initial_designs, suggest, suggestion_of
 
 DRAWS = 100

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tune.map.bootstrap import Floats
 from tune.propose.expected_improvement import Staircase
-from tune.propose.forecasts import LEAST_SPREAD, Forecast, Forecasts
-from tune.run.ledger import Ledger, TrialRecord
+from tune.records.ledger import Ledger, TrialRecord
+from tune.statistics.bootstrap import Floats
+from tune.statistics.forecasts import LEAST_SPREAD, Forecast, Forecasts
 
 BEYOND = 2.0
 """How far beyond the largest model a front's area counts, or the largest would be worth nothing."""

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy.special import ndtr
 
-from tune.map.bootstrap import Floats
-from tune.map.pareto import Point, pareto_front
+from tune.statistics.bootstrap import Floats
+from tune.statistics.pareto import Point, pareto_front
 
 
 class Staircase:

@@ -28,7 +28,7 @@ from tune.propose.limits import Limits
 from tune.propose.optuna_study import FrozenTrials
 from tune.propose.pool import POOL, Params, Proposal
 from tune.propose.undecided_sizes import COMPARED, Open, Undecided
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
 from tune.space import SearchSpace, suggest
 
 

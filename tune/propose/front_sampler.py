@@ -12,8 +12,8 @@
     study.optimize(objective, n_trials=50)
 
 The size is free, so it is known for every candidate. The loss is not: a surrogate (:mod:`tune.propose.surrogate`)
-forecasts that of untried points, learning curves (:mod:`tune.propose.forecasts`) those of trials that are under way or
-pruned. The next point is the one of some hundred candidates by which the front's area is expected to grow the most
+forecasts that of untried points, learning curves (:mod:`tune.statistics.forecasts`) those of trials that are under way
+or pruned. The next point is the one of some hundred candidates by which the front's area is expected to grow the most
 (:mod:`tune.propose.expected_improvement`) for the epochs that it should cost.
 """
 
@@ -31,13 +31,13 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
-from tune.map.bootstrap import Floats
-from tune.map.pareto import pareto_front
 from tune.propose.expected_front import BEYOND
 from tune.propose.expected_improvement import Staircase
-from tune.propose.forecasts import Forecast, Forecasts
 from tune.propose.pool import DrawnPool, Params, Pool, Proposal, above_zero, params_of
 from tune.propose.surrogate import Surrogate, UnitCube
+from tune.statistics.bootstrap import Floats
+from tune.statistics.forecasts import Forecast, Forecasts
+from tune.statistics.pareto import pareto_front
 
 LEAST_TRIALS = 3
 """Trials with a forecast that the surrogate needs."""
@@ -308,7 +308,7 @@ _STATUS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Curve:
-    """A trial as :class:`tune.propose.forecasts.Curve`."""
+    """A trial as :class:`tune.statistics.forecasts.Curve`."""
 
     id: str
     family: str

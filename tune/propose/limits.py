@@ -6,7 +6,7 @@ import dataclasses
 
 from fvae.config import ConfigError, require_positive
 from tune.propose.candidates import Candidate
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
 
 STATE_BYTES = 24
 """Bytes that a training holds of every parameter at least: the weight in float32, its gradient, Adam's two moments,

@@ -20,7 +20,7 @@ from fvae.config import FAMILIES
 from pipelines.storage import Storage
 from tune.propose.candidates import point_of
 from tune.propose.front_sampler import FAMILY, ID, SIZE
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
 from tune.space import SearchSpace, suggest
 
 DATABASE = "optuna.db"

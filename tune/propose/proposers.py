@@ -23,7 +23,7 @@ from fvae.data import derived_seed
 from tune.propose.candidates import Candidate, SpaceCandidates, key, point_of
 from tune.propose.eligible import Untried
 from tune.propose.limits import Limits
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
 from tune.settings import Sampler
 
 ASKS = 8

@@ -10,9 +10,9 @@ import numpy as np
 
 from tune.map.claim import MIN_TRIALS, frontiers, parameters
 from tune.map.comparison import Comparison
-from tune.map.pareto import complete_trials
-from tune.propose.forecasts import Forecasts
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.statistics.forecasts import Forecasts
+from tune.statistics.pareto import complete_trials
 
 COMPARED = ("fvae", "flow")
 SWEEPS = 400

@@ -19,11 +19,11 @@ from fvae.config import ConfigError, require
 from fvae.flops import parameters_and_flops
 from pipelines.storage import Storage, open_storage
 from pipelines.storage.json_objects import read_json
-from tune.map.pareto import complete_trials, fronts
 from tune.propose.candidates import Candidate, SpaceCandidates, point_of
-from tune.run.ledger import Ledger, TrialRecord
-from tune.run.search_folder import FORMAT, SEARCH
+from tune.records.ledger import Ledger, TrialRecord
+from tune.records.search_folder import FORMAT, SEARCH
 from tune.space import suggestion_of
+from tune.statistics.pareto import complete_trials, fronts
 
 MLFLOW = "mlflow:"
 NAME = re.compile(r"\w[\w.-]*")

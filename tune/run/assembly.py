@@ -11,16 +11,16 @@ from fvae.train_config import TrainConfig
 from tune.propose.candidates import CandidateSource, SpaceCandidates
 from tune.propose.designs import MOST, first_models
 from tune.propose.expected_front import Standings
-from tune.propose.forecasts import Forecasts
 from tune.propose.front_proposer import FrontProposer
 from tune.propose.limits import Limits
 from tune.propose.proposers import OptunaProposer, Proposer
 from tune.propose.undecided_sizes import Undecided
 from tune.propose.warm_start import WarmStart, warm_start
-from tune.run.ledger import Ledger
+from tune.records.ledger import Ledger
 from tune.run.tune_searcher import Allowance, FrontSearcher
 from tune.settings import SearchSettings
 from tune.space import SearchSpace
+from tune.statistics.forecasts import Forecasts
 from tune.stopping import Rule
 
 SIGMA_LEARNING_RATE = 0.03

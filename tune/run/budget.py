@@ -10,13 +10,13 @@ import math
 from collections.abc import Iterable
 
 from pipelines.cli.quantities import duration
-from tune.map.pareto import Point, hypervolume, pareto_front
-from tune.run.accounting import core_seconds, devices_per_trial, gpu_seconds
+from tune.records.accounting import core_seconds, devices_per_trial, gpu_seconds
+from tune.records.ledger import Ledger, TrialRecord
+from tune.records.training_time import SearchClock
 from tune.run.end_forecast import Left
-from tune.run.ledger import Ledger, TrialRecord
-from tune.run.replicates import lacking
-from tune.run.training_time import SearchClock
 from tune.settings import SearchSettings
+from tune.statistics.pareto import Point, hypervolume, pareto_front
+from tune.statistics.replicates import lacking
 
 LEAST_GROWTH = 1e-3
 """Share of a family's hypervolume by which a trial must enlarge it to count as progress: about what another seed

@@ -15,9 +15,9 @@ from fvae.train_config import TrainConfig
 from pipelines.data.datasets import memory_bytes
 from pipelines.training import main_memory
 from pipelines.training.worker_warnings import raise_trouble
-from tune.run.attempts import Attempt, AttemptEnd, Attempts, begun, ended, now_ms
+from tune.records.attempts import Attempt, AttemptEnd, Attempts, begun, ended, now_ms
+from tune.records.ledger import Ledger, TrialRecord, changes
 from tune.run.budget import Budget
-from tune.run.ledger import Ledger, TrialRecord, changes
 from tune.run.trial_checkpoint import CHECKPOINT
 
 Watcher = Callable[[TrialRecord], None]

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tune.run.attempts import now_ms
-from tune.run.ledger import TrialRecord
+from tune.records.attempts import now_ms
+from tune.records.ledger import TrialRecord
 from tune.run.speed import Speed
 
 FIRST = 3

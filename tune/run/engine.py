@@ -28,9 +28,9 @@ from pipelines.training.ray_session import ray_session
 from pipelines.training.worker_resources import workers_on
 from pipelines.training.worker_warnings import raise_trouble
 from tune.propose.expected_front import Standings
+from tune.records.ledger import Ledger, TrialRecord
 from tune.run.callbacks import BudgetStopper
 from tune.run.gpu_shares import GpuShares, PeakMemory, smallest_card_bytes
-from tune.run.ledger import Ledger, TrialRecord
 from tune.run.placement import placement, trials_at_once
 from tune.run.test_scores import read_test_split
 from tune.run.trial import TrialProcess

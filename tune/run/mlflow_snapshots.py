@@ -8,7 +8,7 @@ from pipelines.storage import Storage
 from pipelines.tracking.snapshot import epoch_snapshot, run_params
 from pipelines.tracking.tracker import Artifact, TrialSnapshot
 from pipelines.training.model_files import INTERPOLATIONS, MODEL, PICTURES
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
 
 
 def snapshot(record: TrialRecord, dataset: dict[str, Any], storage: Storage) -> TrialSnapshot:

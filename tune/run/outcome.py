@@ -6,7 +6,7 @@ from collections import Counter
 
 from rich.console import Console
 
-from tune.run.ledger import Ledger
+from tune.records.ledger import Ledger
 from tune.settings import SearchSettings
 
 SHOWN_REASONS = 3

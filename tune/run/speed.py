@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from scipy.optimize import least_squares
 
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
 
 LEAST_TRIALS = 3
 """Trials of different FLOPs before anything is said."""

@@ -17,8 +17,8 @@ from pipelines.storage import open_storage
 from pipelines.training.model_files import ModelError, load_model
 from pipelines.training.worker_warnings import keep_warnings, trouble, with_warnings
 from tune.map.image_bits import keep_image_bits
+from tune.records.ledger import TestResult
 from tune.run.gpu_memory import keep_to_share
-from tune.run.ledger import TestResult
 
 
 def read_test_split(

@@ -23,8 +23,8 @@ from pipelines.storage.json_objects import read_json
 from pipelines.training import main_memory
 from pipelines.training.model_files import keep_model
 from pipelines.training.worker_warnings import keep_warnings, trouble, with_warnings
+from tune.records.ledger import RECORD, TrialRecord
 from tune.run.gpu_memory import keep_to_share
-from tune.run.ledger import RECORD, TrialRecord
 from tune.run.trial_checkpoint import Checkpoints
 
 

@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune.propose.expected_front import Standings
-from tune.run.ledger import changes
+from tune.records.ledger import changes
 from tune.stopping import Rule
 
 if TYPE_CHECKING:

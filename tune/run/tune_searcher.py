@@ -17,8 +17,8 @@ from ray.tune.search import Searcher
 from fvae.config import ConfigError
 from tune.propose.candidates import Candidate
 from tune.propose.proposers import Proposer
-from tune.run.ledger import Ledger, TrialRecord
-from tune.run.replicates import next_replicate
+from tune.records.ledger import Ledger, TrialRecord
+from tune.statistics.replicates import next_replicate
 
 
 class Allowance(Protocol):

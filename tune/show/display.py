@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.cli.quantities import duration
-from tune.run.ledger import Ledger, TrialRecord
+from tune.records.ledger import Ledger, TrialRecord
 from tune.show.plan import Forecaster
 
 STYLES = {"running": "cyan", "complete": "green", "stopped": "yellow", "failed": "red"}

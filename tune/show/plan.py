@@ -12,10 +12,10 @@ from fvae.flops import TRAINING_FACTOR
 from pipelines.cli.quantities import duration
 from tune.propose.candidates import Candidate, CandidateSource
 from tune.propose.limits import Limits
-from tune.run.accounting import devices_per_trial
+from tune.records.accounting import devices_per_trial
+from tune.records.ledger import Ledger, TrialRecord
 from tune.run.budget import Budget
 from tune.run.end_forecast import Outlook, outlook
-from tune.run.ledger import Ledger, TrialRecord
 from tune.run.speed import Speed
 from tune.settings import SearchSettings
 

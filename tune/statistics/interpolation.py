@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tune.map.bootstrap import Floats, Front
+from tune.statistics.bootstrap import Floats, Front
 
 LEVEL_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where comparison levels lie in a shared range: off its ends, which one single trial sets."""

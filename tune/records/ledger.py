@@ -28,7 +28,7 @@ from fvae.files import parse_json
 from fvae.train import EpochMetrics
 from pipelines.storage import Storage
 from pipelines.storage.json_objects import address, read_present
-from tune.run.attempts import OF_STATUS, Attempt, ended, heard
+from tune.records.attempts import OF_STATUS, Attempt, ended, heard
 
 RECORD = "trial.json"
 """In a trial's storage."""

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypedDict
 
 from fvae.data import derived_seed
-from tune.map.pareto import fronts
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.statistics.pareto import fronts
 
 
 class Spread(TypedDict):

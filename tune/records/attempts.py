@@ -9,7 +9,7 @@ the next checkpoint. What is known of an attempt:
   unfinished epoch are never known. Its seconds are, by the driver's clock, from the last finished epoch (or the start)
   until the driver noticed the end: an upper bound, in which the process also started or wrote a checkpoint. Where the
   driver itself was killed they are not known (``None``), nor is what it had heard in its last second
-  (:data:`tune.run.ledger.WRITE_SECONDS`).
+  (:data:`tune.records.ledger.WRITE_SECONDS`).
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Epoch(Protocol):
 
 
 class Curve(Protocol):
-    """What counts of a trial: a :class:`tune.run.ledger.TrialRecord`, for one."""
+    """What counts of a trial: a :class:`tune.records.ledger.TrialRecord`, for one."""
 
     @property
     def id(self) -> str:

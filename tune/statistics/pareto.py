@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from fvae.config import FAMILIES
-from tune.run.ledger import TrialRecord
+from tune.records.ledger import TrialRecord
 
 Point = tuple[float, float]
 

@@ -1,8 +1,8 @@
 """The search's books: what every trial ever started cost, and what all of them cost.
 
 Every trial is in exactly one state, and everything that it cost is in exactly one of its attempts
-(:mod:`tune.run.attempts`); so the attempts' sums are the trials', and the trials' are the search's. Epochs that a crash
-made a trial train again are counted as often as they were trained; its history holds each of them once.
+(:mod:`tune.records.attempts`); so the attempts' sums are the trials', and the trials' are the search's. Epochs that a
+crash made a trial train again are counted as often as they were trained; its history holds each of them once.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
-from tune.run.attempts import Attempt, AttemptEnd
-from tune.run.ledger import Status, TrialRecord
+from tune.records.attempts import Attempt, AttemptEnd
+from tune.records.ledger import Status, TrialRecord
 
 SUMS = ("attempts", "epochs", "images", "epochs_again", "images_again", "seconds", "rest_seconds", "unknown_rests",
         "core_seconds", "gpu_seconds")  # fmt: skip

@@ -26,21 +26,21 @@ from pipelines.training.worker_warnings import Notices
 from pipelines.ui import how_to_open
 from tune.map.image_bits import image_bits
 from tune.map.page import write_page
-from tune.map.pareto import fronts
 from tune.map.plots import write_plot
 from tune.map.tradeoff import build_tradeoff, write_tradeoff
 from tune.propose.optuna_study import DATABASE, FrozenTrials, write_studies
+from tune.records.ledger import Ledger, TrialRecord
+from tune.records.search_folder import COMPARED, SEARCH, check_search, open_search
+from tune.records.training_time import TIME, SearchClock
 from tune.run.budget import Budget
-from tune.run.ledger import Ledger, TrialRecord
 from tune.run.mlflow_snapshots import snapshot
 from tune.run.outcome import how_it_ended, say_interrupted, trained_epochs, why_all_failed
-from tune.run.search_folder import COMPARED, SEARCH, check_search, open_search
-from tune.run.training_time import TIME, SearchClock
 from tune.run.trial_checkpoint import CHECKPOINT
 from tune.settings import SearchSettings
 from tune.show.display import SearchDisplay, reading_progress, summary
 from tune.show.plan import Forecaster, what_it_costs, what_runs
 from tune.space import SearchSpace
+from tune.statistics.pareto import fronts
 
 if TYPE_CHECKING:  # they import Ray, which takes seconds
     from tune.run.assembly import Parts
