@@ -16,7 +16,7 @@ if __name__ == "__main__":  # the code beside this file, not of another checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.cli import command_line
-from pipelines.submit import here_or_there
+from pipelines.cluster.submission import here_or_there
 from tune.settings import SearchSettings
 
 

@@ -20,11 +20,11 @@ from fvae.shards import load_images
 from fvae.streaming import StreamedDataset
 from pipelines.cli.progress import Steps
 from pipelines.cli.run_settings import Streaming
+from pipelines.data.ingest import ingest, read_manifest
 from pipelines.data.preparation import TooManyBadFiles
 from pipelines.data.settings import IngestSettings
 from pipelines.data.sources.base import Question
 from pipelines.data.sources.opening import EMBEDDED
-from pipelines.ingest import ingest, read_manifest
 from pipelines.storage import Storage, open_storage
 
 MEMORY_SHARE = 0.25

@@ -12,10 +12,10 @@ from pipelines.retraining.lease_wait import waited_for
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.storage import Storage, StorageError
 from pipelines.storage.run_lock import explained_disk
-from pipelines.train import Training
 from pipelines.training.checkpoints import CHECKPOINTS
 from pipelines.training.configs import TrainConfigs
 from pipelines.training.job import TrainResult, identity, job_digest, open_job
+from pipelines.training.run import Training
 from pipelines.training.worker_warnings import Notices
 
 

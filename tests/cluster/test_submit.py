@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from fvae.config import ConfigError
-from pipelines import submit
 from pipelines.cluster import shipped_files as shipped
+from pipelines.cluster import submission as submit
 from pipelines.training.settings import TrainSettings
 from tests.commands import call
 from tune.settings import SearchSettings

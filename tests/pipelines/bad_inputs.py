@@ -27,8 +27,8 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines.cli.progress import Steps
+from pipelines.data.ingest import ingest
 from pipelines.data.settings import IngestSettings
-from pipelines.ingest import ingest
 
 Arguments = list[str]
 

@@ -26,6 +26,7 @@ import pipelines.training.ray_environment  # noqa: F401
 from pipelines import train as train_command
 from pipelines.cli import command_line
 from pipelines.storage import open_storage
+from pipelines.training import run as training_run
 from pipelines.training import worker as train_worker
 from pipelines.training.checkpoints import CHECKPOINTS, CheckpointStore
 from pipelines.training.settings import TrainSettings
@@ -172,7 +173,7 @@ THEIRS = train_worker.train
 
 def run(faults: Faults, options: Sequence[str]) -> None:
     """The command with these faults, in a process of its own."""
-    write_result = train_command.write_result
+    write_result = training_run.write_result
 
     def writing(storage: Any, result: Any) -> None:
         steps = len(result.history) * STEPS
@@ -180,7 +181,7 @@ def run(faults: Faults, options: Sequence[str]) -> None:
         write_result(storage, result)
         faults.reach("told", 0, steps)
 
-    train_command.write_result = writing  # type: ignore[assignment]
+    training_run.write_result = writing  # type: ignore[assignment]
     train_worker.train = faulty(faults)  # type: ignore[assignment]
     sys.argv = ["train.py", *options]
     command_line.run(train_command.main, TrainSettings)

@@ -19,8 +19,8 @@ from sklearn.datasets import load_digits
 import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from pipelines import retrain as retrain_command
 from pipelines.cli.progress import Steps
+from pipelines.data.ingest import ingest
 from pipelines.data.settings import IngestSettings
-from pipelines.ingest import ingest
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.storage import open_storage
 from pipelines.tracking.settings import default_tracking_uri
@@ -140,14 +140,14 @@ def die_at(moment: str) -> None:
     ``reading``: the first reading of the test images is kept; ``alias``: the champion's alias is about to move;
     ``moved``: it has moved.
     """
-    from pipelines import train as train_command
     from pipelines.evaluation.image_scores import KeptReadings
     from pipelines.retraining.registered_model import CHAMPION, RegisteredModel
-    from pipelines.train import Training
+    from pipelines.training import run as training_run
     from pipelines.training.checkpoints import CHECKPOINTS
+    from pipelines.training.run import Training
 
     hear, add, set_alias = Training._on_event, KeptReadings.add, RegisteredModel.set_alias
-    write_result = train_command.write_result
+    write_result = training_run.write_result
 
     def reach(reached: str) -> None:
         if reached == moment:
@@ -175,14 +175,14 @@ def die_at(moment: str) -> None:
             reach("moved")
 
     Training._on_event = hearing  # type: ignore[method-assign]
-    train_command.write_result = writing  # type: ignore[assignment]
+    training_run.write_result = writing  # type: ignore[assignment]
     KeptReadings.add = adding  # type: ignore[method-assign]
     RegisteredModel.set_alias = setting  # type: ignore[method-assign]
 
 
 def wait_at_the_first_epoch(folder: Path) -> None:
     """From now on this process makes ``folder/begun`` once an epoch is trained, and waits for ``folder/go``."""
-    from pipelines.train import Training
+    from pipelines.training.run import Training
 
     hear = Training._on_event
 

@@ -24,17 +24,18 @@ from rich.console import Console
 from fvae import ConfigError
 from fvae.manifest import SPLITS, Manifest
 from fvae.shards import load_images
-from pipelines import ingest as ingest_module
 from pipelines.cli import command_line
 from pipelines.cli.progress import Steps
+from pipelines.data import ingest as ingest_module
 from pipelines.data import writer as dataset_writer
 from pipelines.data.datasets import load_dataset
+from pipelines.data.ingest import ingest
 from pipelines.data.preparation import prepare
 from pipelines.data.settings import IngestSettings, bad_limit
 from pipelines.data.sources import open_source
 from pipelines.data.spool import Spool
 from pipelines.data.summary import class_line, summary
-from pipelines.ingest import ingest, main
+from pipelines.ingest import main
 from pipelines.storage import StorageError, open_storage
 from pipelines.storage.lease import Lease
 from tests.pipelines.bad_inputs import CASES, Case, idx

@@ -17,7 +17,7 @@ from pipelines.retraining.promotion import Desk
 from pipelines.retraining.registered_model import CHAMPION, RegisteredModel
 from pipelines.storage import open_storage
 from pipelines.tracking.database import database_path
-from pipelines.train import Training
+from pipelines.training.run import Training
 from tests.pipelines import forked_commands
 from tests.pipelines.forks import Fork
 from tests.pipelines.mlflow_server import Server

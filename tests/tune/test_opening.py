@@ -11,8 +11,8 @@ from rich.console import Console
 from fvae import ConfigError
 from pipelines.cli.progress import Steps
 from pipelines.data.datasets import load_dataset
+from pipelines.data.ingest import ingest
 from pipelines.data.settings import IngestSettings
-from pipelines.ingest import ingest
 from pipelines.storage import open_storage
 from tests.commands import call
 from tune.records.search_folder import open_search, validation_samples
