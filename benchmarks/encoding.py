@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from fvae.data import ImageDataset
-from fvae.shards import decode_shard, encode_shard
+from fvae.data.images import ImageDataset
+from fvae.data.shards import decode_shard, encode_shard
 from pipelines.data.datasets import load_dataset
 
 Write, Read = Callable[[np.ndarray], bytes], Callable[[bytes], np.ndarray]

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from benchmarks.gpu_steps import Append, smooth_images, wait
 from fvae import Manifest, ModelConfig, NonFiniteError, TrainConfig, Trainer
-from fvae.data import derived_seed
+from fvae.data.images import derived_seed
+from fvae.data.shards import load_images
 from fvae.evaluation import evaluate, standard_error
-from fvae.shards import load_images
 
 NETWORKS = {"posterior_scale": "network", "decoder_scale": "network"}
 KINDS: dict[str, dict[str, Any]] = {

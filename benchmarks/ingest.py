@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fvae.manifest import MANIFEST, Manifest
+from fvae.data.manifest import MANIFEST, Manifest
 from pipelines.data.writer import check_destination
 from pipelines.storage import open_storage
 

@@ -26,8 +26,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fvae.manifest import SPLITS, Manifest  # noqa: E402
-from fvae.shards import load_images  # noqa: E402
+from fvae.data.manifest import SPLITS, Manifest  # noqa: E402
+from fvae.data.shards import load_images  # noqa: E402
 from pipelines.storage import open_storage  # noqa: E402
 from tests.pipelines.input_cases import CASES, Case  # noqa: E402
 

@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.parts import variant
 from fvae import ModelConfig, NonFiniteError, TrainConfig, Trainer
-from fvae.data import TensorImages, derived_seed
+from fvae.data.images import TensorImages, derived_seed
 from fvae.evaluation import evaluate
 from fvae.files import write_text
 from pipelines.cli import command_line

@@ -22,7 +22,7 @@ import torch
 import tyro
 
 from fvae import ModelConfig, TrainConfig, Trainer
-from fvae.data import derived_seed, image_source
+from fvae.data.images import derived_seed, image_source
 from fvae.evaluation import evaluate, standard_error
 from fvae.files import write_text
 from pipelines.cli import command_line

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from fvae import ConfigError, Manifest, ModelConfig, ShardedImages, TrainConfig, Trainer
 from fvae.config import FAMILIES, Family
-from fvae.data import ImageSource, image_source, read_only_tensor, steps_per_epoch
-from fvae.manifest import MANIFEST
-from fvae.shards import load_images
+from fvae.data.images import ImageSource, image_source, read_only_tensor, steps_per_epoch
+from fvae.data.manifest import MANIFEST
+from fvae.data.shards import load_images
 from pipelines.storage import open_storage
 from tune.space import SearchSpace, suggest
 

@@ -23,7 +23,7 @@ import torch
 
 import pipelines.training.ray_environment  # noqa: F401
 from fvae import ImageDataset, ModelConfig, TrainConfig, Trainer
-from fvae.data import Dataset
+from fvae.data.images import Dataset
 from fvae.flops import parameters_and_flops
 from fvae.workers import Workers
 from pipelines.data.datasets import load_dataset

@@ -15,12 +15,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fvae.checkpoint import load, save
     from fvae.config import ConfigError, ModelConfig
-    from fvae.data import ImageDataset
+    from fvae.data.images import ImageDataset
+    from fvae.data.manifest import Manifest
+    from fvae.data.streaming import ShardedImages, StreamedDataset
     from fvae.evaluation import NonFiniteError, evaluate
     from fvae.iwae import iwae_bits_per_dim
-    from fvae.manifest import Manifest
     from fvae.model import Model, build
-    from fvae.streaming import ShardedImages, StreamedDataset
     from fvae.train import EpochMetrics, Trainer
     from fvae.train_config import TrainConfig
 
@@ -46,12 +46,12 @@ __all__ = [
 _MODULES = {
     "checkpoint": ("load", "save"),
     "config": ("ConfigError", "ModelConfig"),
-    "data": ("ImageDataset",),
+    "data.images": ("ImageDataset",),
+    "data.manifest": ("Manifest",),
+    "data.streaming": ("ShardedImages", "StreamedDataset"),
     "evaluation": ("NonFiniteError", "evaluate"),
     "iwae": ("iwae_bits_per_dim",),
-    "manifest": ("Manifest",),
     "model": ("Model", "build"),
-    "streaming": ("ShardedImages", "StreamedDataset"),
     "train": ("EpochMetrics", "Trainer"),
     "train_config": ("TrainConfig",),
 }

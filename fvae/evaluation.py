@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fvae.data import Array, ImageSource, derived_seed, image_source
+from fvae.data.images import Array, ImageSource, derived_seed, image_source
 from fvae.iwae import iwae_bits_per_dim
 from fvae.model import Model, images_at_once
 from fvae.precision import true_float32

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fvae.data import Array
+from fvae.data.images import Array
 from fvae.model import Model, images_at_once
 
 SAMPLES_AT_ONCE = {"cpu": 4, "cuda": 8}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fvae import likelihood
 from fvae.config import ModelConfig
-from fvae.data import Array, as_tensor
+from fvae.data.images import Array, as_tensor
 from fvae.dequantization import VariationalDequantization
 from fvae.discretized import bin_log_prob
 from fvae.flow import IdentityFlow, MultiScaleFlow

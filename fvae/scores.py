@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fvae.data import derived_seed
+from fvae.data.images import derived_seed
 from fvae.evaluation import NonFiniteError
 from fvae.iwae import log_weight_in_parts
 from fvae.model import Model, images_at_once

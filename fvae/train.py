@@ -23,7 +23,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fvae.compilation import MeasuredCompilation
 from fvae.config import ConfigError, ModelConfig, require, require_integer
-from fvae.data import Array, ImageSource, TensorImages, derived_seed, image_source, steps_per_epoch
+from fvae.data.images import Array, ImageSource, TensorImages, derived_seed, image_source, steps_per_epoch
 from fvae.epoch_metrics import EpochMetrics
 from fvae.evaluation import ALONE, NonFiniteError, evaluate
 from fvae.finite_guard import FiniteGuard

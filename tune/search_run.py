@@ -13,7 +13,7 @@ from rich.console import Console
 
 import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from fvae.config import ConfigError
-from fvae.data import Dataset
+from fvae.data.images import Dataset
 from pipelines.cli.stop_signals import in_a_hurry
 from pipelines.cli.terminal import make_console
 from pipelines.data.datasets import load_dataset, memory_bytes

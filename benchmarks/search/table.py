@@ -32,7 +32,7 @@ from rich.progress import track
 
 from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
 from fvae.config import FAMILIES
-from fvae.data import Dataset, TensorImages, derived_seed
+from fvae.data.images import Dataset, TensorImages, derived_seed
 from fvae.evaluation import evaluate
 from fvae.files import write_text
 from fvae.flops import parameters_and_flops

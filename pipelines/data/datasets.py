@@ -14,10 +14,10 @@ from typing import Any
 from rich.console import Console
 
 from fvae.config import ConfigError, require
-from fvae.data import Dataset, ImageDataset
-from fvae.manifest import MANIFEST, SPLITS, Manifest
-from fvae.shards import load_images
-from fvae.streaming import StreamedDataset
+from fvae.data.images import Dataset, ImageDataset
+from fvae.data.manifest import MANIFEST, SPLITS, Manifest
+from fvae.data.shards import load_images
+from fvae.data.streaming import StreamedDataset
 from pipelines.cli.progress import Steps
 from pipelines.cli.run_settings import Streaming
 from pipelines.data.ingest import ingest, read_manifest

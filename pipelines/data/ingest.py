@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fvae.config import ConfigError
-from fvae.manifest import FORMAT, MANIFEST, Manifest
+from fvae.data.manifest import FORMAT, MANIFEST, Manifest
 from pipelines.cli.progress import Steps
 from pipelines.data.preparation import TooManyBadFiles, prepare
 from pipelines.data.selection import BadFiles

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from fvae.config import ConfigError
-from fvae.manifest import SPLITS
+from fvae.data.manifest import SPLITS
 from pipelines.data.settings import IngestSettings
 from pipelines.data.sources import Source
 from pipelines.data.sources.base import shortened

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from fvae.config import require
-from fvae.manifest import SPLITS
+from fvae.data.manifest import SPLITS
 from pipelines.data.sources.base import Question
 from pipelines.data.spool import UNSPLIT
 

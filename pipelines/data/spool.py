@@ -17,8 +17,8 @@ from types import TracebackType
 import numpy as np
 
 from fvae.config import ConfigError
-from fvae.digests import image_digest
-from fvae.manifest import SPLITS
+from fvae.data.digests import image_digest
+from fvae.data.manifest import SPLITS
 
 UNSPLIT = -1
 """Split code of an image whose source names none; else the position in ``SPLITS``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from fvae.manifest import Manifest
+from fvae.data.manifest import Manifest
 from pipelines.data.preparation import Prepared
 from pipelines.data.settings import IngestSettings
 from pipelines.data.sources.base import shortened

@@ -11,9 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from fvae.config import ConfigError
-from fvae.digests import content_hash
-from fvae.manifest import MANIFEST, Manifest, Shard
-from fvae.shards import encode_shard
+from fvae.data.digests import content_hash
+from fvae.data.manifest import MANIFEST, Manifest, Shard
+from fvae.data.shards import encode_shard
 from pipelines.data.sources.file_names import is_clutter
 from pipelines.data.spool import Spool, SpooledImages
 from pipelines.storage import Storage

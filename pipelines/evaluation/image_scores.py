@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from fvae.config import ConfigError
-from fvae.data import ImageSource, derived_seed, image_source
+from fvae.data.images import ImageSource, derived_seed, image_source
 from fvae.evaluation import ALONE, NonFiniteError, evaluate
 from fvae.model import Model
 from fvae.workers import Workers

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from fvae.data import Dataset
+from fvae.data.images import Dataset
 from fvae.evaluation import NonFiniteError
 from fvae.model import Model
 from pipelines.evaluation.image_scores import Measured, Reading

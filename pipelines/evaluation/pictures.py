@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from fvae.data import ImageSource, derived_seed
+from fvae.data.images import ImageSource, derived_seed
 from fvae.model import Model, images_at_once
 from pipelines.training.image_grids import png_grid, png_rows
 from pipelines.training.model_files import INTERPOLATIONS, RECONSTRUCTIONS, SAMPLES

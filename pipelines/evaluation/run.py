@@ -12,7 +12,7 @@ from rich.console import Console
 
 import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from fvae.config import ConfigError, require
-from fvae.data import Dataset, image_source
+from fvae.data.images import Dataset, image_source
 from fvae.flops import parameters_and_flops
 from fvae.model import Model
 from pipelines.cli.progress import Steps, WarningLines

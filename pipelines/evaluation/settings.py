@@ -7,7 +7,7 @@ import math
 from typing import Any, Literal
 
 from fvae.config import ConfigError, require, require_choice, require_integer, require_seed
-from fvae.manifest import SPLITS
+from fvae.data.manifest import SPLITS
 from pipelines.cli.run_settings import Streaming
 from pipelines.storage import open_storage
 from pipelines.training.worker_resources import WorkerResources

@@ -8,7 +8,7 @@ from rich.console import Console
 
 import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from fvae.config import require
-from fvae.data import Dataset
+from fvae.data.images import Dataset
 from fvae.evaluation import NonFiniteError
 from fvae.flops import parameters_and_flops
 from pipelines.data.datasets import describe, load_dataset

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from fvae.config import ConfigError, from_fields, require
-from fvae.data import Array, ImageSource, image_source
+from fvae.data.images import Array, ImageSource, image_source
 from fvae.files import parse_json
 from pipelines.retraining.champion_rule import CONFIDENCE, Comparison
 from pipelines.storage import Storage

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from fvae.config import ConfigError
-from fvae.data import Dataset, image_source
+from fvae.data.images import Dataset, image_source
 from fvae.evaluation import NonFiniteError
 from fvae.flops import parameters_and_flops
 from fvae.model import Model

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from fvae.data import Dataset, image_source
+from fvae.data.images import Dataset, image_source
 from fvae.model import Model
 from pipelines.cli.progress import Steps
 from pipelines.evaluation.image_scores import KeptReadings, Measured, Reading, measure

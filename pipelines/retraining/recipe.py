@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fvae.config import ConfigError, ModelConfig, require
-from fvae.data import Dataset
+from fvae.data.images import Dataset
 from fvae.flops import parameters_and_flops
 from pipelines.retraining.registered_model import Version
 from pipelines.retraining.search import search_for

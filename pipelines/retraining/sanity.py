@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fvae.checkpoint import load, save
-from fvae.data import derived_seed
+from fvae.data.images import derived_seed
 from fvae.evaluation import NonFiniteError, evaluate
 from fvae.model import Model
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fvae.config import ConfigError, ModelConfig
-from fvae.data import Dataset
+from fvae.data.images import Dataset
 from fvae.train_config import TrainConfig
 from pipelines.cli.run_settings import as_run_name
 from pipelines.cli.stop_signals import in_a_hurry

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from fvae.data import Dataset
+from fvae.data.images import Dataset
 from pipelines.cli.run_settings import as_run_name
 from pipelines.retraining.lease_wait import waited_for
 from pipelines.retraining.settings import RetrainSettings

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fvae.config import ConfigError, ModelConfig, is_number, require
-from fvae.data import Dataset
+from fvae.data.images import Dataset
 from fvae.train_config import TrainConfig
 from pipelines.cli.optional_fields import given
 from pipelines.training.settings import IN_BINS, OF_THE_IMAGES, TrainSettings

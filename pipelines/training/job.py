@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fvae.config import ConfigError, from_fields
-from fvae.data import Dataset
+from fvae.data.images import Dataset
+from fvae.data.streaming import StreamedDataset
 from fvae.epoch_metrics import EpochMetrics
-from fvae.streaming import StreamedDataset
 from fvae.train_config import identity_of_any_version
 from pipelines.cli.run_settings import as_run_name
 from pipelines.data.datasets import describe

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fvae import ConfigError, Model, Trainer, load, save
-from fvae.data import derived_seed
+from fvae.data.images import derived_seed
 from pipelines.storage import Storage
 from pipelines.storage.json_objects import address
 from pipelines.storage.local_copies import written_to

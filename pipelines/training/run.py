@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
-from fvae.data import Dataset, steps_per_epoch
+from fvae.data.images import Dataset, steps_per_epoch
 from fvae.epoch_metrics import EpochMetrics
 from fvae.flops import parameters_and_flops
 from pipelines.storage import Storage, StorageError

@@ -28,7 +28,7 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fvae.config import ConfigError, require
-from fvae.data import Dataset, ImageSource
+from fvae.data.images import Dataset, ImageSource
 from fvae.evaluation import NonFiniteError
 from fvae.workers import Workers
 from pipelines.cli.quantities import format_bytes

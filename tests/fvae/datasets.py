@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from fvae.data import ImageSource
-from fvae.digests import content_hash, image_digest
-from fvae.manifest import SPLITS, Manifest, Shard
-from fvae.shards import encode_shard
-from fvae.streaming import ShardedImages
+from fvae.data.digests import content_hash, image_digest
+from fvae.data.images import ImageSource
+from fvae.data.manifest import SPLITS, Manifest, Shard
+from fvae.data.shards import encode_shard
+from fvae.data.streaming import ShardedImages
 
 SIZE = 4
 """Bytes of a numbered image."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae.config import ConfigError
-from fvae.manifest import SPLITS, Manifest, Shard
+from fvae.data.manifest import SPLITS, Manifest, Shard
 from tests.fvae.strategies import EXAMPLES
 
 pytestmark = pytest.mark.core

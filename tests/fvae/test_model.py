@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae.config import ModelConfig
-from fvae.data import Array
+from fvae.data.images import Array
 from fvae.evaluation import evaluate
 from fvae.iwae import iwae_bits_per_dim
 from fvae.model import Model, build

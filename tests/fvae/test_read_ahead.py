@@ -12,8 +12,8 @@ import pytest
 
 import fvae
 from fvae.config import ConfigError
-from fvae.read_ahead import READERS
-from fvae.streaming import ShardedImages
+from fvae.data.read_ahead import READERS
+from fvae.data.streaming import ShardedImages
 from tests.fvae.datasets import (
     SIZE,
     Files,
@@ -129,7 +129,7 @@ def test_workers_find_a_damaged_shard_whoever_needs_its_images() -> None:
 
 STALLED = """
 import threading
-from fvae.streaming import ShardedImages
+from fvae.data.streaming import ShardedImages
 from tests.fvae.datasets import train_in_shards
 
 manifest, files = train_in_shards([10] * 6)

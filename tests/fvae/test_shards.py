@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae.config import ConfigError
-from fvae.manifest import Manifest
-from fvae.shards import (
+from fvae.data.manifest import Manifest
+from fvae.data.shards import (
     ROW_GROUP,
     SERIAL,
     decode_shard,

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from fvae import ModelConfig, TrainConfig, Trainer, build, evaluate
-from fvae import streaming as streaming_module
 from fvae.config import ConfigError
-from fvae.data import ImageDataset
-from fvae.manifest import Manifest
+from fvae.data import streaming as streaming_module
+from fvae.data.images import ImageDataset
+from fvae.data.manifest import Manifest
+from fvae.data.shards import load_images
+from fvae.data.streaming import ShardedImages, StreamedDataset
 from fvae.model import images_at_once
-from fvae.shards import load_images
-from fvae.streaming import ShardedImages, StreamedDataset
 from tests.fvae.datasets import (
     Files,
     in_shards,

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae.config import ConfigError
-from fvae.data import ImageSource, TensorImages, steps_per_epoch
-from fvae.streaming import ShardedImages
+from fvae.data.images import ImageSource, TensorImages, steps_per_epoch
+from fvae.data.streaming import ShardedImages
 from fvae.workers import share
 from tests.fvae.datasets import (
     SIZE,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
-from fvae.data import TensorImages, derived_seed
+from fvae.data.images import TensorImages, derived_seed
 from fvae.evaluation import evaluate
 from fvae.iwae import iwae_bits_per_dim
 from fvae.model import images_at_once

@@ -10,7 +10,7 @@ import torch._dynamo  # an optimizer imports it, which takes a second: not in ea
 import torch.distributed as distributed
 
 from fvae import NonFiniteError, Trainer
-from fvae.data import read_only_tensor
+from fvae.data.images import read_only_tensor
 from fvae.evaluation import evaluate
 from fvae.workers import Workers
 from tests.fvae.distributed_cases import CASES, images, model_config, poisoned_step, train_config

@@ -14,7 +14,7 @@ import pytest
 import ray.train
 import torch
 
-from fvae.data import Dataset
+from fvae.data.images import Dataset
 from pipelines.training import worker as train_worker
 from pipelines.training import worker_group
 from pipelines.training.worker_group import carry_out

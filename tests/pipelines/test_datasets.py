@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fvae import ConfigError
-from fvae.data import ImageDataset
-from fvae.streaming import StreamedDataset
+from fvae.data.images import ImageDataset
+from fvae.data.streaming import StreamedDataset
 from pipelines.data.datasets import load_dataset
 from tests.pipelines.bad_inputs import mnist
 from tests.pipelines.test_ingest import make, pixels, tree

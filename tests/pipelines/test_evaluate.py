@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 from fvae import ModelConfig, TrainConfig, Trainer, build, evaluate, load, save
-from fvae.data import derived_seed
+from fvae.data.images import derived_seed
 from fvae.evaluation import standard_error
 from fvae.training_state import TrainingState
 from pipelines.cli import command_line

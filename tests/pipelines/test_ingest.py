@@ -22,8 +22,8 @@ from PIL import Image
 from rich.console import Console
 
 from fvae import ConfigError
-from fvae.manifest import SPLITS, Manifest
-from fvae.shards import load_images
+from fvae.data.manifest import SPLITS, Manifest
+from fvae.data.shards import load_images
 from pipelines.cli import command_line
 from pipelines.cli.progress import Steps
 from pipelines.data import ingest as ingest_module

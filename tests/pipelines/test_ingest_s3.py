@@ -10,7 +10,7 @@ import boto3
 import numpy as np
 import pytest
 
-from fvae.manifest import Manifest
+from fvae.data.manifest import Manifest
 from pipelines.data import writer as dataset_writer
 from pipelines.data.datasets import load_dataset
 from pipelines.storage import Storage, StorageError, open_storage

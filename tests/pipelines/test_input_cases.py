@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fvae.manifest import SPLITS, Manifest
-from fvae.shards import load_images
+from fvae.data.manifest import SPLITS, Manifest
+from fvae.data.shards import load_images
 from pipelines.cli import command_line
 from pipelines.data.settings import IngestSettings
 from pipelines.ingest import main

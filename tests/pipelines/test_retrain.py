@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fvae import Model, evaluate, load
-from fvae.data import Dataset
+from fvae.data.images import Dataset
 from pipelines.data.datasets import load_dataset
 from pipelines.evaluation.image_scores import Reading
 from pipelines.retraining import failure_hooks

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits, load_sample_images
 
-from fvae.data import ImageDataset
+from fvae.data.images import ImageDataset
 from pipelines.data.sources import open_source
 from pipelines.data.sources.embedded import photo_splits
 from tests.pipelines.source_builders import pixels_of

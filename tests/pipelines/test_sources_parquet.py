@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fvae import ConfigError
-from fvae.data import ImageDataset
-from fvae.manifest import SPLITS, Manifest, Shard
-from fvae.shards import encode_shard
+from fvae.data.images import ImageDataset
+from fvae.data.manifest import SPLITS, Manifest, Shard
+from fvae.data.shards import encode_shard
 from pipelines.data.sources import open_source
 from pipelines.storage import open_storage
 from tests.pipelines.source_builders import bad_of, files_of, folder, pixels_of, png, pngs, stored

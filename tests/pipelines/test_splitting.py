@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae import ConfigError
-from fvae.manifest import SPLITS
+from fvae.data.manifest import SPLITS
 from pipelines.data.splits import Splitting, split
 from pipelines.data.spool import UNSPLIT
 

@@ -18,7 +18,7 @@ import torch
 from mlflow import MlflowClient
 
 from fvae import ConfigError, Trainer, load
-from fvae.data import ImageDataset
+from fvae.data.images import ImageDataset
 from fvae.flops import parameters_and_flops
 from pipelines.data.datasets import load_dataset
 from pipelines.storage import open_storage

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from fvae import evaluate, load
-from fvae.data import derived_seed
+from fvae.data.images import derived_seed
 from pipelines.data.datasets import load_dataset
 from pipelines.storage import open_storage
 from pipelines.storage.run_lock import locked

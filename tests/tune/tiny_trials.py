@@ -11,7 +11,7 @@ from ray import tune
 
 import pipelines.training.ray_environment  # noqa: F401
 from fvae import ModelConfig, TrainConfig, Trainer
-from fvae.data import ImageDataset
+from fvae.data.images import ImageDataset
 from pipelines.storage import open_storage
 from tests.tune.small_space import proposer
 from tune.propose.expected_front import Standings

@@ -138,7 +138,7 @@ def _trial(record: TrialRecord, dataset_hash: str) -> dict[str, Any]:
 def _figures(record: TrialRecord, dataset_hash: str) -> dict[str, dict[str, Any]]:
     """What each of the trial's bits/dim was measured on, and how.
 
-    ``seed`` is the search's; the noise's own is derived from it and the purpose (``fvae.data.derived_seed``).
+    ``seed`` is the search's; the noise's own is derived from it and the purpose (``fvae.data.images.derived_seed``).
     """
     common = {"dataset_hash": dataset_hash, "fully_trained": record.status == "complete"}
     figures = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fvae.config import ConfigError
-from fvae.data import derived_seed
+from fvae.data.images import derived_seed
 from tune.propose.candidates import Candidate, CandidateSource
 from tune.propose.limits import Limits
 

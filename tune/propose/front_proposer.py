@@ -17,7 +17,7 @@ import numpy as np
 from optuna.trial import BaseTrial, FrozenTrial
 
 from fvae.config import ConfigError
-from fvae.data import derived_seed
+from fvae.data.images import derived_seed
 from fvae.flops import parameters_and_flops
 from tune.propose.candidates import Candidate, CandidateSource, key
 from tune.propose.designs import spread_order

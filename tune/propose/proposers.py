@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from fvae.config import ConfigError
-from fvae.data import derived_seed
+from fvae.data.images import derived_seed
 from tune.propose.candidates import Candidate, SpaceCandidates, key, point_of
 from tune.propose.eligible import Untried
 from tune.propose.limits import Limits

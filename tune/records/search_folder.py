@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fvae.config import ConfigError
-from fvae.data import Dataset
-from fvae.streaming import StreamedDataset
+from fvae.data.images import Dataset
+from fvae.data.streaming import StreamedDataset
 from pipelines.data.datasets import describe
 from pipelines.storage import Storage
 from pipelines.storage.json_objects import read_json

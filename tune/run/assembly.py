@@ -29,7 +29,7 @@ instead of six hundred; elsewhere it makes no difference (``docs/model.md``)."""
 
 
 class Images(Protocol):
-    """What the parts of a search depend on of its :class:`fvae.data.Dataset`."""
+    """What the parts of a search depend on of its :class:`fvae.data.images.Dataset`."""
 
     @property
     def shape(self) -> tuple[int, int, int]:

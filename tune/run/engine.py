@@ -19,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.tune.experiment import Trial
 
 from fvae.config import ConfigError
-from fvae.data import Dataset
+from fvae.data.images import Dataset
 from pipelines.data.datasets import memory_bytes
 from pipelines.storage import Storage, StorageError
 from pipelines.training import main_memory

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fvae import ConfigError, NonFiniteError
-from fvae.data import ImageSource, derived_seed, image_source
+from fvae.data.images import ImageSource, derived_seed, image_source
 from fvae.evaluation import evaluate, standard_error
 from pipelines.storage import open_storage
 from pipelines.training.model_files import ModelError, load_model

@@ -14,7 +14,7 @@ import torch
 from ray import tune
 
 from fvae import ConfigError, ModelConfig, NonFiniteError, TrainConfig, Trainer
-from fvae.data import ImageSource, image_source
+from fvae.data.images import ImageSource, image_source
 from fvae.evaluation import ALONE
 from fvae.workers import Workers
 from pipelines.data.datasets import memory_bytes

@@ -17,7 +17,7 @@ from ray import tune
 from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from fvae.data import image_source
+from fvae.data.images import image_source
 from fvae.workers import Workers
 from pipelines.training.rendezvous import MEETING, have_met
 from pipelines.training.worker_warnings import keep_warnings

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fvae.data import Dataset
+from fvae.data.images import Dataset
 from fvae.flops import TRAINING_FACTOR
 from pipelines.cli.quantities import duration
 from tune.propose.candidates import Candidate, CandidateSource

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypedDict
 
-from fvae.data import derived_seed
+from fvae.data.images import derived_seed
 from tune.records.ledger import TrialRecord
 from tune.statistics.pareto import fronts
 

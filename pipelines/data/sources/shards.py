@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fvae.config import ConfigError, require
-from fvae.manifest import MANIFEST, Manifest
+from fvae.data.manifest import MANIFEST, Manifest
 from pipelines.data.sources.base import Item, Pixels, Source, digest
 from pipelines.data.sources.files import Files
 
@@ -30,7 +30,7 @@ class Shards(Source):
         return sum(self._manifest.counts.values())
 
     def items(self) -> Iterator[Item]:
-        from fvae.shards import fetch_shard
+        from fvae.data.shards import fetch_shard
 
         classes = (*self._manifest.classes, None)  # −1 is none
         for shard in self._manifest.shards:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from fvae.config import ConfigError, require
-from fvae.manifest import SPLITS
+from fvae.data.manifest import SPLITS
 from pipelines.data.sources.base import printable
 
 Parts = tuple[str, ...]

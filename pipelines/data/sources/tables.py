@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fvae.config import ConfigError, require
-from fvae.manifest import MANIFEST
+from fvae.data.manifest import MANIFEST
 from pipelines.data.sources.base import LARGEST_FILE, BadFile, ImageFile, Item, Source, digest, too_large
 from pipelines.data.sources.file_names import is_image_content
 from pipelines.data.sources.layout import LEFT_OUT, Layout, Splits

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fvae.config import ConfigError, require
-from fvae.manifest import FORMAT, Manifest, Shard, require_split
+from fvae.data.manifest import FORMAT, Manifest, Shard, require_split
 
 if TYPE_CHECKING:  # pyarrow is imported where a shard is read or written: the model itself runs without
     import pyarrow.parquet as pq

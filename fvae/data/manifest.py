@@ -1,7 +1,7 @@
 """The manifest of a data set on disk: what it holds, in which shards, and where its images came from.
 
 A data set is a folder or prefix with ``manifest.json`` and the Parquet shards that it names (see
-:mod:`fvae.shards`). The manifest is written last: where there is one, the data set is whole.
+:mod:`fvae.data.shards`). The manifest is written last: where there is one, the data set is whole.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Manifest:
     classes: tuple[str, ...]
     """Class names; a label is an index into them, −1 is none. Empty where images have no classes."""
     hash: str
-    """:func:`fvae.data.content_hash` of the decoded pixels: 16 hex digits."""
+    """:func:`fvae.data.images.content_hash` of the decoded pixels: 16 hex digits."""
     shards: tuple[Shard, ...]
     """Every file of pixels, in stored order."""
     source: dict[str, Any]

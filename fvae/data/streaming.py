@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fvae.data import permutation
-from fvae.manifest import Manifest, Shard, require_split
-from fvae.read_ahead import Job, ReadAhead
-from fvae.shards import Fetch, fetch_shard, load_images
+from fvae.data.images import permutation
+from fvae.data.manifest import Manifest, Shard, require_split
+from fvae.data.read_ahead import Job, ReadAhead
+from fvae.data.shards import Fetch, fetch_shard, load_images
 from fvae.workers import Workers, share
 
 BUFFER_BYTES = 256 * 2**20
@@ -44,7 +44,7 @@ class Window:
 
 
 class ShardedImages:
-    """An :class:`~fvae.data.ImageSource` over one split of a data set in shards. Picklable where ``fetch`` is.
+    """An :class:`~fvae.data.images.ImageSource` over one split of a data set in shards. Picklable where ``fetch`` is.
 
     An epoch's order: the split's shards are permuted by (seed, epoch); windows of whole shards that fit
     ``buffer_bytes`` (at least two shards) are shuffled one by one. Batches run across windows. Of several workers
@@ -83,11 +83,11 @@ class ShardedImages:
         return self.manifest.counts[self.split]
 
     def for_worker(self, worker: int, workers: int) -> ShardedImages:
-        """See :meth:`fvae.data.ImageSource.for_worker`."""
+        """See :meth:`fvae.data.images.ImageSource.for_worker`."""
         return ShardedImages(self.manifest, self.split, self.fetch, worker, workers, self.buffer_bytes)
 
     def batches(self, *, seed: int, epoch: int, batch_size: int, start: int = 0, epochs: int = 1) -> Iterator[Tensor]:
-        """See :meth:`fvae.data.ImageSource.batches`. Windows before batch ``start`` are not read.
+        """See :meth:`fvae.data.images.ImageSource.batches`. Windows before batch ``start`` are not read.
 
         Closing the iterator ends the threads that read ahead.
         """
@@ -104,12 +104,12 @@ class ShardedImages:
         return self._rebatched(windows, every, self.workers)
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
-        """See :meth:`fvae.data.ImageSource.in_order`."""
+        """See :meth:`fvae.data.images.ImageSource.in_order`."""
         windows = (Window((shard,), None) for shard in self._shards)
         return self._rebatched(windows, self._sizes(batch_size), Workers())
 
     def first(self, count: int) -> Tensor:
-        """See :meth:`fvae.data.ImageSource.first`. Kept, as it is asked for after every epoch."""
+        """See :meth:`fvae.data.images.ImageSource.first`. Kept, as it is asked for after every epoch."""
         count = min(count, len(self))
         if self._first is None or len(self._first) < count:
             reading = self.in_order(count)
@@ -171,7 +171,7 @@ class ShardedImages:
 
 @dataclasses.dataclass(frozen=True)
 class StreamedDataset:
-    """A :class:`~fvae.data.Dataset` whose training images stay where they are. Picklable where ``fetch`` is."""
+    """A :class:`~fvae.data.images.Dataset` whose training images stay where they are. Picklable where ``fetch`` is."""
 
     manifest: Manifest
     """What the data set holds."""

@@ -1,6 +1,6 @@
 """Images for training and evaluation: data sets and their content hash, sources and their order.
 
-Here what lies in memory; :mod:`fvae.streaming` has the same two interfaces for data sets on disk or S3.
+Here what lies in memory; :mod:`fvae.data.streaming` has the same two interfaces for data sets on disk or S3.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fvae.config import require
-from fvae.digests import content_hash, image_digest
-from fvae.manifest import require_split
+from fvae.data.digests import content_hash, image_digest
+from fvae.data.manifest import require_split
 from fvae.workers import Workers, share
 
 Array = np.ndarray | Tensor
