@@ -4,10 +4,10 @@
     python -m benchmarks.ingest_cases --before ../other-checkout # and what another one makes of the same inputs
 
 Each input is built once in an empty folder and ingested by each version, as a user does. An outcome is right where the
-counts, the classes, the levels and, where they are known, the pixels are those that tests/pipelines/input_cases.py says
-or, for an input that is to be refused, where the status is 2 and the one line says so. What is printed of an accepted
-input is compared by tests/pipelines/test_input_cases.py, not here. An earlier version refuses options that it does not
-know.
+counts, the classes, the levels and, where they are known, the pixels are those that tests/pipelines/data/input_cases.py
+says or, for an input that is to be refused, where the status is 2 and the one line says so. What is printed of an
+accepted input is compared by tests/pipelines/data/test_input_cases.py, not here. An earlier version refuses options
+that it does not know.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from fvae.data.manifest import SPLITS, Manifest  # noqa: E402
 from fvae.data.shards import load_images  # noqa: E402
 from pipelines.storage import open_storage  # noqa: E402
-from tests.pipelines.input_cases import CASES, Case  # noqa: E402
+from tests.pipelines.data.input_cases import CASES, Case  # noqa: E402
 
 WIDTH = 150
 """Characters of an outcome."""

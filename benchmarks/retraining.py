@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT))
 
 import boto3  # noqa: E402
 
-from tests.pipelines.mlflow_server import Server  # noqa: E402
-from tests.pipelines.retrainings import MODEL, Registry, command, config_file, data_set, pixels  # noqa: E402
-from tests.pipelines.training_cluster import HASTE, grow, start  # noqa: E402
+from tests.pipelines.retraining.retrainings import MODEL, Registry, command, config_file, data_set, pixels  # noqa: E402
+from tests.pipelines.tracking.mlflow_server import Server  # noqa: E402
+from tests.pipelines.training.training_cluster import HASTE, grow, start  # noqa: E402
 from tests.s3 import CREDENTIALS, FaultProxy, impatient_environment, moto_server  # noqa: E402
 
 NO_RUN = "none"

@@ -18,7 +18,7 @@ from pipelines.cluster.spot_watcher import WatcherSettings
 from pipelines.training.checkpoint_clock import LOOK_SECONDS
 from tests.cluster.aws_account import ROOT
 from tests.cluster.metadata_server import metadata_server
-from tests.pipelines import training_cluster
+from tests.pipelines.training import training_cluster
 from tests.processes import running
 from tests.waiting import until
 

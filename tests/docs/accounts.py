@@ -25,9 +25,9 @@ AWS = Check("needs an account of AWS; tests/cluster/test_aws_*.py")
 CLUSTER = Check("needs machines with an sshd; tests/cluster/test_hosts.py")
 SUBMITTED = Check("needs a cluster's head; tests/cluster/test_submit.py")
 GPUS = Check("needs GPUs")
-RETRAINED = Check("tests/pipelines/test_retrain.py")
+RETRAINED = Check("tests/pipelines/retraining/test_retrain.py")
 SERVICES = Check("starts services of this machine; tests/services")
-FROM_RUN = Check("needs the reader's run; tests/pipelines/test_train_command.py")
+FROM_RUN = Check("needs the reader's run; tests/pipelines/training/test_train_command.py")
 
 ACCOUNTS: dict[str, dict[str, Run | Check]] = {
     "README.md": {
@@ -38,14 +38,14 @@ ACCOUNTS: dict[str, dict[str, Run | Check]] = {
         'make search ARGS="--dataset path/to/mnist --epochs 5"': Check("needs the reader's images"),
         'make search ARGS="--dataset photos"': Check("another search of minutes"),
         'make search ARGS="--trials 60"': Run("--trials 4 --epochs 1 --concurrent 1"),
-        'make search ARGS="--time-budget 2h"': Check("another search of hours; tests/tune/test_budget.py"),
+        'make search ARGS="--time-budget 2h"': Check("another search of hours; tests/tune/run/test_budget.py"),
         'make search ARGS="--max-params 200000 --goal front"': Check(
-            "another search of minutes; tests/tune/test_front_proposer.py"
+            "another search of minutes; tests/tune/propose/test_front_proposer.py"
         ),
         'make search ARGS="--likelihoods gaussian --name gaussian"': Check(
-            "another search of minutes; tests/tune/test_assembly.py"
+            "another search of minutes; tests/tune/run/test_assembly.py"
         ),
-        'make search ARGS="--seeds 3"': Check("another search of minutes; tests/tune/test_replicates.py"),
+        'make search ARGS="--seeds 3"': Check("another search of minutes; tests/tune/statistics/test_replicates.py"),
         'make search ARGS="--name more --warm-start digits"': Run(
             "--trials 1 --epochs 1 --families flow --concurrent 1"
         ),
@@ -56,11 +56,13 @@ ACCOUNTS: dict[str, dict[str, Run | Check]] = {
         'make search ARGS="--dataset s3://bucket/photos --storage s3://bucket/runs"': Check(
             "another search of minutes; tests/tune/test_search_s3.py"
         ),
-        'make ui ARGS="--runs s3://bucket/runs"': Check("serves without end; tests/pipelines/test_tracking_faults.py"),
+        'make ui ARGS="--runs s3://bucket/runs"': Check(
+            "serves without end; tests/pipelines/tracking/test_tracking_faults.py"
+        ),
         "import numpy as np": Run(),
         "from pipelines.data.datasets import load_dataset": Run(),
         ".venv/bin/python -m pipelines.train --dataset data/photos --model.family flow --model.flow-depth 8 "
-        "--train.epochs 100": Check("another training; tests/pipelines/test_train_command.py"),
+        "--train.epochs 100": Check("another training; tests/pipelines/training/test_train_command.py"),
         ".venv/bin/python -m pipelines.train --from-run RUN_ID --workers 4": FROM_RUN,
         ".venv/bin/python -m pipelines.train --config configs/paper-64x64.toml --dataset s3://bucket/faces "
         "--storage s3://bucket/runs --elastic 2:8 --gpus-per-worker 1": GPUS,
@@ -71,7 +73,7 @@ ACCOUNTS: dict[str, dict[str, Run | Check]] = {
         ".venv/bin/python -m pipelines.train --train.epochs 20 --register": Run("--train.epochs 1"),
         "export MLFLOW_TRACKING_URI=sqlite:///runs/mlflow.db PATH=$PWD/.venv/bin:$PATH": Run(),
         "mlflow models serve -m models:/fvae-digits/1 --env-manager local -p 5001": Check(
-            "tests/pipelines/test_serving.py serves a registered version; the request below is answered without it"
+            "tests/pipelines/tracking/test_serving.py serves a version; the request below is answered without it"
         ),
         "echo '[[[[0, 0, 7, 15, 15, 4, 0, 0], [0, 8, 16, 16, 16, 4, 0, 0], [0, 8, 15, 8, 16, 4, 0, 0], "
         "[0, 0, 0, 10, 15, 0, 0, 0], [0, 0, 1, 15, 9, 0, 0, 0], [0, 0, 6, 16, 2, 0, 0, 0], [0, 0, 8, 16, 8, 11, 9, 0], "
@@ -129,16 +131,16 @@ ACCOUNTS: dict[str, dict[str, Run | Check]] = {
         "--elastic 1:4 --gpus-per-worker 1": Run(),
         "python -m pipelines.schedule list": Run(),
         "python -m pipelines.schedule run-now nightly": Check(
-            "needs Ray's job server; tests/pipelines/test_schedule.py"
+            "needs Ray's job server; tests/pipelines/scheduling/test_schedule.py"
         ),
         "python -m pipelines.schedule history nightly": Run(),
         "python -m pipelines.schedule pause nightly": Run(),
-        "python -m pipelines.schedule serve": Check("serves without end; tests/pipelines/test_schedule.py"),
+        "python -m pipelines.schedule serve": Check("serves without end; tests/pipelines/scheduling/test_schedule.py"),
         "CRON_TZ=Europe/Berlin": Check("a crontab; tests/docs/test_nightly.py"),
     },
     "docs/training.md": {
         "python -m pipelines.train --dataset digits --model.family flow --model.flow-depth 8": Check(
-            "README.md has another training, which is run; tests/pipelines/test_train_command.py"
+            "README.md has another training, which is run; tests/pipelines/training/test_train_command.py"
         ),
         "python -m pipelines.train --config configs/paper-64x64.toml --dataset s3://bucket/faces "
         "--storage s3://bucket/runs --elastic 2:8 --gpus-per-worker 1": GPUS,
@@ -147,9 +149,11 @@ ACCOUNTS: dict[str, dict[str, Run | Check]] = {
     "docs/datasets.md": {},
     "docs/model.md": {},
     "docs/search.md": {
-        ".venv/bin/python -m pip install optuna-dashboard": Check("installed for tests/tune/test_studies.py"),
+        ".venv/bin/python -m pip install optuna-dashboard": Check(
+            "installed for tests/tune/propose/test_optuna_study.py"
+        ),
         ".venv/bin/optuna-dashboard sqlite:///runs/digits/optuna.db": Check(
-            "serves without end; tests/tune/test_studies.py"
+            "serves without end; tests/tune/propose/test_optuna_study.py"
         ),
         "import optuna": Run(),
     },

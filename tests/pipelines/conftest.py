@@ -10,9 +10,9 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipelines.storage import s3_multipart
-from tests.pipelines import training_cluster
 from tests.pipelines.ray_server import RayServer
-from tests.pipelines.schedule_team import Team
+from tests.pipelines.scheduling.schedule_team import Team
+from tests.pipelines.training import training_cluster
 from tests.s3 import FaultProxy
 
 

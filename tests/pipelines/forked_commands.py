@@ -20,8 +20,9 @@ from pipelines.evaluation.settings import EvaluateSettings
 from pipelines.retrain import main as retrain_main
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.tracking.settings import quiet_mlflow
-from tests.pipelines import faulty_training, retrainings
-from tests.pipelines.one_process import without_ray
+from tests.pipelines.retraining import retrainings
+from tests.pipelines.training import faulty_training
+from tests.pipelines.training.one_process import without_ray
 from tests.waiting import until
 
 quiet_mlflow()
@@ -31,20 +32,20 @@ import torch._dynamo  # noqa: E402, F401
 
 
 def train(folder: Path, plan: faulty_training.Plan, options: list[str]) -> None:
-    """``python -m pipelines.train`` that loses what is planned: see :mod:`tests.pipelines.faulty_training`."""
+    """``python -m pipelines.train`` that loses what is planned: see :mod:`tests.pipelines.training.faulty_training`."""
     without_ray(pytest.MonkeyPatch())
     faulty_training.run(faulty_training.Faults(folder, plan, os.getpid()), options)
 
 
 def retrain(options: list[str], moment: str = "") -> None:
-    """``python -m pipelines.retrain``, which ends at a moment of :func:`tests.pipelines.retrainings.die_at`."""
+    """``python -m pipelines.retrain``, which ends at a moment of :func:`.retrainings.die_at`."""
     without_ray(pytest.MonkeyPatch())
     retrainings.die_at(moment)
     _retrain(options)
 
 
 def slow_retrain(options: list[str], folder: Path) -> None:
-    """``python -m pipelines.retrain``, which waits: see :func:`tests.pipelines.retrainings.wait_at_the_first_epoch`."""
+    """``python -m pipelines.retrain``, which waits: see :func:`.retrainings.wait_at_the_first_epoch`."""
     without_ray(pytest.MonkeyPatch())
     retrainings.wait_at_the_first_epoch(folder)
     _retrain(options)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.pipelines.trainings import EPOCHS, OPTIONS
+from tests.pipelines.training.trainings import EPOCHS, OPTIONS
 from tests.services.browser import Browser, browser
 from tests.services.conftest import new_head
 from tests.services.head import PATIENCE, ROOT, Head

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.pipelines import training_cluster
-from tests.pipelines.training_cluster import grow
+from tests.pipelines.training import training_cluster
+from tests.pipelines.training.training_cluster import grow
 from tests.tune.real_search import (
     ROOT,
     SMALL,
