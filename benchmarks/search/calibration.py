@@ -29,11 +29,11 @@ from benchmarks.search.ours import Ours, TableImages, epoch_result
 from benchmarks.search.replay import replay
 from fvae.epoch_metrics import EpochMetrics
 from pipelines.cli import command_line
-from tune.map.claim import curve_of, frontiers, parameters
-from tune.map.comparison import Band, Comparison, Paths
 from tune.records.ledger import Ledger, TrialRecord
 from tune.settings import Goal
+from tune.statistics.comparison import Band, Comparison
 from tune.statistics.forecasts import Forecasts
+from tune.statistics.frontiers import Paths, curve_of, frontiers, parameters
 from tune.stopping import Rule
 
 SEEN = 2 / 3

@@ -1,47 +1,34 @@
 """The paper's claim: at which sizes the f-VAE needs fewer parameters than the flow for the same bits/dim.
 
-Every trial of every family informs one model of what is best at each size (:mod:`tune.map.frontier`); families are then
-compared in samples of it (:mod:`tune.map.comparison`). Its intervals cover the luck of the search (which
-hyperparameters happened to be tried), of the trainings' seeds and, where the test split has been read, of the images:
-two models are compared on the same ones, so what is easy about an image helps both. They do not cover other data sets,
-other budgets, or what the search space does not hold.
+Every trial of every family informs one model of what is best at each size (:mod:`tune.statistics.stochastic_frontier`);
+families are then compared in samples of it (:mod:`tune.statistics.comparison`). Its intervals cover the luck of the
+search (which hyperparameters happened to be tried), of the trainings' seeds and, where the test split has been read, of
+the images: two models are compared on the same ones, so what is easy about an image helps both. They do not cover other
+data sets, other budgets, or what the search space does not hold.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tune.map import claim_text, iwae_comparison
-from tune.map.comparison import Band, Comparison, Paths
-from tune.map.frontier import SWEEPS, Points, sample_frontiers, seed_spread_of
+from tune.map import claim_text
 from tune.map.image_noise import BitsOfImages, ImageNoise
-from tune.map.share import best_shares, likelihood_of
+from tune.map.share import best_shares
 from tune.map.training_compute import training_flops
 from tune.records.ledger import TrialRecord
-from tune.statistics.bootstrap import Floats, Front, front_of
+from tune.statistics.comparison import LEVEL_SHARES, Band, Comparison, shared_levels
 from tune.statistics.forecasts import Forecasts
-from tune.statistics.interpolation import LEVEL_SHARES, shared_levels
-from tune.statistics.pareto import complete_trials, front_trials, size_and_bits
+from tune.statistics.frontiers import MIN_TRIALS, Paths, frontiers, parameters, seed_spread
+from tune.statistics.pareto import Floats, Front, complete_trials, front_of, front_trials, size_and_bits
 from tune.stopping import Rule
 
-MIN_TRIALS = 3
-"""Complete trials that a family needs for a verdict."""
-GRID = 40
-"""Sizes at which each frontier is sampled."""
 MAJORITY = 0.5
 """Share of the sizes, on their log scale, over which one answer decides the verdict if none contradicts it."""
-
-Cost = Callable[[TrialRecord], float]
-
-
-def parameters(record: TrialRecord) -> float:
-    """Trained parameters."""
-    return float(record.params)
 
 
 def flops_of_training(record: TrialRecord) -> float:
@@ -104,13 +91,13 @@ def build_claim(
     compared = {label: compare(paths, name, noise) for label, name in names.items()}
     claim["curves"] = {label: as_json(each) for label, each in compared.items() if each}
     whole = compared["all"]
-    if whole and (at_k64 := iwae_comparison.with_64_samples(whole, records)):
-        claim["at_k64"] = iwae_comparison.as_json(at_k64)
+    if whole and (at_k64 := with_64_samples(whole, records)):
+        claim["at_k64"] = as_json(at_k64, ratio=False)
     by_compute = frontiers(records, forecasts, flops_of_training, seed)
     for label, name in names.items():
         if each := Comparison.of(by_compute[name], by_compute["flow"]):
             claim["by_compute"][label] = as_json(each)
-    claim["shares"] = best_shares(records, forecasts, seed, seed_spread=_seed_spread(records))
+    claim["shares"] = best_shares(records, forecasts, seed, seed_spread=seed_spread(records))
     fvae, flow = (_front(records, family) for family in ("fvae", "flow"))
     if whole:
         claim["bpd_difference_fvae_minus_flow"] = _difference(whole)
@@ -129,63 +116,6 @@ def build_claim(
     return claim | claim_text.decided(claim)
 
 
-def frontiers(
-    records: Sequence[TrialRecord], forecasts: Forecasts, cost: Cost, seed: int, *, sweeps: int = SWEEPS
-) -> dict[str, Paths]:
-    """Samples of the frontier of each family, and of each likelihood of it (``fvae/gaussian``), by what they cost."""
-    forecasts.learn(records)
-    known = []
-    for record in records:
-        if record.replicate_of is None and record.status != "failed" and record.history:
-            forecast = forecasts.of(record)
-            if forecast is not None:
-                known.append((record, forecast))
-    complete = {curve_of(record) for record, _ in known if record.status == "complete"}
-    known = [each for each in known if curve_of(each[0]) in complete]
-    names = sorted(complete)
-    number = {name: place for place, name in enumerate(names)}
-    curve = np.array([number[curve_of(record)] for record, _ in known])
-    log_size = np.log10([cost(record) for record, _ in known])
-    bits, spreads = np.array([forecast for _, forecast in known]).T
-    grids = []
-    for name in names:
-        own = log_size[(curve == number[name]) & (spreads == 0)]
-        grids.append(np.linspace(own.min(), own.max(), GRID))
-    where = Points(np.concatenate(grids), np.repeat(np.arange(len(names)), GRID))
-    samples = sample_frontiers(
-        Points(log_size, curve), bits, spreads, where, seed_spread=_seed_spread(records), seed=seed, sweeps=sweeps
-    )
-    parts = np.split(samples, len(names), axis=1)
-    paths = {name: Paths.of(grid, part) for name, grid, part in zip(names, grids, parts, strict=True)}
-    families = {_family(name) for name in names}
-    return paths | {family: _best_of([paths[name] for name in names if _family(name) == family]) for family in families}
-
-
-def curve_of(record: TrialRecord) -> str:
-    """The curve that a trial belongs to: its family, of VAE and f-VAE with the likelihood."""
-    return record.family if record.family == "flow" else f"{record.family}/{likelihood_of(record)}"
-
-
-def _family(name: str) -> str:
-    return name.split("/")[0]
-
-
-def _best_of(several: Sequence[Paths]) -> Paths:
-    """The lowest of a family's likelihoods at each size, over the sizes of the best of them: where that was not tried,
-    the family has not shown what it can."""
-    best = min(several, key=lambda each: float(np.median(each.bits[:, -1])))
-    bits = [np.where(best.log_size >= each.log_size[0], each.at(best.log_size), np.inf) for each in several]
-    return Paths(best.log_size, np.min(bits, axis=0))
-
-
-def _seed_spread(records: Sequence[TrialRecord]) -> float:
-    groups: dict[str, list[float]] = {}
-    for record in records:
-        if record.status == "complete" and record.val_bpd is not None:
-            groups.setdefault(record.replicate_of or record.id, []).append(record.val_bpd)
-    return seed_spread_of(list(groups.values()))
-
-
 def compare(paths: Mapping[str, Paths], name: str, noise: ImageNoise) -> Comparison | None:
     """A frontier against the flow's; None where they share no sizes."""
     comparison = Comparison.of(paths[name], paths["flow"])
@@ -198,17 +128,38 @@ def compare(paths: Mapping[str, Paths], name: str, noise: ImageNoise) -> Compari
     return dataclasses.replace(ratios, difference=comparison.difference + noise.at(comparison.log_size, samples))
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything about a comparison, by size."""
-    median, low, high, open_low, open_high = comparison.ratio_band()
-    ends = [[None if is_open else float(end) for end, is_open in zip(*each, strict=True)]
-            for each in ((low, open_low), (high, open_high))]  # fmt: skip
-    return {
+def with_64_samples(comparison: Comparison, records: Sequence[TrialRecord]) -> Comparison | None:
+    """A comparison by the importance-weighted bound of k = 64 samples, which is nearer to the likelihood.
+
+    Only a front's models are measured with k = 64, on the test split. By how much that is below their k = 1 depends on
+    the family (a flow with uniform noise and a discretized f-VAE have bounds of different tightness) and slowly on the
+    size, so it is interpolated between a front's models and subtracted from the whole frontier. Returns None where a
+    front has not been measured. Sizes at equal bits/dim are not compared, so no size is the ``same``.
+    """
+    changes = []
+    for family in ("fvae", "flow"):
+        front = [(record.params, record.test) for record in front_trials(records, family) if record.test is not None]
+        if not front:
+            return None
+        sizes, gaps = np.log10([size for size, _ in front]), [test.bpd_iwae64 - test.bpd for _, test in front]
+        changes.append(np.interp(comparison.log_size, sizes, gaps))
+    difference = comparison.difference + changes[0] - changes[1]
+    return dataclasses.replace(comparison, difference=difference, outside=np.ones_like(comparison.outside))
+
+
+def as_json(comparison: Comparison, *, ratio: bool = True) -> dict[str, Any]:
+    """A comparison by size: ``size`` ``[M]``, the ``difference`` with its band, the ``ratio`` with its own unless it is
+    left out, and the ``ranges`` of sizes with one answer."""
+    result: dict[str, Any] = {
         "size": (10**comparison.log_size).tolist(),
         "difference": Band.of(comparison.difference).json(),
-        "ratio": {"median": median.tolist(), "low": ends[0], "high": ends[1]},
-        "ranges": comparison.ranges(),
     }
+    if ratio:
+        median, low, high, open_low, open_high = comparison.ratio_band()
+        ends = [[None if is_open else float(end) for end, is_open in zip(*each, strict=True)]
+                for each in ((low, open_low), (high, open_high))]  # fmt: skip
+        result["ratio"] = {"median": median.tolist(), "low": ends[0], "high": ends[1]}
+    return result | {"ranges": comparison.ranges()}
 
 
 def verdict(ranges: Sequence[Mapping[str, Any]]) -> str:

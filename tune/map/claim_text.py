@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.cli.quantities import duration
 from tune.map.style import LABELS, format_count
-from tune.statistics.bootstrap import Front
+from tune.statistics.pareto import Front
 
 HOPELESS_FACTOR = 8
 """Beyond so many times the trials, more of the same is no advice."""

@@ -7,7 +7,7 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from pipelines.storage import Storage
-from tune.statistics.bootstrap import Floats
+from tune.statistics.pareto import Floats
 
 IMAGE_BITS = "test_bits.safetensors"
 """In a trial's storage: ``bpd``, k = 1, float32 ``[images]``."""

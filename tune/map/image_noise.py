@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tune.map.comparison import Paths
 from tune.records.ledger import TrialRecord
-from tune.statistics.bootstrap import Floats
-from tune.statistics.pareto import front_trials
+from tune.statistics.frontiers import Paths
+from tune.statistics.pareto import Floats, front_trials
 
 IMAGE_DRAWS = 200
 """Resamples of the images."""

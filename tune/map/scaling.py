@@ -10,8 +10,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from tune.records.ledger import TrialRecord
-from tune.statistics.bootstrap import Floats, Front, front_of, interval95, resampled_fronts
-from tune.statistics.pareto import complete_trials, size_and_bits
+from tune.statistics.pareto import Floats, Front, complete_trials, front_of, interval95, resampled_fronts, size_and_bits
 
 MIN_FRONT_POINTS = 3
 """The curve has three numbers: fewer points do not determine it."""

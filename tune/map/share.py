@@ -1,8 +1,8 @@
 """How N parameters should be split: the fewest bits/dim against the share of them that lies in E and G.
 
-A flow has none of its parameters there (share 0), a VAE all of them (1), an f-VAE what is between. One model of all
-trials (:mod:`tune.map.frontier`), in which an f-VAE's frontier bends with its share as it does with its size; samples
-of it say which share is the best at a size, and how sure that is.
+A flow has none of its parameters there (share 0), a VAE all of them (1), an f-VAE what is between. One model describes
+all trials (:mod:`tune.statistics.stochastic_frontier`), in which an f-VAE's frontier bends with its share as it does
+with its size; samples of it say which share is the best at a size, and how sure that is.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import numpy as np
 
 from fvae.config import ConfigError, ModelConfig
 from fvae.flops import encoder_and_decoder_parameters
-from tune.map.comparison import ENDS, Band
-from tune.map.frontier import SEED_SPREAD, Points, sample_frontiers
 from tune.records.ledger import TrialRecord
-from tune.statistics.bootstrap import Floats
+from tune.statistics.comparison import ENDS, Band
 from tune.statistics.forecasts import Forecasts
+from tune.statistics.frontier_curves import Points
+from tune.statistics.frontiers import likelihood_of
+from tune.statistics.pareto import Floats
+from tune.statistics.stochastic_frontier import SEED_SPREAD, sample_frontiers
 
 SIZES = 3
 """How many sizes are looked at."""
@@ -45,16 +47,11 @@ def best_shares(
     family has no model so small; and ``best`` ``[K]``: of the shares between the smallest and the largest that were
     trained, the ``share`` of the fewest bits/dim with its 95% interval ``low`` to ``high``.
 
-    ``forecasts`` has learned from the trials; ``seed_spread`` is σ of :mod:`tune.map.frontier`.
+    ``forecasts`` has learned from the trials; ``seed_spread`` is σ of :mod:`tune.statistics.stochastic_frontier`.
     """
     likelihoods = sorted({likelihood_of(record) for record in records if record.family == "fvae"})
     found = {name: _of_likelihood(records, name, forecasts, seed, seed_spread) for name in likelihoods}
     return {name: each for name, each in found.items() if each}
-
-
-def likelihood_of(record: TrialRecord) -> str:
-    """The likelihood of a VAE's or f-VAE's trial; earlier versions had the Gaussian one alone."""
-    return str(record.config.get("likelihood", "gaussian"))
 
 
 def _of_likelihood(

@@ -10,8 +10,8 @@ import numpy as np
 
 from tune.propose.expected_improvement import Staircase
 from tune.records.ledger import Ledger, TrialRecord
-from tune.statistics.bootstrap import Floats
 from tune.statistics.forecasts import LEAST_SPREAD, Forecast, Forecasts
+from tune.statistics.pareto import Floats
 
 BEYOND = 2.0
 """How far beyond the largest model a front's area counts, or the largest would be worth nothing."""

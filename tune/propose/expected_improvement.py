@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy.special import ndtr
 
-from tune.statistics.bootstrap import Floats
-from tune.statistics.pareto import Point, pareto_front
+from tune.statistics.pareto import Floats, Point, pareto_front
 
 
 class Staircase:

@@ -35,9 +35,8 @@ from tune.propose.expected_front import BEYOND
 from tune.propose.expected_improvement import Staircase
 from tune.propose.pool import DrawnPool, Params, Pool, Proposal, above_zero, params_of
 from tune.propose.surrogate import Surrogate, UnitCube
-from tune.statistics.bootstrap import Floats
 from tune.statistics.forecasts import Forecast, Forecasts
-from tune.statistics.pareto import pareto_front
+from tune.statistics.pareto import Floats, pareto_front
 
 LEAST_TRIALS = 3
 """Trials with a forecast that the surrogate needs."""

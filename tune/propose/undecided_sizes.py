@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tune.map.claim import MIN_TRIALS, frontiers, parameters
-from tune.map.comparison import Comparison
 from tune.records.ledger import TrialRecord
+from tune.statistics.comparison import Comparison
 from tune.statistics.forecasts import Forecasts
+from tune.statistics.frontiers import MIN_TRIALS, frontiers, parameters
 from tune.statistics.pareto import complete_trials
 
 COMPARED = ("fvae", "flow")

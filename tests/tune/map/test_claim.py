@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from tests.tune.synthetic import record, stopped, true_bpd, world
-from tune.map import frontier
-from tune.map.claim import MIN_TRIALS, build_claim
-from tune.map.comparison import Paths
+from tune.map.claim import build_claim
 from tune.records.ledger import TestResult, TrialRecord
-from tune.statistics.bootstrap import Front
-from tune.statistics.interpolation import shared_levels
+from tune.statistics import stochastic_frontier
+from tune.statistics.comparison import shared_levels
+from tune.statistics.frontiers import MIN_TRIALS, Paths
+from tune.statistics.pareto import Front
 
 pytestmark = pytest.mark.core
 
@@ -257,7 +257,7 @@ def test_rounding_leaves_no_covariance_without_a_root(error: float) -> None:
     """What is left of variances that lie a million-fold apart is of the size of their rounding, and may be negative."""
     scale = 10 ** np.linspace(-3, 3, 30)
     prior = np.outer(scale, scale) * np.exp(-(np.subtract.outer(np.linspace(0, 1, 30), np.linspace(0, 1, 30)) ** 2))
-    root = frontier._root(-error * prior, prior)
+    root = stochastic_frontier._root(-error * prior, prior)
     assert np.isfinite(root).all()
     assert (np.diag(root @ root.T) <= 1e-2 * np.diag(prior) + 1e-6).all()
 

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tune.synthetic import failed, record, stopped, world
-from tune.statistics.bootstrap import front_of, interval95, resampled_fronts
-from tune.statistics.pareto import fronts, hypervolume, pareto_front
+from tune.statistics.pareto import front_of, fronts, hypervolume, interval95, pareto_front, resampled_fronts
 
 pytestmark = pytest.mark.core
 

@@ -1,7 +1,7 @@
-"""Two families' frontiers against one another: bits/dim at equal size, sizes at equal bits/dim, and where which holds.
+"""Two families' frontiers compared: bits/dim at equal size, sizes at equal bits/dim, and which is better where.
 
-From samples of both frontiers (:mod:`tune.map.frontier`), of which one of a larger size is never above one of a
-smaller: who may have N parameters may also have fewer. Bands are pointwise 95% intervals. Ranges of sizes are decided
+Both frontiers are samples (:mod:`tune.statistics.frontiers`), of which none rises with the size: a limit of N
+parameters also admits fewer. Bands are pointwise 95% intervals. Ranges of sizes are decided
 by a simultaneous band instead, which holds the whole difference in 95% of the samples, made wider by half: what a
 search has of luck, all of a family's trials share in part. So a difference that is found anywhere is seldom wrong,
 however many sizes are looked at (``benchmarks/search/calibration.py``).
@@ -14,53 +14,23 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
-from tune.statistics.bootstrap import Floats
+from tune.statistics.frontiers import Paths
+from tune.statistics.pareto import Floats, Front
 
 Answer = Literal["fewer", "more", "same", "undecided"]
 """Whether one family needs fewer parameters than the other, more, the same within :data:`SAME`."""
 SAME = 1.1
 """Sizes that differ by at most this factor are the same."""
 LEVEL = 0.95
-LEAST_VARIANCE = 1e-12
-"""(Bits/dim)² of a frontier at one size, below which it is known."""
 WIDER = 1.5
 """Factor on the band by which ranges are decided; chosen on replayed searches of the digits."""
 ENDS = 0.1
 """Share of the shared range of sizes, on a log scale, that is left out at each end: a single trial sets it."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Paths:
-    """Samples of one frontier over its own sizes."""
-
-    log_size: Floats
-    """log10, ascending ``[K]``: from the family's smallest complete trial to its largest."""
-    bits: Floats
-    """Bits/dim ``[S, K]``, not rising."""
-
-    @classmethod
-    def of(cls, log_size: Floats, samples: Floats) -> Paths:
-        """From samples that may rise, by projection (Lin and Dunson 2014): each sample's nearest that does not, where
-        sizes weigh the more the surer they are."""
-        weights = 1 / np.maximum(samples.var(axis=0), LEAST_VARIANCE)
-        bits = [isotonic_regression(each, weights=weights, increasing=False).x for each in samples]
-        return cls(log_size, np.array(bits))
-
-    def at(self, log_size: Floats) -> Floats:
-        """Bits/dim at sizes within the family's own ``[S, M]``."""
-        return np.array([np.interp(log_size, self.log_size, path) for path in self.bits])
-
-    def size_for(self, bits: Floats) -> tuple[Floats, NDArray[np.int8]]:
-        """log10 of the sizes that reach ``bits`` ``[S, M]``, and whether each lies within the family's: −1 where its
-        smallest model does better already, 1 where its largest does not, else 0; both ``[S, M]``."""
-        sizes = np.empty_like(bits)
-        for sample, (path, wanted) in enumerate(zip(self.bits, bits, strict=True)):
-            falling = path - 1e-9 * np.arange(len(path))  # np.interp wants no two alike
-            sizes[sample] = np.interp(-wanted, -falling, self.log_size)
-        outside = np.where(bits > self.bits[:, :1], -1, np.where(bits < self.bits[:, -1:], 1, 0))
-        return sizes, outside.astype(np.int8)
+LEVEL_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Where comparison levels lie in a shared range: off its ends, which one single trial sets."""
+MIN_BPD_RANGE = 1e-3
+"""Bits/dim. Two fronts that share less share one level."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,3 +111,18 @@ class Comparison:
                 found.append({"from": float(10 ** edges[place]), "to": 0.0, "answer": answer})
             found[-1]["to"] = float(10 ** edges[place + 1])
         return found
+
+
+def shared_levels(one: Front, other: Front) -> tuple[Floats, int]:
+    """Levels in bits/dim that both fronts cross, descending, and the decimals that tell them apart.
+
+    No level where one front lies below the other.
+    """
+    low, high = max(one.bpd[-1], other.bpd[-1]), min(one.bpd[0], other.bpd[0])
+    if low > high:
+        return np.empty(0), 0
+    if high - low < MIN_BPD_RANGE:
+        return np.array([(low + high) / 2]), 4
+    # Round numbers to read; the rounding is smaller than the distance to the range's ends.
+    decimals = max(2, int(np.ceil(-np.log10((high - low) * LEVEL_SHARES[0]))))
+    return (high - (high - low) * np.array(LEVEL_SHARES)).round(decimals), decimals
