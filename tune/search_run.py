@@ -24,27 +24,27 @@ from pipelines.tracking.stores import tracking_uri, unreachable_for_now
 from pipelines.tracking.tracker import Artifact, SearchTracker
 from pipelines.training.worker_warnings import Notices
 from pipelines.ui import how_to_open
-from tune.map.image_bits import image_bits
 from tune.map.page import write_page
 from tune.map.plots import write_plot
 from tune.map.tradeoff import build_tradeoff, write_tradeoff
 from tune.propose.optuna_study import DATABASE, FrozenTrials, write_studies
 from tune.records.ledger import Ledger, TrialRecord
+from tune.records.scores import image_bits
 from tune.records.search_folder import COMPARED, SEARCH, check_search, open_search
 from tune.records.training_time import TIME, SearchClock
 from tune.run.budget import Budget
 from tune.run.mlflow_snapshots import snapshot
-from tune.run.outcome import how_it_ended, say_interrupted, trained_epochs, why_all_failed
 from tune.run.trial_checkpoint import CHECKPOINT
 from tune.settings import SearchSettings
-from tune.show.display import SearchDisplay, reading_progress, summary
+from tune.show.display import SearchDisplay, reading_progress
+from tune.show.outcome import how_it_ended, say_interrupted, summary, trained_epochs, why_all_failed
 from tune.show.plan import Forecaster, what_it_costs, what_runs
 from tune.space import SearchSpace
 from tune.statistics.pareto import fronts
 
 if TYPE_CHECKING:  # they import Ray, which takes seconds
     from tune.run.assembly import Parts
-    from tune.run.engine import Room
+    from tune.run.resources import Room
 
 CLOSING_SECONDS, CLOSING_SECONDS_WITHOUT_STORE = 60.0, 3.0
 """How long MLflow may take over what is left to write when the search ends."""
@@ -218,19 +218,20 @@ def search_and_test(
     if ended and not unread(ledger):
         return ended
     ledger.root.delete(DATABASE)  # it is written anew, also by a later session if this one is killed
-    from tune.run import engine  # Ray takes seconds to import: a finished search is shown without it
-    from tune.run.assembly import assemble
+    from tune.run.assembly import assemble  # Ray takes seconds to import: a finished search is shown without it
+    from tune.run.resources import search_session
+    from tune.run.scoring import read_tests
 
     console.print(what_runs(settings, dataset, ledger, budget), highlight=False, soft_wrap=True, markup=False)
     samples = search["validation_samples"]
     parts = None if ended else assemble(settings, dataset, ledger, budget, validation_samples=samples)
-    with engine.search_session(settings, dataset) as room, closing_early(tracker):
+    with search_session(settings, dataset) as room, closing_early(tracker):
         if parts:
             ended = train(room, dataset, parts, budget, console, notices, track)
             if ended is None:
                 return None
         while ids := unread(ledger):  # a model that cannot be measured leaves its front to others
-            readings = engine.read_tests(room, dataset, ledger, ids, notices.say)
+            readings = read_tests(room, dataset, ledger, ids, notices.say)
             for record in reading_progress(console, readings, len(ids)):
                 track(record)
     remove_checkpoints(ledger)

@@ -161,6 +161,11 @@ class SearchSettings(RunSettings):
         """``--max-memory`` in bytes."""
         return None if self.max_memory is None else parse_bytes("--max-memory", self.max_memory)
 
+    @property
+    def device(self) -> str:
+        """Where trials train: ``cpu`` or ``cuda``."""
+        return "cuda" if self.gpus_per_trial else "cpu"
+
     def options_to_decide(self) -> list[str] | None:
         """The words of a command that goes on with this search where the verdict is open, but for its budget; None
         where it does not search both families that the verdict compares."""

@@ -10,7 +10,8 @@ from PIL import Image
 
 from fvae.epoch_metrics import EpochMetrics
 from tune.records.attempts import Attempt
-from tune.records.ledger import TestResult, TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.records.scores import TestResult
 
 A, B, ALPHA = 2.0, 12.0, 0.3
 SEARCH: dict[str, Any] = {

@@ -298,7 +298,7 @@ def test_more_gpus_than_there_are_is_said(copy: Path, ray_address: str) -> None:
 def test_a_search_that_cannot_begin_leaves_nothing(
     options: tuple[str, ...], tmp_path: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tune.propose.eligible.MOST", 300)
+    monkeypatch.setattr("tune.propose.limits.MOST_DRAWN", 300)
     assert called(tmp_path / "runs", *SMALL, *options).status == 2
     assert not list((tmp_path / "runs").iterdir())
 

@@ -30,7 +30,7 @@ from tests.tune.real_search import (
 from tests.tune.travelling import MortalProcess
 from tune import search_run
 from tune.records.ledger import Ledger, TrialRecord
-from tune.run import engine
+from tune.run import engine, scoring
 
 pytestmark = pytest.mark.core
 
@@ -130,14 +130,14 @@ def sessions(
 def session(storage: Path, end: tuple[str, str, str] | None) -> Session:
     """One session, up to its end."""
     asked: list[str] = []
-    read_tests = engine.read_tests
+    read_tests = scoring.read_tests
 
     def reading(room: Any, dataset: Any, ledger: Ledger, ids: Sequence[str], warn: Any) -> Iterator[TrialRecord]:
         asked.extend(ids)
         return read_tests(room, dataset, ledger, ids, warn)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "read_tests", reading)
+        patch.setattr(scoring, "read_tests", reading)
         set_end = End(patch, *end) if end else None
         try:
             result = called(storage, *OPTIONS)

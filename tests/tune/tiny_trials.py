@@ -20,6 +20,7 @@ from tune.records.training_time import SearchClock
 from tune.run import engine
 from tune.run.budget import Budget
 from tune.run.callbacks import BudgetStopper, LedgerCallback
+from tune.run.resources import Room
 from tune.run.tune_searcher import FrontSearcher
 from tune.settings import SearchSettings
 from tune.statistics.forecasts import Forecasts
@@ -49,7 +50,7 @@ def open_ledger(folder: Path, trials: int) -> Ledger:
     return ledger
 
 
-def search(room: engine.Room, ledger: Ledger, *callbacks: tune.Callback) -> bool:
+def search(room: Room, ledger: Ledger, *callbacks: tune.Callback) -> bool:
     """Train the ledger's trials, and stop none of them."""
     budget = Budget(SearchSettings(trials=len(ledger.records)), SearchClock(ledger.root), DATASET.bins)
     standings = Standings(ledger, Forecasts([], EPOCHS, math.log2(DATASET.bins)), bins=DATASET.bins)

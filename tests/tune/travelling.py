@@ -14,7 +14,7 @@ import torch
 from pipelines.storage import s3_retry as s3_requests
 from tune.run import trial_checkpoint
 from tune.run import trial_workers as trial_workers_module
-from tune.run.gpu_memory import assigned_share
+from tune.run.gpu_shares import assigned_share
 from tune.run.trial import TrialProcess
 from tune.run.trial_workers import TrialCoordinator, TrialWorker
 

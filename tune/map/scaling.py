@@ -10,7 +10,16 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from tune.records.ledger import TrialRecord
-from tune.statistics.pareto import Floats, Front, complete_trials, front_of, interval95, resampled_fronts, size_and_bits
+from tune.statistics.pareto import (
+    Floats,
+    Front,
+    complete_trials,
+    front_of,
+    front_trials,
+    interval95,
+    resampled_fronts,
+    size_and_bits,
+)
 
 MIN_FRONT_POINTS = 3
 """The curve has three numbers: fewer points do not determine it."""
@@ -24,6 +33,10 @@ BEYOND = 8.0
 BEYOND_POINTS = 16
 FORECAST_SHARE = 0.95
 """Share of the probability that a forecast's band holds."""
+LARGER = 1.25
+"""Times the parameters of its front's largest model, beyond which a complete trial shows that more do not help."""
+EARLY = 0.8
+"""A trial whose best epoch came within this share of its epochs overfits: more training made it worse."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,4 +201,25 @@ def _forecast(
         "bpd": ((np.minimum(law(sizes), reached) + reached) / 2).tolist(),
         "low": np.quantile(ways, tail, axis=0).tolist(),
         "high": np.quantile(ways, 1 - tail, axis=0).tolist(),
+    }
+
+
+def saturation(records: Sequence[TrialRecord], family: str) -> dict[str, Any] | None:
+    """Complete trials that are larger than the family's front and reach no fewer bits/dim; None where there are none.
+
+    ``params`` of the front's largest model; of the ``larger`` trials their number, the ``largest``'s parameters, how
+    many ``overfit``, the earliest ``best_epoch`` of these (None: of none), and the ``epochs`` of a training.
+    """
+    front = front_trials(records, family)
+    larger = [each for each in complete_trials(records, family) if front and each.params > LARGER * front[-1].params]
+    if not larger:
+        return None
+    overfit = [each.best_epoch for each in larger if each.best_epoch and each.best_epoch <= EARLY * each.epochs]
+    return {
+        "params": front[-1].params,
+        "larger": len(larger),
+        "largest": max(each.params for each in larger),
+        "overfit": len(overfit),
+        "best_epoch": min(overfit, default=None),
+        "epochs": larger[0].epochs,
     }

@@ -16,8 +16,7 @@ from tune.map import claim_text
 from tune.map.claim import build_claim
 from tune.map.image_noise import BitsOfImages
 from tune.map.importance import parameter_importance
-from tune.map.saturation import saturation
-from tune.map.scaling import fit_family
+from tune.map.scaling import fit_family, saturation
 from tune.map.training_compute import training_flops
 from tune.records.accounting import account, trial_account
 from tune.records.ledger import TrialRecord

@@ -21,10 +21,9 @@ from fvae.data.images import derived_seed
 from fvae.flops import parameters_and_flops
 from tune.propose.candidates import Candidate, CandidateSource, key
 from tune.propose.designs import spread_order
-from tune.propose.eligible import Untried
 from tune.propose.expected_front import Standings
 from tune.propose.front_sampler import ID, FrontSampler
-from tune.propose.limits import Limits
+from tune.propose.limits import Limits, Untried
 from tune.propose.optuna_study import FrozenTrials
 from tune.propose.pool import POOL, Params, Proposal
 from tune.propose.undecided_sizes import COMPARED, Open, Undecided

@@ -21,8 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fvae.config import ConfigError
 from fvae.data.images import derived_seed
 from tune.propose.candidates import Candidate, SpaceCandidates, key, point_of
-from tune.propose.eligible import Untried
-from tune.propose.limits import Limits
+from tune.propose.limits import Limits, Untried
 from tune.records.ledger import TrialRecord
 from tune.settings import Sampler
 

@@ -29,6 +29,7 @@ from fvae.train import EpochMetrics
 from pipelines.storage import Storage
 from pipelines.storage.json_objects import address, read_present
 from tune.records.attempts import OF_STATUS, Attempt, ended, heard
+from tune.records.scores import TestResult
 
 RECORD = "trial.json"
 """In a trial's storage."""
@@ -39,24 +40,6 @@ MORE_MEMORY = 1.05
 """Times as much main memory is more."""
 
 Status = Literal["running", "complete", "stopped", "failed"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TestResult:
-    """The one reading of the test split, for a model of a front."""
-
-    __test__ = False  # not a test class, whatever pytest makes of its name
-
-    bpd: float
-    """Bits/dim, k = 1."""
-    bpd_iwae64: float
-    """Bits/dim, k = 64."""
-    standard_error: float
-    """Standard error of ``bpd`` over the images."""
-    standard_error_iwae64: float
-    """Standard error of ``bpd_iwae64`` over the images."""
-    seed: int
-    """Seed of the noise."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from pipelines.training.worker_warnings import raise_trouble
 from tune.records.attempts import Attempt, AttemptEnd, Attempts, begun, ended, now_ms
 from tune.records.ledger import Ledger, TrialRecord, changes
 from tune.run.budget import Budget
+from tune.run.gpu_shares import GpuShares
 from tune.run.trial_checkpoint import CHECKPOINT
 
 Watcher = Callable[[TrialRecord], None]
@@ -160,3 +161,21 @@ class BudgetStopper(tune.Stopper):
             self.budget.clock.tick()
             self.why = self.budget.over(self.ledger)
         return self.why is not None
+
+
+class PeakMemory(tune.Callback):
+    """Tells the shares what each trial's first epoch took, and which of them did not hold their trial."""
+
+    def __init__(self, shares: GpuShares) -> None:
+        self.shares = shares
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """An epoch is done, or the trial has given up."""
+        configs = trial.config["model"], trial.config["train"]
+        if "peak_gpu_bytes" in result:
+            self.shares.measured(*configs, result["peak_gpu_bytes"])
+        if "out_of_memory" in result:
+            held: Any = trial.placement_group_factory
+            self.shares.exceeded(*configs, held.bundles[-1]["GPU"])

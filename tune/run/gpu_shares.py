@@ -1,6 +1,7 @@
 """``--gpus-per-trial auto``: the share of a card that a trial needs, by the memory of its model.
 
-Counted before it trains (:mod:`fvae.memory`), and corrected by what earlier trials took.
+Counted before it trains (:mod:`fvae.memory`), and corrected by what earlier trials took. A module without Ray Tune,
+whose import would cost each process that reads the test split a second.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ from typing import Any
 
 import ray
 import torch
-from ray import tune
 from ray.exceptions import RayError
-from ray.tune.experiment import Trial
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fvae.config import ConfigError, ModelConfig
 from fvae.memory import training_memory
 from fvae.train_config import Precision
-from tune.run.gpu_memory import CONTEXT_BYTES
 
+CONTEXT_BYTES = 2**30
+"""What a process takes on a card besides its tensors: CUDA's context, and the libraries' kernels."""
 SAFETY = 1.25
 """For what the allocator rounds up and cannot use, and for libraries' scratch space."""
 FINEST = 10_000
@@ -65,24 +65,6 @@ class GpuShares:
         return self.held_bytes + _tensor_bytes(config, train["batch_size"], train["precision"], samples)
 
 
-class PeakMemory(tune.Callback):
-    """Tells the shares what each trial's first epoch took, and which of them did not hold their trial."""
-
-    def __init__(self, shares: GpuShares) -> None:
-        self.shares = shares
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        """An epoch is done, or the trial has given up."""
-        configs = trial.config["model"], trial.config["train"]
-        if "peak_gpu_bytes" in result:
-            self.shares.measured(*configs, result["peak_gpu_bytes"])
-        if "out_of_memory" in result:
-            held: Any = trial.placement_group_factory
-            self.shares.exceeded(*configs, held.bundles[-1]["GPU"])
-
-
 def smallest_card_bytes(nodes: Sequence[dict[str, Any]]) -> int:
     """Memory of the smallest of the nodes' cards; of each node one is asked, and its others taken to be like it.
 
@@ -111,3 +93,22 @@ def _card_bytes() -> int:
 def _tensor_bytes(model: ModelConfig, batch_size: int, precision: Precision, validation_samples: int) -> int:
     memory = training_memory(model, batch_size, precision=precision, validation_samples=validation_samples)
     return memory.total_with_graph
+
+
+def keep_to_share(device: str) -> float:
+    """Let this process take no more of its card's memory than its share, which Ray counts and does not enforce: one
+    that wants more fails alone, and not whoever comes after it. Returns the share.
+    """
+    if device != "cuda":
+        return 1.0
+    share = assigned_share()
+    if share < 1:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(max(share - CONTEXT_BYTES / total, share / 2))
+    return share
+
+
+def assigned_share() -> float:
+    """GPUs of this process's task or actor, as Ray has assigned them; in a placement group they have longer names."""
+    assigned = ray.get_runtime_context().get_assigned_resources()
+    return max((count for name, count in assigned.items() if name == "GPU" or name.startswith("GPU_group_")), default=0)

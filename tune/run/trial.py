@@ -24,7 +24,7 @@ from pipelines.training import main_memory
 from pipelines.training.model_files import keep_model
 from pipelines.training.worker_warnings import keep_warnings, trouble, with_warnings
 from tune.records.ledger import RECORD, TrialRecord
-from tune.run.gpu_memory import keep_to_share
+from tune.run.gpu_shares import keep_to_share
 from tune.run.trial_checkpoint import Checkpoints
 
 

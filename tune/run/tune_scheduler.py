@@ -10,6 +10,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune.propose.expected_front import Standings
 from tune.records.ledger import changes
+from tune.run.resources import Room, placement
 from tune.stopping import Rule
 
 if TYPE_CHECKING:
@@ -39,3 +40,23 @@ class FrontScheduler(FIFOScheduler):
         # The epoch and the decision in one write: a crash leaves both or neither.
         ledger.update(record.id, **news, status="stopped", reason=reason)
         return TrialScheduler.STOP
+
+
+class PlacingScheduler(FrontScheduler):
+    """Gives each trial its resources when it comes, by what is known of the GPUs' memory by then.
+
+    Not through ``tune.with_resources``: Tune asks a copy of what it gets there, which learns nothing.
+    """
+
+    def __init__(self, standings: Standings, room: Room) -> None:
+        super().__init__(standings)
+        self.room = room
+        self._placed: set[str] = set()
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        """A new trial, or one to try again: it keeps its resources, by which Tune has it in its books."""
+        if trial.trial_id not in self._placed:
+            self._placed.add(trial.trial_id)
+            gpus = self.room.gpus(trial.config["model"], trial.config["train"])
+            trial.update_resources(placement(self.room.settings, gpus))
+        super().on_trial_add(tune_controller, trial)

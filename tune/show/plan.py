@@ -15,8 +15,7 @@ from tune.propose.limits import Limits
 from tune.records.accounting import devices_per_trial
 from tune.records.ledger import Ledger, TrialRecord
 from tune.run.budget import Budget
-from tune.run.end_forecast import Outlook, outlook
-from tune.run.speed import Speed
+from tune.run.end_forecast import Outlook, Speed, outlook
 from tune.settings import SearchSettings
 
 GOALS = {"map": "", "front": ", one front for all families", "decide": ", then where the verdict is open"}

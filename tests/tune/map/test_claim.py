@@ -11,7 +11,8 @@ import pytest
 
 from tests.tune.synthetic import record, stopped, true_bpd, world
 from tune.map.claim import build_claim
-from tune.records.ledger import TestResult, TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.records.scores import TestResult
 from tune.statistics import stochastic_frontier
 from tune.statistics.comparison import shared_levels
 from tune.statistics.frontiers import MIN_TRIALS, Paths

@@ -21,7 +21,7 @@ from tune.map.figures import size_figure
 from tune.map.importance import parameter_importance
 from tune.map.page import write_page
 from tune.map.plots import write_plot
-from tune.map.saturation import saturation
+from tune.map.scaling import saturation
 from tune.map.tradeoff import build_tradeoff, write_tradeoff
 from tune.map.training_compute import best_so_far, training_flops
 from tune.records.ledger import TrialRecord

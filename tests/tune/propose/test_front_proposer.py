@@ -16,7 +16,7 @@ from fvae.train_config import TrainConfig
 from pipelines.storage import open_storage
 from tests.tune.curves import REST
 from tests.tune.small_space import DIGITS, NO_LIMITS, ONE_POINT, SOURCE, SPACE, trial
-from tune.propose import eligible
+from tune.propose import limits
 from tune.propose.candidates import Candidate, SpaceCandidates
 from tune.propose.designs import first_models, spread_order
 from tune.propose.expected_front import Standings
@@ -35,7 +35,7 @@ EPOCHS = 60
 @pytest.fixture
 def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search for an untried model gives up after 300 draws instead of 10,000."""
-    monkeypatch.setattr(eligible, "MOST", 300)
+    monkeypatch.setattr(limits, "MOST_DRAWN", 300)
 
 
 def proposer(tmp_path: Path, records: list[TrialRecord] = (), **changes: Any) -> FrontProposer:  # type: ignore[assignment]

@@ -27,7 +27,8 @@ from tests.tune.real_search import ROOT
 from tests.tune.small_space import DIGITS, SOURCE, SPACE, trial
 from tune.propose.optuna_study import FrozenTrials, write_studies
 from tune.records.attempts import Attempt
-from tune.records.ledger import TestResult, TrialRecord
+from tune.records.ledger import TrialRecord
+from tune.records.scores import TestResult
 from tune.statistics.pareto import fronts
 
 pytestmark = pytest.mark.core

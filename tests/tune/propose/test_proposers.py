@@ -13,11 +13,10 @@ from optuna.trial import TrialState
 from fvae import ConfigError
 from fvae.train_config import TrainConfig
 from tests.tune.small_space import DIGITS, FAMILIES, ONE_POINT, SOURCE, SPACE, made_up_bpd, proposer, trial
-from tune.propose import eligible
+from tune.propose import limits
 from tune.propose.candidates import SpaceCandidates
 from tune.propose.designs import MOST, first_models
-from tune.propose.eligible import Untried
-from tune.propose.limits import Limits
+from tune.propose.limits import Limits, Untried
 from tune.propose.proposers import STARTUP, OptunaProposer
 from tune.records.ledger import TrialRecord
 from tune.settings import Sampler
@@ -31,7 +30,7 @@ SMALL = Limits(max_params=6000)
 @pytest.fixture
 def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search for an untried model gives up after 300 draws instead of 10,000."""
-    monkeypatch.setattr(eligible, "MOST", 300)
+    monkeypatch.setattr(limits, "MOST_DRAWN", 300)
 
 
 def told(proposer: OptunaProposer) -> Counter[TrialState]:
@@ -135,7 +134,7 @@ def test_limits_that_no_model_keeps_are_said_in_one_line() -> None:
 
 
 def test_memory_that_no_model_keeps_to_is_said_before_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eligible, "MOST_COUNTED", 2)
+    monkeypatch.setattr(limits, "MOST_COUNTED", 2)
     least = SOURCE.designs("flow", 9)[0]
     one = proposer("random", limits=Limits(max_params=least.params, max_memory=200_000), families=("flow",), trials=1)
     with pytest.raises(ConfigError, match="--max-memory 200,000"):

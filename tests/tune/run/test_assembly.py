@@ -18,8 +18,8 @@ from tests.tune.small_space import SOURCE, Allowed, finish, made_up_bpd
 from tune.propose.candidates import Candidate
 from tune.records.ledger import Ledger, TrialRecord
 from tune.run.assembly import Parts, Strategy, assemble
-from tune.run.engine import PlacingScheduler, Room
-from tune.run.tune_scheduler import FrontScheduler
+from tune.run.resources import Room
+from tune.run.tune_scheduler import FrontScheduler, PlacingScheduler
 from tune.settings import SearchSettings
 from tune.stopping import Rule
 

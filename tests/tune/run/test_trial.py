@@ -18,7 +18,7 @@ from pipelines.training.worker_warnings import keep_warnings, raise_trouble, wit
 from tune.records.attempts import Attempt, begun, now_ms
 from tune.records.ledger import Ledger, TrialRecord, changes
 from tune.run import trial_checkpoint
-from tune.run.test_scores import read_test_split
+from tune.run.scoring import read_test_split
 from tune.run.trial import TrialProcess
 from tune.run.trial_checkpoint import CHECKPOINT, Checkpoints
 

@@ -16,7 +16,7 @@ from fvae.flops import parameters_and_flops
 from fvae.train_config import TrainConfig
 from pipelines.storage import open_storage
 from tests.tune.small_space import DIGITS, FAMILIES, ONE_POINT, SPACE, finish, searcher
-from tune.propose import eligible
+from tune.propose import limits
 from tune.propose.candidates import Candidate, SpaceCandidates
 from tune.propose.limits import Limits
 from tune.records.attempts import Attempt, begun, ended
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.core
 @pytest.fixture
 def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search for an untried model gives up after 300 draws instead of 10,000."""
-    monkeypatch.setattr(eligible, "MOST", 300)
+    monkeypatch.setattr(limits, "MOST_DRAWN", 300)
 
 
 def told(search: FrontSearcher) -> Counter[TrialState]:

@@ -19,8 +19,7 @@ from tune.records.ledger import Ledger, TrialRecord
 from tune.records.training_time import SearchClock
 from tune.run.assembly import limits_of
 from tune.run.budget import Budget
-from tune.run.end_forecast import Outlook
-from tune.run.speed import Speed
+from tune.run.end_forecast import Outlook, Speed
 from tune.settings import SearchSettings
 from tune.show import plan
 from tune.show.plan import CHANGE, Forecaster, expected_seconds, what_it_costs, what_runs

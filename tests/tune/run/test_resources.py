@@ -1,4 +1,4 @@
-"""What trials ask of a cluster, and the share of a card that a model needs: arithmetic, without Ray."""
+"""What trials ask of a cluster, the share of a card that a model needs, and what a cluster's processes are given."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ import torch
 
 from fvae import ConfigError, ModelConfig, TrainConfig
 from fvae.memory import training_memory
-from tune.run.gpu_memory import CONTEXT_BYTES, keep_to_share
-from tune.run.gpu_shares import SAFETY, GpuShares, PeakMemory, smallest_card_bytes
-from tune.run.placement import placement, trials_at_once
+from pipelines.data.datasets import load_dataset
+from tests.s3 import CREDENTIALS
+from tune.run.callbacks import PeakMemory
+from tune.run.gpu_shares import CONTEXT_BYTES, SAFETY, GpuShares, keep_to_share, smallest_card_bytes
+from tune.run.resources import placement, search_session, trials_at_once
 from tune.settings import SearchSettings
 
 pytestmark = pytest.mark.core
+
+STORE = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_REGION": "eu-north-1"}
+SECRETS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_SESSION_TOKEN": "token"}
 
 MODEL = ModelConfig(
     family="fvae",
@@ -166,3 +171,19 @@ def test_a_process_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cluster_without_a_card_has_no_shares() -> None:
     with pytest.raises(ConfigError, match="--gpus-per-trial=auto: there is no GPU"):
         smallest_card_bytes([{"NodeID": "a", "Resources": {"CPU": 2.0}}])
+
+
+def test_a_cluster_s_processes_find_the_same_store_with_credentials_of_their_own(
+    ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_a_node() -> dict[str, str]:
+        import os
+
+        return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+    for name, value in (STORE | SECRETS).items():
+        monkeypatch.setenv(name, value)
+    with search_session(SearchSettings(), load_dataset("digits")):
+        told = ray.get(ray.remote(of_a_node).remote())
+    assert told == told | CREDENTIALS | STORE
+    assert not set(SECRETS.values()) & set(told.values())

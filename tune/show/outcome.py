@@ -1,16 +1,46 @@
-"""How a search has ended, in a line: its budget, Ctrl-C, or that every trial has failed."""
+"""What a search prints at its end: the fronts, the verdict, and why it has ended."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from tune.records.ledger import Ledger
 from tune.settings import SearchSettings
 
 SHOWN_REASONS = 3
 """Reasons that are given where every trial has failed."""
+
+
+def summary(tradeoff: dict[str, Any]) -> RenderableType:
+    """The finished map in a terminal: each family's front, and the verdict."""
+    trials = {trial["id"]: trial for trial in tradeoff["trials"]}
+    table = Table(box=None, pad_edge=False, header_style="bold", title="Pareto fronts", title_justify="left")
+    table.add_column("family")
+    table.add_column("trial")
+    for name in ("parameters", "val", "test", "test IWAE-64", "σ1 (bins)", "σ2 (bins)"):
+        table.add_column(name, justify="right")
+    for family, ids in tradeoff["fronts"].items():
+        if family == "all":
+            continue
+        for trial in (trials[trial_id] for trial_id in ids):
+            figures = (trial["val_bpd"], trial["test_bpd"], trial["test_bpd_iwae64"])
+            table.add_row(
+                family,
+                trial["id"],
+                f"{trial['params']:,}",
+                *("—" if figure is None else f"{figure:.3f}" for figure in figures),
+                f"{trial['sigma1']:.3g}*" if trial["sigma1_bins"] is None else f"{trial['sigma1_bins']:.3g}",
+                f"{trial['sigma2_bins']:.3g}",
+            )
+    claim = tradeoff["claim"]
+    verdict = Text(f"Verdict on the paper's claim: {claim['verdict']}. ", style="bold")
+    note = "bits/dim; lower is better; *: in units of the latent"
+    return Group(table, Text(note, style="dim"), Text(), verdict.append(claim["why"], style="default"))
 
 
 def how_it_ended(why: str, ledger: Ledger, settings: SearchSettings, *, trained: bool) -> str:
