@@ -113,7 +113,7 @@ def report(settings: Settings, rows: list[tuple[str, int, Measured]]) -> str:
 
 
 def trial(number: int, status: str, epochs: int) -> TrialSnapshot:
-    """As :mod:`tune.run.mlflow_snapshots` makes it, without files."""
+    """As :mod:`tune.run.mlflow_tracking` makes it, without files."""
     names = ("train/bpd", "val/bpd", "sigma1", "sigma2", "grad_norm", "images_per_second", "seconds")
     return TrialSnapshot(
         id=f"{number:0{NUMBER_WIDTH}d}-fvae",

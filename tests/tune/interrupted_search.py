@@ -18,7 +18,7 @@ from pipelines.cli import command_line
 from tests.tune.travelling import HastyProcess
 from tune import search_run
 from tune.records.ledger import Ledger
-from tune.run import engine
+from tune.run import engine, mlflow_tracking
 from tune.settings import SearchSettings
 
 signal_name, moment = sys.argv[1:3]
@@ -41,7 +41,7 @@ def counting_update(self: Ledger, trial_id: str, **changes: Any) -> Any:
     return record
 
 
-search_run.CLOSING_SECONDS = 600.0  # on a busy machine MLflow gets the time that it needs
+mlflow_tracking.CLOSING_SECONDS = 600.0  # on a busy machine MLflow gets the time that it needs
 engine.TrialProcess = HastyProcess  # type: ignore[misc]
 Ledger.update = counting_update  # type: ignore[method-assign]
 sys.argv = ["search.py", *sys.argv[3:]]

@@ -18,7 +18,8 @@ import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported
 from pipelines.storage import Storage, open_storage
 from pipelines.tracking.tracker import default_tracking_uri
 from tests.commands import Called, call
-from tune import search, search_run
+from tune import search
+from tune.run import mlflow_tracking
 from tune.settings import SearchSettings
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ Records = dict[str, dict[str, Any]]
 def called(storage: Path | str, *options: str) -> Called:
     """``python tune/search.py`` in this process; on a busy machine MLflow gets the time that it needs at the end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_run, "CLOSING_SECONDS", 600.0)
+        patch.setattr(mlflow_tracking, "CLOSING_SECONDS", 600.0)
         return call(search.main, SearchSettings, "--storage", str(storage), *options)
 
 

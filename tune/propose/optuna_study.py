@@ -7,7 +7,7 @@ import datetime
 import sqlite3
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from fvae.config import FAMILIES
 from pipelines.storage import Storage
 from tune.propose.candidates import point_of
 from tune.propose.front_sampler import FAMILY, ID, SIZE
-from tune.records.ledger import TrialRecord
+from tune.records.ledger import Ledger, TrialRecord
 from tune.space import SearchSpace, suggest
 
 DATABASE = "optuna.db"
 """In a search's storage: ``optuna-dashboard sqlite:///runs/digits/optuna.db`` shows it."""
+MANY_TRIALS = 100
+"""Beyond so many it takes seconds to write the studies."""
 METRICS = ["parameters", "validation bits/dim"]
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # of every study that is made, it would say so
 _STATES = {
@@ -79,6 +81,21 @@ class FrozenTrials:
         except ValueError:  # also of a choice that the space no longer has
             return {}, {}
         return fixed.params, {name: _holding(fixed.distributions[name], value) for name, value in fixed.params.items()}
+
+
+def write_search(ledger: Ledger, name: str, dataset: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Write the trials of a search, but no further seeds of them, by :func:`write_studies`.
+
+    ``dataset`` is the data set's part of ``search.json``; ``say`` gets a line where it takes seconds.
+    """
+    (channels, height, width), bins = dataset["shape"], dataset["bins"]
+    images = {"channels": channels, "height": height, "width": width, "bins": bins}
+    frozen = FrozenTrials(SearchSpace.for_images((channels, height, width), bins), images)
+    records = [record for record in ledger.records.values() if record.replicate_of is None]
+    if len(records) > MANY_TRIALS:
+        say(f"Writing {len(records)} trials to {DATABASE} …")
+    ledger.guard()
+    write_studies(ledger.root, name, [frozen.of(record) for record in records])
 
 
 def write_studies(run: Storage, name: str, trials: Sequence[FrozenTrial]) -> None:

@@ -196,9 +196,9 @@ class Ledger:
         for record in self.with_status("running"):
             self.update(record.id, attempts=ended(record.attempts, "lost", None))
 
-    def take_up_again(self, room: float) -> None:
-        """To be called before anything runs: trials for which a machine with less than ``room`` bytes of memory was too
-        small go on, and so do those that others crowded out."""
+    def retry_out_of_memory(self, room: float) -> None:
+        """Let trials go on that failed on a machine with less than ``room`` bytes of memory, and those that others
+        crowded out. To be called before anything runs."""
         for record in self.with_status("failed"):
             if record.memory_room is not None and (not record.memory_room or room > MORE_MEMORY * record.memory_room):
                 self.update(record.id, status="running", reason="", memory_room=None)

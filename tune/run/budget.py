@@ -7,9 +7,11 @@ resumed search goes on where it was, and a larger budget extends it.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 
 from pipelines.cli.quantities import duration
+from pipelines.data.datasets import memory_bytes
 from tune.records.accounting import core_seconds, devices_per_trial, gpu_seconds
 from tune.records.ledger import Ledger, TrialRecord
 from tune.records.training_time import SearchClock
@@ -121,6 +123,20 @@ class Budget:
         """Of GPUs; of cores where the search trains on none."""
         seconds = gpu_seconds if self.on_gpus else core_seconds
         return sum(seconds(record) for record in records)
+
+
+def retry_out_of_memory(ledger: Ledger, budget: Budget, seeds: int) -> None:
+    """Let trials go on that failed for want of memory, where the budget lets them and there may be more of it.
+
+    The memory of a cluster's machines is not known before Ray runs: trials that no other one crowded out are tried
+    again only where something else is trained too.
+    """
+    if budget.over(ledger):
+        return
+    if "RAY_ADDRESS" not in os.environ:
+        ledger.retry_out_of_memory(memory_bytes())
+    else:
+        ledger.retry_out_of_memory(0 if budget.finished(ledger, seeds) else math.inf)
 
 
 class FrontProgress:

@@ -11,6 +11,7 @@ from pathlib import Path
 from fvae import ConfigError, Trainer
 from pipelines.storage import SpoiltError, Storage
 from pipelines.storage.local_copies import written_to
+from tune.records.ledger import Ledger
 
 CHECKPOINT_SECONDS = 5.0
 """Least time between two checkpoints of a trial: what a crash can cost it."""
@@ -71,3 +72,9 @@ class Checkpoints:
             except SpoiltError:
                 self.storage.delete(CHECKPOINT)
             yield path if path.exists() else None
+
+
+def remove_checkpoints(ledger: Ledger) -> None:
+    """Remove the checkpoints of ended trials that never go on, which a search that was killed has left."""
+    ended = {f"trials/{record.id}/{CHECKPOINT}" for record in ledger.with_status("complete", "failed")}
+    ledger.root.delete(*(found.key for found in ledger.root.list("trials") if found.key in ended))

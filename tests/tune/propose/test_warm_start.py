@@ -19,7 +19,7 @@ from tune.propose.proposers import OptunaProposer
 from tune.propose.warm_start import WarmStart, warm_start
 from tune.records.ledger import Ledger, TrialRecord
 from tune.records.search_folder import FORMAT, SEARCH
-from tune.run.mlflow_snapshots import snapshot
+from tune.run.mlflow_tracking import snapshot
 from tune.space import SearchSpace
 from tune.statistics.pareto import fronts
 

@@ -18,10 +18,9 @@ from pipelines.training.worker_warnings import trouble
 from tests.tune.synthetic import record
 from tune.records.ledger import Ledger, TrialRecord
 from tune.records.training_time import SearchClock
-from tune.run.budget import Budget
+from tune.run.budget import Budget, retry_out_of_memory
 from tune.run.callbacks import LedgerCallback
-from tune.run.trial_checkpoint import CHECKPOINT
-from tune.search_run import remove_checkpoints, take_up_again
+from tune.run.trial_checkpoint import CHECKPOINT, remove_checkpoints
 from tune.settings import SearchSettings
 
 pytestmark = pytest.mark.core
@@ -145,7 +144,7 @@ def lost_for_memory(ledger: Ledger, others: Sequence[str] = (), **options: Any) 
 def status_with(ledger: Ledger, room: float) -> str:
     """Of the trial, in a later session on a machine with so much memory."""
     again = Ledger(ledger.root)
-    again.take_up_again(room)
+    again.retry_out_of_memory(room)
     return again.records["0000-fvae"].status
 
 
@@ -213,7 +212,7 @@ def test_on_a_cluster_a_finished_search_stays_finished(
     lost_for_memory(ledger, [Trial.RUNNING] if crowded else [])
     ledger.put(dataclasses.replace(record(1, "flow", 1000, 2.5), status="failed", reason="the loss is nan"))
     budget = Budget(SearchSettings(trials=trials), SearchClock(ledger.root), 17)
-    take_up_again(ledger, budget, seeds=1)
+    retry_out_of_memory(ledger, budget, seeds=1)
     assert ledger.records["0000-fvae"].status == ("running" if again else "failed")
     assert ledger.records["0001-flow"].status == "failed"
 
@@ -226,7 +225,7 @@ def test_nothing_is_taken_up_that_the_budget_does_not_let_train(
     ledger.put(started)
     lost_for_memory(ledger, [Trial.RUNNING])
     budget = Budget(SearchSettings(gpu_hours=1e-9), SearchClock(ledger.root), 17)
-    take_up_again(ledger, budget, seeds=1)
+    retry_out_of_memory(ledger, budget, seeds=1)
     assert ledger.records["0000-fvae"].status == "failed"
 
 
