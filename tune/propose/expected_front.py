@@ -6,15 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
-from tune.propose.expected_improvement import Staircase
+from tune.propose.expected_improvement import Staircase, log_size
 from tune.records.ledger import Ledger, TrialRecord
 from tune.statistics.forecasts import LEAST_SPREAD, Forecast, Forecasts
 from tune.statistics.pareto import Floats
-
-BEYOND = 2.0
-"""How far beyond the largest model a front's area counts, or the largest would be worth nothing."""
 
 
 class Standing(NamedTuple):
@@ -81,17 +76,12 @@ class Standings:
         return record.replicate_of is None and (self.compete or record.family == family)
 
     def front(self, standings: Iterable[Standing], largest: int) -> Staircase:
-        """What complete trials have reached and running ones will reach: a stopped one holds no place.
-
-        Area counts up to ``BEYOND`` times ``largest`` parameters.
-        """
+        """What complete trials have reached and running ones will reach: a stopped one holds no place."""
         points = [
-            (float(self.log_size(record.params)), forecast.mean)
-            for record, forecast in standings
-            if record.status in ("complete", "running")
+            (record.params, forecast.mean) for record, forecast in standings if record.status in ("complete", "running")
         ]
-        return Staircase(points, (float(self.log_size(largest)) + math.log10(BEYOND), self.uniform_bpd))
+        return Staircase.of_sizes(points, largest, self.uniform_bpd, by_size=self.by_size)
 
     def log_size(self, params: float | Sequence[int]) -> Floats:
         """log10 parameters; 0 for all where sizes do not count."""
-        return np.log10(params) * self.by_size
+        return log_size(params, self.by_size)

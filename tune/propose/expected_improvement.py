@@ -7,12 +7,16 @@ neighbours of the front, its width times the expected improvement on the bits/di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy.special import ndtr
 
 from tune.statistics.pareto import Floats, Point, pareto_front
+
+BEYOND = 2.0
+"""How many times the largest size a front's area counts up to, or the largest model would be worth nothing."""
 
 
 class Staircase:
@@ -29,6 +33,23 @@ class Staircase:
         # Step i has height heights[i] from starts[i] to starts[i + 1].
         self._starts = np.array([-np.inf, *(size for size, _ in front), reference[0]])
         self._heights = np.array([reference[1], *(bits for _, bits in front)])
+
+    @classmethod
+    def of_sizes(
+        cls,
+        points: Iterable[Point],
+        largest: float,
+        worst: float,
+        *,
+        by_size: bool = True,
+        counted: Sequence[tuple[float, float]] | None = None,
+    ) -> Staircase:
+        """The front of ``points`` (size, bits/dim) below ``BEYOND`` times the ``largest`` size and ``worst`` bits/dim.
+
+        Without ``by_size`` the front is the lowest bits/dim alone.
+        """
+        reference = (float(log_size(largest, by_size)) + math.log10(BEYOND), worst)
+        return cls([(float(log_size(size, by_size)), bits) for size, bits in points], reference, counted)
 
     def area(self, mean: float) -> float:
         """Area between the front and the highest bits/dim on it or of one more model, in decades × bits/dim.
@@ -62,3 +83,8 @@ class Staircase:
     def probability_below(self, log_size: Floats, mean: Floats, spread: Floats) -> Floats:
         """Probability that each of K models reaches less than the front has at its size; all arrays ``[K]``."""
         return ndtr((self.height(log_size) - mean) / np.maximum(spread, 1e-9))
+
+
+def log_size(size: float | Sequence[float], by_size: bool = True) -> Floats:
+    """log10 of one size or of several; 0 where sizes do not count."""
+    return np.log10(size) * by_size

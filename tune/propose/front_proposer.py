@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Container, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from optuna.trial import BaseTrial, FrozenTrial
@@ -22,22 +22,17 @@ from fvae.flops import parameters_and_flops
 from tune.propose.candidates import Candidate, CandidateSource, key
 from tune.propose.designs import spread_order
 from tune.propose.expected_front import Standings
-from tune.propose.front_sampler import ID, FrontSampler
+from tune.propose.front_sampler import Choice, FrontSampler
 from tune.propose.limits import Limits, Untried
+from tune.propose.observations import ID
 from tune.propose.optuna_study import FrozenTrials
 from tune.propose.pool import POOL, Params, Proposal
 from tune.propose.undecided_sizes import COMPARED, Open, Undecided
 from tune.records.ledger import TrialRecord
 from tune.space import SearchSpace, suggest
 
-
-class Choice(NamedTuple):
-    """What should come next of a family."""
-
-    what: Candidate | TrialRecord
-    """A model that nobody has trained, or a stopped trial that is to go on."""
-    value: float
-    """Expected growth of the front's area, in decades × bits/dim, for each epoch that it should cost."""
+Next = Candidate | TrialRecord
+"""A model that has not been trained, or a stopped trial that is to go on."""
 
 
 class FrontProposer:
@@ -81,7 +76,9 @@ class FrontProposer:
         self.untried = Untried(source, dataclasses.replace(limits, max_memory=None), seed)
         self._trials = FrozenTrials(space, images)
         self._samplers: dict[str, FrontSampler] = {}
-        self._chosen: dict[str, Choice] = {}
+        self._best: tuple[str, Choice[Next]] | None = None
+        """The family of :meth:`best_family` and its choice, which :meth:`propose` returns next. It is kept because a
+        second one would be drawn from other candidates."""
         self._within_limits: dict[str, bool] = {}  # stopped trials, by id: their memory takes long to count
         self._earlier = [each for each in earlier if each.status == "complete" and each.val_bpd is not None]
         wanted = {design.key for designs in self.first.values() for design in designs}
@@ -98,29 +95,37 @@ class FrontProposer:
 
         Raises ``ConfigError`` where there is neither.
         """
-        choice = self._chosen.pop(family, None) or self.choose(family)
+        best, self._best = self._best, None
+        choice = best[1] if best is not None and best[0] == family else self.choose(family)
         if isinstance(choice.what, Candidate):
             self.untried.take(choice.what.key)
         return choice.what
 
-    def most_worth(self, families: Sequence[str]) -> str:
-        """The family whose next step is worth most: whose turn it is where families compete for one front."""
+    def best_family(self, families: Sequence[str]) -> str:
+        """The family whose next choice has the highest value: whose turn it is where families compete for one front.
+
+        :meth:`propose` returns that very choice. A family that has none comes first, so that it raises its error there.
+        """
+        self._best = None
+        choices = {}
         for family in families:
             try:
-                self._chosen[family] = self.choose(family)
+                choices[family] = self.choose(family)
             except ConfigError:
-                return family  # whoever asks it to propose will be told
-        return max(families, key=lambda family: self._chosen[family].value)
+                return family
+        best = max(families, key=lambda family: choices[family].value)
+        self._best = best, choices[best]
+        return best
 
-    def least_sure(self, families: Sequence[str]) -> str | None:
-        """The family of which the verdict needs more; None where all may take turns: while first models are left, or
-        once there is nothing to decide."""
+    def least_certain_family(self, families: Sequence[str]) -> str | None:
+        """The family of which the verdict needs more trials; None where all may take turns: while there are initial
+        designs, or once there is nothing to decide."""
         if any(self._first_left(family) for family in families):
             return None
         is_open = self._open()
         return is_open.family if is_open and is_open.family in families else None
 
-    def choose(self, family: str) -> Choice:
+    def choose(self, family: str) -> Choice[Next]:
         """What :meth:`propose` returns, with its value."""
         if (design := self._first_left(family)) is not None:
             return Choice(what=design, value=math.inf)
@@ -159,7 +164,7 @@ class FrontProposer:
             sampler.family, sampler.scale, sampler.by_size = family, 1.0, self.standings.by_size
             sampler.epochs = self.epochs
             sampler.first_rung = min(self.standings.forecasts.rungs, default=self.epochs)
-            sampler.forecasts = self.standings.forecasts if self.standings.extrapolate else None
+            sampler.observations.forecasts = self.standings.forecasts if self.standings.extrapolate else None
             sampler.pool = FamilyPool(self, family)
             own = (self._trials.of(record) for record in self._earlier if record.family == family)
             sampler.prior = [each for each in own if each.params]

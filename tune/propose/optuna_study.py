@@ -19,7 +19,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from fvae.config import FAMILIES
 from pipelines.storage import Storage
 from tune.propose.candidates import point_of
-from tune.propose.front_sampler import FAMILY, ID, SIZE
+from tune.propose.observations import FAMILY, ID, SIZE
 from tune.records.ledger import Ledger, TrialRecord
 from tune.space import SearchSpace, suggest
 

@@ -140,7 +140,7 @@ def assemble(
             undecided=Undecided(standings.forecasts, settings.seed) if settings.goal == "decide" else None,
         )
         if settings.goal != "map":
-            next_family = proposer.most_worth if one_front else proposer.least_sure
+            next_family = proposer.best_family if one_front else proposer.least_certain_family
     else:
         proposer = OptunaProposer(
             settings.sampler, source=in_space, limits=limits, first=first, earlier=observed, seed=settings.seed

@@ -181,7 +181,7 @@ def test_the_family_that_gains_most_is_next_where_families_compete(tmp_path: Pat
     ]
     made = proposer(tmp_path, [*flows, *vaes])
     made.standings.compete = True
-    assert made.most_worth(["vae", "flow"]) == "flow"
+    assert made.best_family(["vae", "flow"]) == "flow"
 
 
 def test_earlier_trials_teach_and_are_not_repeated(tmp_path: Path) -> None:

@@ -107,9 +107,9 @@ def test_the_search_trains_where_it_is_open(tmp_path: Path) -> None:
     records = [*searched(12, "flow"), *fvaes]
     inside = proposer(tmp_path / "open", records, undecided=_Open(((4.0, 4.3),)))
     anywhere = proposer(tmp_path / "map", records)
-    assert inside.least_sure(["fvae", "flow", "vae"]) == "fvae"
-    assert inside.least_sure(["flow", "vae"]) is None  # no f-VAE is left
-    assert proposer(tmp_path / "decided", records, undecided=_Open(())).least_sure(["fvae", "flow"]) is None
+    assert inside.least_certain_family(["fvae", "flow", "vae"]) == "fvae"
+    assert inside.least_certain_family(["flow", "vae"]) is None  # no f-VAE is left
+    assert proposer(tmp_path / "decided", records, undecided=_Open(())).least_certain_family(["fvae", "flow"]) is None
 
     def largest(made: Any) -> float:
         return max(float(np.log10(made.propose("fvae").params)) for _ in range(8))
@@ -120,7 +120,7 @@ def test_the_search_trains_where_it_is_open(tmp_path: Path) -> None:
 def test_first_models_come_first(tmp_path: Path) -> None:
     first = {"vae": SOURCE.designs("vae", 2)}
     made = proposer(tmp_path, searched(12), first=first, undecided=_Open(((4.0, 4.3),)))
-    assert made.least_sure(["fvae", "flow", "vae"]) is None
+    assert made.least_certain_family(["fvae", "flow", "vae"]) is None
 
 
 @pytest.mark.parametrize(
