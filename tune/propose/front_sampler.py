@@ -150,9 +150,8 @@ class FrontSampler(BaseSampler):
         sizes = [*(each.size for each in pool), *(each.size for each in observed)]
         if not sizes:
             return None
-        choices: list[Choice[Next]]
         if len(known) < LEAST_TRIALS:
-            choices = [Choice(each, math.inf) for each in pool if self.pool.admits(each)][:1]
+            choices = [Choice[Next](each, math.inf) for each in pool if self.pool.admits(each)][:1]
             front = self._front(observed, max(sizes))
         else:
             scale = self._scale(known)
