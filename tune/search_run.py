@@ -39,7 +39,7 @@ from tune.statistics.pareto import fronts
 
 if TYPE_CHECKING:  # they import Ray, which takes seconds
     from tune.run.assembly import Parts
-    from tune.run.resources import Room
+    from tune.run.resources import Resources
 
 MAP_FILES = ("tradeoff.html", "tradeoff.png", "tradeoff.json", "trials.csv")
 MAP_OPTIONS = ("time_budget", "gpu_hours", "patience", "sampler", "goal", "max_params", "max_flops", "max_memory",
@@ -175,25 +175,25 @@ class SearchRun:
         self._print(what_runs(settings, dataset, ledger, self.budget))
         samples = self.search["validation_samples"]
         parts = None if ended else assemble(settings, dataset, ledger, self.budget, validation_samples=samples)
-        with search_session(settings, dataset) as room, self.tracker.reporting_interrupt():
+        with search_session(settings, dataset) as resources, self.tracker.reporting_interrupt():
             if parts:
-                ended = self._train(room, parts)
+                ended = self._train(resources, parts)
                 if ended is None:
                     return None
             while ids := self.unread:  # a model that cannot be measured leaves its front to others
-                readings = read_tests(room, dataset, ledger, ids, self.notices.say)
+                readings = read_tests(resources, dataset, ledger, ids, self.notices.say)
                 for record in reading_progress(self.console, readings, len(ids)):
                     self.tracker.track(record)
         remove_checkpoints(ledger)
         return ended
 
-    def _train(self, room: Room, parts: Parts) -> str | None:
+    def _train(self, resources: Resources, parts: Parts) -> str | None:
         """Train until the budget or the models are used up. Returns which, one line; None where Ctrl-C came first."""
         from tune.run.callbacks import BudgetStopper, LedgerCallback
         from tune.run.engine import run_trials
 
         settings, dataset, ledger, budget = self.settings, self.dataset, self.ledger, self.budget
-        at_once = room.expected_at_once()
+        at_once = resources.expected_at_once()
         if parts.said:
             self._print(parts.said)
         self._print(what_it_costs(settings, dataset, ledger, budget, parts.source, parts.limits, at_once))
@@ -203,8 +203,8 @@ class SearchRun:
         with SearchDisplay(self.console, ledger, forecaster, trials=budget.max_trials) as display:
             watchers, keepers, workers = [display.watch], [self.tracker.track], settings.workers_per_trial
             callback = LedgerCallback(ledger, watchers, self.notices.say, keepers, workers=workers)
-            done = run_trials(room, dataset, parts.standings, parts.searcher, [callback], stopper)
-        callback.put_aside()
+            done = run_trials(resources, dataset, parts.expected, parts.searcher, [callback], stopper)
+        callback.pause_running()
         budget.clock.stop()
         for line in parts.searcher.exhausted.values():
             self.notices.say(line)

@@ -1,6 +1,6 @@
 """Early stopping that knows both objectives: bits/dim as it is measured, and size, known beforehand.
 
-The rule, at each rung, for a trial with N parameters (:class:`Rule` has its parameters):
+The rule, at each rung, for a trial with N parameters (:class:`StoppingRule` has its parameters):
 
 1. What will it reach? Its own learning curve says so, and what trials of its size reach; with a spread
    (:mod:`tune.statistics.forecasts`).
@@ -31,12 +31,12 @@ import math
 
 import numpy as np
 
-from tune.propose.expected_front import Standings
+from tune.propose.expected_front import ExpectedFronts
 from tune.records.ledger import TrialRecord
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rule:
+class StoppingRule:
     """The rule, and its parameters."""
 
     rung_shares: tuple[float, ...] = (1 / 15, 1 / 8, 1 / 4, 1 / 2)
@@ -52,42 +52,42 @@ class Rule:
         """The rungs' epochs. A short training has fewer of them, never one at its last epoch."""
         return {epoch for share in self.rung_shares if 0 < (epoch := math.ceil(share * epochs)) < epochs}
 
-    def reason_to_stop(self, standings: Standings, record: TrialRecord) -> str | None:
+    def reason_to_stop(self, expected: ExpectedFronts, record: TrialRecord) -> str | None:
         """One line why a trial that has just reached a rung is stopped, or None where it goes on."""
-        forecast = standings.forecast(record, record.epochs)
+        forecast = expected.forecast(record, record.epochs)
         assert forecast is not None  # it is at a rung
-        rivals = [each for each in standings.of(record.family, without=record) if each.record.status != "stopped"]
+        rivals = [each for each in expected.trials(record.family, without=record) if each.record.status != "stopped"]
         if not rivals:
             return None
-        front = standings.front(rivals, max(record.params, *(each.record.params for each in rivals)))
-        size, (mean, spread) = standings.log_size([record.params]), forecast
+        front = expected.front(rivals, max(record.params, *(each.record.params for each in rivals)))
+        size, (mean, spread) = expected.log_size([record.params]), forecast
         gain = float(front.expected_improvement(size, np.array([mean]), np.array([spread]))[0])
-        if gain >= self.least_gain * front.area(mean) or self.would_starve(standings, record):
+        if gain >= self.least_gain * front.area(mean) or self.would_starve(expected, record):
             return None
-        smaller = [each for each in rivals if standings.log_size([each.record.params])[0] <= size[0]]
+        smaller = [each for each in rivals if expected.log_size([each.record.params])[0] <= size[0]]
         complete = [each for each in smaller if each.record.status == "complete"]
         lowest = min(point.val_bpd for point in record.history)
         if complete and lowest < min(each.forecast.mean for each in complete):
             return None  # it has passed its front already, whatever it is forecast to reach
-        expected = f"epoch {record.epochs}: expected to reach {mean:.3f} ± {spread:.3f} bits/dim"
+        reached = f"epoch {record.epochs}: expected to reach {mean:.3f} ± {spread:.3f} bits/dim"
         if not smaller:
-            return f"{expected}, too little for its size"
+            return f"{reached}, too little for its size"
         rival = min(smaller, key=lambda each: each.forecast.mean)
         does = "reached" if rival.record.status == "complete" else "is expected to reach"
-        return f"{expected}; {rival.record.id} {does} {rival.forecast.mean:.3f} with {rival.record.params:,} parameters"
+        return f"{reached}; {rival.record.id} {does} {rival.forecast.mean:.3f} with {rival.record.params:,} parameters"
 
-    def would_starve(self, standings: Standings, record: TrialRecord) -> bool:
+    def would_starve(self, expected: ExpectedFronts, record: TrialRecord) -> bool:
         """Whether too few trials of its size have gone on from this rung."""
         if self.kept is None:
             return False
         here = [
             other
-            for other in standings.ledger.records.values()
-            if other.epochs >= record.epochs and other.id != record.id and self._same_size(standings, other, record)
+            for other in expected.ledger.records.values()
+            if other.epochs >= record.epochs and other.id != record.id and self._same_size(expected, other, record)
         ]
         gone_on = sum(other.epochs > record.epochs or other.status == "running" for other in here)
         return (gone_on + 1) * self.kept <= len(here) + 1
 
-    def _same_size(self, standings: Standings, one: TrialRecord, other: TrialRecord) -> bool:
+    def _same_size(self, expected: ExpectedFronts, one: TrialRecord, other: TrialRecord) -> bool:
         bands = {math.floor(self.bands * math.log10(each.params)) for each in (one, other)}
-        return standings.share_a_front(one, other.family) and len(bands) == 1
+        return expected.share_a_front(one, other.family) and len(bands) == 1

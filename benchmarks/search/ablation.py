@@ -26,14 +26,14 @@ from benchmarks.search.results import SHARES, Conditions, quartiles
 from fvae.files import write_text
 from pipelines.cli import command_line
 from tune.run.assembly import Strategy
-from tune.stopping import Rule
+from tune.stopping import StoppingRule
 
 WITHOUT: dict[str, MakeMethod] = {
     "whole": Ours,
     "without sizes": functools.partial(Ours, strategy=Strategy(by_size=False)),
     "without extrapolation": functools.partial(Ours, strategy=Strategy(extrapolate=False)),
-    "without a share per size": functools.partial(Ours, strategy=Strategy(rule=Rule(kept=None))),
-    "without stopping": functools.partial(Ours, strategy=Strategy(rule=Rule(rung_shares=()))),
+    "without a share per size": functools.partial(Ours, strategy=Strategy(rule=StoppingRule(kept=None))),
+    "without stopping": functools.partial(Ours, strategy=Strategy(rule=StoppingRule(rung_shares=()))),
     "without designs": functools.partial(Ours, strategy=Strategy(designs=0)),
 }
 

@@ -34,7 +34,7 @@ from tune.settings import Goal
 from tune.statistics.comparison import Band, Comparison
 from tune.statistics.forecasts import Forecasts
 from tune.statistics.frontiers import Paths, curve_of, frontiers, parameters
-from tune.stopping import Rule
+from tune.stopping import StoppingRule
 
 SEEN = 2 / 3
 """Share of the rows of each family that one search may train."""
@@ -190,7 +190,8 @@ def best_of(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 def paths_of(records: Sequence[TrialRecord], curves: Curves) -> dict[str, Paths]:
     """The frontiers of these trials."""
     bins = TableImages.of(curves).bins
-    return frontiers(records, Forecasts(Rule().rungs(curves.epochs), curves.epochs, math.log2(bins)), parameters, 0)
+    forecasts = Forecasts(StoppingRule().rungs(curves.epochs), curves.epochs, math.log2(bins))
+    return frontiers(records, forecasts, parameters, 0)
 
 
 def compared(paths: Mapping[str, Paths]) -> dict[str, Comparison]:

@@ -123,7 +123,7 @@ class Ours:
         parts = assemble(
             settings, TableImages.of(curves), self.ledger, Unlimited(), source=self.source, strategy=strategy
         )
-        self.searcher, self.scheduler = parts.searcher, FrontScheduler(parts.standings, strategy.rule)
+        self.searcher, self.scheduler = parts.searcher, FrontScheduler(parts.expected, strategy.rule)
         self._tune_ids = (f"tune-{number}" for number in itertools.count())
         self._trials: dict[int, tuple[str, str]] = {}  # row → Tune's id, ours
 

@@ -155,7 +155,7 @@ def simulate(settings: Settings, folder: str) -> Times:
     )
     ledger = Ledger(open_storage(folder))
     parts = assemble(search, dataset, ledger, Budget(search, SearchClock(ledger.root), dataset.bins))
-    searcher, scheduler = parts.searcher, FrontScheduler(parts.standings)
+    searcher, scheduler = parts.searcher, FrontScheduler(parts.expected)
     callback = LedgerCallback(ledger, (), print)
     place = tune.PlacementGroupFactory([{"CPU": 1}])
     times = Times(settings.rows)

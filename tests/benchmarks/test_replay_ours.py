@@ -40,7 +40,7 @@ def test_every_row_is_tried_once_and_complete_stopped_or_diverged(name: str) -> 
     assert len(stopped) + len(trace.rows) + 1 == len(records)
     assert bool(stopped) == (name != "without stopping")
     for record in stopped:
-        assert record.epochs in method.scheduler.standings.forecasts.rungs
+        assert record.epochs in method.scheduler.expected.forecasts.rungs
 
 
 def test_a_seed_is_one_search() -> None:

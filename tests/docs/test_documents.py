@@ -32,7 +32,7 @@ from tests.docs.terminal import Terminal
 from tune.records.ledger import Ledger
 from tune.records.training_time import SearchClock
 from tune.run.budget import Budget
-from tune.run.end_forecast import Outlook
+from tune.run.end_forecast import EndForecast
 from tune.settings import SearchSettings
 from tune.show.plan import Forecaster
 
@@ -129,7 +129,7 @@ def _forecast(folder: Path) -> str:
     """What a search prints of its end, where that is at least half a minute away."""
     ledger = Ledger(open_storage(folder))
     budget = Budget(SearchSettings(), SearchClock(ledger.root), bins=17)
-    outlook = Outlook(seconds=99, low=9, high=999, complete=9, stopped=9, unfinished=0, held_seconds=99)
+    outlook = EndForecast(seconds=99, low=9, high=999, complete=9, stopped=9, unfinished=0, held_seconds=99)
     return Forecaster(ledger, budget, 60, 2).line(outlook)
 
 

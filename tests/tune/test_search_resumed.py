@@ -132,9 +132,9 @@ def session(storage: Path, end: tuple[str, str, str] | None) -> Session:
     asked: list[str] = []
     read_tests = scoring.read_tests
 
-    def reading(room: Any, dataset: Any, ledger: Ledger, ids: Sequence[str], warn: Any) -> Iterator[TrialRecord]:
+    def reading(resources: Any, dataset: Any, ledger: Ledger, ids: Sequence[str], warn: Any) -> Iterator[TrialRecord]:
         asked.extend(ids)
-        return read_tests(room, dataset, ledger, ids, warn)
+        return read_tests(resources, dataset, ledger, ids, warn)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "read_tests", reading)

@@ -13,16 +13,16 @@ from ray.tune.schedulers import TrialScheduler
 
 from pipelines.storage import open_storage
 from tests.tune.curves import REST, trial
-from tune.propose.expected_front import Standings
+from tune.propose.expected_front import ExpectedFronts
 from tune.records.ledger import Ledger, TrialRecord
 from tune.run.tune_scheduler import FrontScheduler
 from tune.statistics.forecasts import Forecasts
-from tune.stopping import Rule
+from tune.stopping import StoppingRule
 
 pytestmark = pytest.mark.core
 
 EPOCHS, RUNG, BINS = 60, 15, 17
-RULE = Rule(kept=None)
+RULE = StoppingRule(kept=None)
 
 
 def flat(bits: float, epochs: int = RUNG) -> list[float]:
@@ -30,15 +30,17 @@ def flat(bits: float, epochs: int = RUNG) -> list[float]:
     return [bits] * epochs
 
 
-def standings(tmp_path: Path, *records: TrialRecord, **how: Any) -> Standings:
+def expected_fronts(tmp_path: Path, *records: TrialRecord, **how: Any) -> ExpectedFronts:
     ledger = Ledger(open_storage(tmp_path))
     for record in records:
         ledger.put(record)
-    return Standings(ledger, Forecasts(RULE.rungs(EPOCHS), EPOCHS, math.log2(BINS)), bins=BINS, **how)
+    return ExpectedFronts(ledger, Forecasts(RULE.rungs(EPOCHS), EPOCHS, math.log2(BINS)), bins=BINS, **how)
 
 
-def decide(tmp_path: Path, newcomer: TrialRecord, *rivals: TrialRecord, rule: Rule = RULE, **how: Any) -> str | None:
-    return rule.reason_to_stop(standings(tmp_path, newcomer, *rivals, **how), newcomer)
+def decide(
+    tmp_path: Path, newcomer: TrialRecord, *rivals: TrialRecord, rule: StoppingRule = RULE, **how: Any
+) -> str | None:
+    return rule.reason_to_stop(expected_fronts(tmp_path, newcomer, *rivals, **how), newcomer)
 
 
 def complete(number: int, params: int, bits: float, family: str = "flow") -> TrialRecord:
@@ -120,7 +122,7 @@ def test_without_forecasts_trials_are_compared_after_equal_training(tmp_path: Pa
 
 
 def test_one_in_so_many_of_a_size_goes_on_whatever_the_rule_says(tmp_path: Path) -> None:
-    rule = Rule(kept=4)
+    rule = StoppingRule(kept=4)
     best = complete(1, 200, 2.0)
     stopped = [trial(number, 1100, flat(3.0), status="stopped") for number in range(2, 5)]
     assert decide(tmp_path / "3", trial(0, 1000, flat(3.0)), best, *stopped[:2], rule=rule) is not None
@@ -132,9 +134,9 @@ def test_one_in_so_many_of_a_size_goes_on_whatever_the_rule_says(tmp_path: Path)
 
 
 def test_rungs() -> None:
-    assert Rule().rungs(60) == {4, 8, 15, 30}
-    assert Rule().rungs(1) == set()
-    assert max(Rule().rungs(4)) < 4
+    assert StoppingRule().rungs(60) == {4, 8, 15, 30}
+    assert StoppingRule().rungs(1) == set()
+    assert max(StoppingRule().rungs(4)) < 4
 
 
 # --- the scheduler -------------------------------------------------------------------------------
@@ -150,7 +152,7 @@ def arrive(scheduler: FrontScheduler, record: TrialRecord, epoch: int, bits: flo
 
 def test_the_epoch_and_the_decision_are_one_write(tmp_path: Path) -> None:
     newcomer = trial(0, 1000, flat(3.0, RUNG - 1))
-    scheduler = FrontScheduler(standings(tmp_path, newcomer, complete(1, 900, 2.0)), RULE)
+    scheduler = FrontScheduler(expected_fronts(tmp_path, newcomer, complete(1, 900, 2.0)), RULE)
     assert arrive(scheduler, newcomer, RUNG, 3.0) == TrialScheduler.STOP
     record = Ledger(open_storage(tmp_path)).records[newcomer.id]
     assert (record.status, record.epochs) == ("stopped", RUNG)
@@ -159,17 +161,17 @@ def test_the_epoch_and_the_decision_are_one_write(tmp_path: Path) -> None:
 
 def test_between_rungs_nothing_is_stopped(tmp_path: Path) -> None:
     newcomer = trial(0, 1000, flat(3.0, RUNG))
-    scheduler = FrontScheduler(standings(tmp_path, newcomer, complete(1, 900, 2.0)), RULE)
+    scheduler = FrontScheduler(expected_fronts(tmp_path, newcomer, complete(1, 900, 2.0)), RULE)
     assert arrive(scheduler, newcomer, RUNG + 1, 3.0) == TrialScheduler.CONTINUE
 
 
 def test_an_epoch_that_a_crash_repeats_was_judged_the_first_time(tmp_path: Path) -> None:
     newcomer = trial(0, 1000, flat(3.0, RUNG + 2))
-    scheduler = FrontScheduler(standings(tmp_path, newcomer, complete(1, 900, 2.0)), RULE)
+    scheduler = FrontScheduler(expected_fronts(tmp_path, newcomer, complete(1, 900, 2.0)), RULE)
     assert arrive(scheduler, newcomer, RUNG, 3.0) == TrialScheduler.CONTINUE
 
 
 def test_another_seed_is_always_trained_to_the_end(tmp_path: Path) -> None:
     seed = dataclasses.replace(trial(0, 1000, flat(3.0, RUNG - 1)), replicate_of="0007-flow")
-    scheduler = FrontScheduler(standings(tmp_path, seed, complete(1, 900, 2.0)), RULE)
+    scheduler = FrontScheduler(expected_fronts(tmp_path, seed, complete(1, 900, 2.0)), RULE)
     assert arrive(scheduler, seed, RUNG, 3.0) == TrialScheduler.CONTINUE

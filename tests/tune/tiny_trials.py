@@ -14,13 +14,13 @@ from fvae import ModelConfig, TrainConfig, Trainer
 from fvae.data.images import ImageDataset
 from pipelines.storage import open_storage
 from tests.tune.small_space import proposer
-from tune.propose.expected_front import Standings
+from tune.propose.expected_front import ExpectedFronts
 from tune.records.ledger import Ledger, TrialRecord
 from tune.records.training_time import SearchClock
 from tune.run import engine
 from tune.run.budget import Budget
 from tune.run.callbacks import BudgetStopper, LedgerCallback
-from tune.run.resources import Room
+from tune.run.resources import Resources
 from tune.run.tune_searcher import FrontSearcher
 from tune.settings import SearchSettings
 from tune.statistics.forecasts import Forecasts
@@ -50,15 +50,15 @@ def open_ledger(folder: Path, trials: int) -> Ledger:
     return ledger
 
 
-def search(room: Room, ledger: Ledger, *callbacks: tune.Callback) -> bool:
+def search(resources: Resources, ledger: Ledger, *callbacks: tune.Callback) -> bool:
     """Train the ledger's trials, and stop none of them."""
     budget = Budget(SearchSettings(trials=len(ledger.records)), SearchClock(ledger.root), DATASET.bins)
-    standings = Standings(ledger, Forecasts([], EPOCHS, math.log2(DATASET.bins)), bins=DATASET.bins)
+    expected = ExpectedFronts(ledger, Forecasts([], EPOCHS, math.log2(DATASET.bins)), bins=DATASET.bins)
     families = ("fvae",)
     searcher = FrontSearcher(ledger=ledger, proposer=proposer(families=families), families=families, budget=budget)
     warned: list[str] = []
     watching = [LedgerCallback(ledger, (), warned.append), *callbacks]
-    done = engine.run_trials(room, DATASET, standings, searcher, watching, BudgetStopper(budget, ledger))
+    done = engine.run_trials(resources, DATASET, expected, searcher, watching, BudgetStopper(budget, ledger))
     assert warned == []
     return done
 

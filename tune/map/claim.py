@@ -25,7 +25,7 @@ from tune.statistics.comparison import LEVEL_SHARES, Band, Comparison, shared_le
 from tune.statistics.forecasts import Forecasts
 from tune.statistics.frontiers import MIN_TRIALS, Paths, frontiers, parameters, seed_spread
 from tune.statistics.pareto import Floats, Front, complete_trials, front_of, front_trials, size_and_bits
-from tune.stopping import Rule
+from tune.stopping import StoppingRule
 
 MAJORITY = 0.5
 """Share of the sizes, on their log scale, over which one answer decides the verdict if none contradicts it."""
@@ -83,7 +83,7 @@ def build_claim(
     }
     if min(counts.values()) == 0:
         return claim | claim_text.no_trials(claim)
-    forecasts = Forecasts(Rule().rungs(epochs) if epochs else (), epochs or 1, math.log2(bins))
+    forecasts = Forecasts(StoppingRule().rungs(epochs) if epochs else (), epochs or 1, math.log2(bins))
     paths = frontiers(records, forecasts, parameters, seed)
     noise = ImageNoise(records, bits_of_images, seed)
     claim["covers"] = ["search", "seeds", *(["images"] if noise.known else [])]

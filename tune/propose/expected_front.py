@@ -12,14 +12,14 @@ from tune.statistics.forecasts import LEAST_SPREAD, Forecast, Forecasts
 from tune.statistics.pareto import Floats
 
 
-class Standing(NamedTuple):
+class TrialForecast(NamedTuple):
     """A trial, and what it will reach."""
 
     record: TrialRecord
     forecast: Forecast
 
 
-class Standings:
+class ExpectedFronts:
     """The scheduler's and the proposer's view of the ledger.
 
     Trials share a front with those of their own family, or with ``compete`` with all. Further seeds of a trial are no
@@ -50,18 +50,18 @@ class Standings:
         self.compete, self.by_size, self.extrapolate = compete, by_size, extrapolate
         self.uniform_bpd = math.log2(bins)
 
-    def of(self, family: str, without: TrialRecord | None = None) -> list[Standing]:
+    def trials(self, family: str, without: TrialRecord | None = None) -> list[TrialForecast]:
         """The trials of a family's front that have a forecast, but ``without``, with which they are compared."""
         records = self.ledger.records.values()
         self.forecasts.learn(records)
-        standings = []
+        forecasts = []
         for record in records:
             if not self.share_a_front(record, family) or (without is not None and record.id == without.id):
                 continue
             forecast = self.forecast(record, without.epochs if without else None)
             if forecast is not None:
-                standings.append(Standing(record, forecast))
-        return standings
+                forecasts.append(TrialForecast(record, forecast))
+        return forecasts
 
     def forecast(self, record: TrialRecord, epoch: int | None = None) -> Forecast | None:
         """What a trial will reach, None where nobody knows; without extrapolation: what it had reached at ``epoch``."""
@@ -75,10 +75,10 @@ class Standings:
         """Whether a trial is on the same plane as those of ``family``."""
         return record.replicate_of is None and (self.compete or record.family == family)
 
-    def front(self, standings: Iterable[Standing], largest: int) -> Staircase:
+    def front(self, trials: Iterable[TrialForecast], largest: int) -> Staircase:
         """What complete trials have reached and running ones will reach: a stopped one holds no place."""
         points = [
-            (record.params, forecast.mean) for record, forecast in standings if record.status in ("complete", "running")
+            (record.params, forecast.mean) for record, forecast in trials if record.status in ("complete", "running")
         ]
         return Staircase.of_sizes(points, largest, self.uniform_bpd, by_size=self.by_size)
 

@@ -21,13 +21,13 @@ from fvae.data.images import derived_seed
 from fvae.flops import parameters_and_flops
 from tune.propose.candidates import Candidate, CandidateSource, key
 from tune.propose.designs import spread_order
-from tune.propose.expected_front import Standings
+from tune.propose.expected_front import ExpectedFronts
 from tune.propose.front_sampler import Choice, FrontSampler
 from tune.propose.limits import Limits, Untried
 from tune.propose.observations import ID
 from tune.propose.optuna_study import FrozenTrials
 from tune.propose.pool import POOL, Params, Proposal
-from tune.propose.undecided_sizes import COMPARED, Open, Undecided
+from tune.propose.undecided_sizes import COMPARED, UndecidedRanges, UndecidedSizes
 from tune.records.ledger import TrialRecord
 from tune.space import SearchSpace, suggest
 
@@ -40,7 +40,7 @@ class FrontProposer:
 
     def __init__(
         self,
-        standings: Standings,
+        expected: ExpectedFronts,
         source: CandidateSource,
         limits: Limits,
         space: SearchSpace,
@@ -50,11 +50,11 @@ class FrontProposer:
         seed: int,
         first: Mapping[str, Sequence[Candidate]],
         earlier: Sequence[TrialRecord] = (),
-        undecided: Undecided | None = None,
+        undecided: UndecidedSizes | None = None,
     ) -> None:
         """
         Args:
-            standings: how the search's trials stand.
+            expected: forecasts of the search's trials, and the fronts that follow.
             source: where candidates come from.
             limits: which of them may be trained.
             space: what their suggestions mean.
@@ -67,7 +67,7 @@ class FrontProposer:
             undecided: where the verdict is open, for a search that is to decide it.
         """
         self.undecided = undecided
-        self.standings, self.source, self.limits = standings, source, limits
+        self.expected, self.source, self.limits = expected, source, limits
         self.space, self.images, self.epochs, self.seed = space, images, epochs, seed
         self.first = {
             family: [designs[place] for place in spread_order(len(designs))] for family, designs in first.items()
@@ -136,7 +136,7 @@ class FrontProposer:
         if choice is None:
             raise ConfigError(f"family {family!r}: no untried model within {self.limits} is found; raise the limit")
         if isinstance(choice.what, FrozenTrial):
-            return Choice(self.standings.ledger.records[choice.what.user_attrs[ID]], choice.value)
+            return Choice(self.expected.ledger.records[choice.what.user_attrs[ID]], choice.value)
         return Choice(choice.what.model, choice.value)
 
     def _first_left(self, family: str) -> Candidate | None:
@@ -144,14 +144,14 @@ class FrontProposer:
         designs = self.first.get(family, ())
         return next((each for each in designs if each in self.untried and self.limits.allows(each)), None)
 
-    def _open(self) -> Open | None:
-        return self.undecided.of(list(self.standings.ledger.records.values())) if self.undecided else None
+    def _open(self) -> UndecidedRanges | None:
+        return self.undecided.of(list(self.expected.ledger.records.values())) if self.undecided else None
 
     def _trials_beside(self, family: str) -> list[FrozenTrial]:
         """The trials on the family's front, as Optuna knows them."""
-        records = self.standings.ledger.records.values()
-        self.standings.forecasts.learn(records)  # of all families at once, in the order in which trials complete
-        return [self._trials.of(record) for record in records if self.standings.share_a_front(record, family)]
+        records = self.expected.ledger.records.values()
+        self.expected.forecasts.learn(records)  # of all families at once, in the order in which trials complete
+        return [self._trials.of(record) for record in records if self.expected.share_a_front(record, family)]
 
     def _sampler(self, family: str) -> FrontSampler:
         if family not in self._samplers:
@@ -160,11 +160,11 @@ class FrontProposer:
                 model, _ = suggest(trial, family, self.space, self.images)
                 return float(parameters_and_flops(model)[0])
 
-            sampler = FrontSampler(size, worst=self.standings.uniform_bpd)
-            sampler.family, sampler.scale, sampler.by_size = family, 1.0, self.standings.by_size
+            sampler = FrontSampler(size, worst=self.expected.uniform_bpd)
+            sampler.family, sampler.scale, sampler.by_size = family, 1.0, self.expected.by_size
             sampler.epochs = self.epochs
-            sampler.first_rung = min(self.standings.forecasts.rungs, default=self.epochs)
-            sampler.observations.forecasts = self.standings.forecasts if self.standings.extrapolate else None
+            sampler.first_rung = min(self.expected.forecasts.rungs, default=self.epochs)
+            sampler.observations.forecasts = self.expected.forecasts if self.expected.extrapolate else None
             sampler.pool = FamilyPool(self, family)
             own = (self._trials.of(record) for record in self._earlier if record.family == family)
             sampler.prior = [each for each in own if each.params]
@@ -175,7 +175,7 @@ class FrontProposer:
         """Whether a trial is within the limits of this session, which may be lower than those that it began under."""
         name = trial.user_attrs[ID]
         if name not in self._within_limits:
-            self._within_limits[name] = self.limits.allows_trial(self.standings.ledger.records[name])
+            self._within_limits[name] = self.limits.allows_trial(self.expected.ledger.records[name])
         return self._within_limits[name]
 
 
@@ -189,7 +189,7 @@ class FamilyPool:
         """Half of them drawn uniformly, half near ``parents``. Raises ``ConfigError`` where there is none."""
         proposer = self.proposer
         pool = proposer.untried.draw(self.family, POOL)
-        seed = f"near/{self.family}/{len(proposer.standings.ledger.records)}"
+        seed = f"near/{self.family}/{len(proposer.expected.ledger.records)}"
         rng = np.random.default_rng(derived_seed(proposer.seed, seed))
         for place, other in enumerate(pool[: POOL // 2] if parents else ()):
             parent = parents[int(rng.integers(len(parents)))]

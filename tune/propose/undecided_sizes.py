@@ -19,7 +19,7 @@ SWEEPS = 400
 """Of the sampler: half of them are kept, enough to see where the answer is open."""
 
 
-class Open(NamedTuple):
+class UndecidedRanges(NamedTuple):
     """What is not decided yet."""
 
     ranges: tuple[tuple[float, float], ...]
@@ -28,14 +28,14 @@ class Open(NamedTuple):
     """Whose frontier is less sure there."""
 
 
-class Undecided:
+class UndecidedSizes:
     """The open ranges of a search, found anew whenever a trial has ended."""
 
     def __init__(self, forecasts: Forecasts, seed: int) -> None:
         self._forecasts, self._seed = forecasts, seed
-        self._known: tuple[frozenset[str], Open | None] = frozenset(), None
+        self._known: tuple[frozenset[str], UndecidedRanges | None] = frozenset(), None
 
-    def of(self, records: Sequence[TrialRecord]) -> Open | None:
+    def of(self, records: Sequence[TrialRecord]) -> UndecidedRanges | None:
         """What is open; None where everything is decided, or where too few trials are complete to say."""
         ended = [record for record in records if record.status in ("complete", "stopped")]
         if any(len(complete_trials(ended, family)) < MIN_TRIALS for family in COMPARED):
@@ -45,7 +45,7 @@ class Undecided:
             self._known = key, self._find(ended)
         return self._known[1]
 
-    def _find(self, ended: Sequence[TrialRecord]) -> Open | None:
+    def _find(self, ended: Sequence[TrialRecord]) -> UndecidedRanges | None:
         paths = frontiers(ended, self._forecasts, parameters, self._seed, sweeps=SWEEPS)
         comparison = Comparison.of(paths["fvae"], paths["flow"])
         if comparison is None:
@@ -60,4 +60,4 @@ class Undecided:
         inside = np.array([any(low <= size <= high for low, high in ranges) for size in comparison.log_size])
         sizes = comparison.log_size[inside]
         spreads = {family: float(paths[family].at(sizes).std(axis=0).mean()) for family in COMPARED}
-        return Open(ranges, max(COMPARED, key=lambda family: spreads[family]))
+        return UndecidedRanges(ranges, max(COMPARED, key=lambda family: spreads[family]))

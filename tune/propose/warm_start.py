@@ -30,7 +30,7 @@ NAME = re.compile(r"\w[\w.-]*")
 """Of a run, as ``--name`` takes it; anything else is a place."""
 
 
-class Budget(NamedTuple):
+class TrainingSetup(NamedTuple):
     """What must be the same for bits/dim to compare."""
 
     hash: str
@@ -79,12 +79,12 @@ def warm_start(
             groups = _from_mlflow(location.removeprefix(MLFLOW), storage, source)
         else:
             groups = _from_search(location, storage, run)
-        return _taken(location, groups, _budget(source.train, dataset_hash), source, families)
+        return _taken(location, groups, _setup_of(source.train, dataset_hash), source, families)
     except ConfigError as error:
         raise ConfigError(f"--warm-start {location}: {error}") from error
 
 
-Groups = dict[Budget, list[TrialRecord]]
+Groups = dict[TrainingSetup, list[TrialRecord]]
 """Ended trials by what their bits/dim compare within."""
 
 
@@ -103,7 +103,7 @@ def _from_search(location: str, storage: Storage, run: Storage) -> Groups:
     groups: Groups = {}
     for record in ended:
         renamed = dataclasses.replace(record, id=f"{record.id}@{location}")
-        groups.setdefault(_budget(record.train, search["dataset"]["hash"]), []).append(renamed)
+        groups.setdefault(_setup_of(record.train, search["dataset"]["hash"]), []).append(renamed)
     return groups
 
 
@@ -114,7 +114,7 @@ def _from_mlflow(experiment: str, storage: Storage, source: SpaceCandidates) -> 
     seen: set[Any] = set()
     for run in finished_runs(experiment, tracking_uri_of(storage)):
         train = run.train.to_dict()
-        budget = _budget(train, run.data.get("hash", ""))
+        budget = _setup_of(train, run.data.get("hash", ""))
         known = (budget, run.model, dataclasses.replace(run.train, seed=0))
         if known in seen:
             continue  # another seed of it
@@ -136,7 +136,9 @@ def _from_mlflow(experiment: str, storage: Storage, source: SpaceCandidates) -> 
     return groups
 
 
-def _taken(location: str, groups: Groups, mine: Budget, source: SpaceCandidates, families: Sequence[str]) -> WarmStart:
+def _taken(
+    location: str, groups: Groups, mine: TrainingSetup, source: SpaceCandidates, families: Sequence[str]
+) -> WarmStart:
     """From trials that compare where there are any, else from the largest group that compares within itself."""
     same = mine in groups
     records = groups[mine] if same else max(groups.values(), key=lambda each: (len(complete_trials(each)), len(each)))
@@ -179,11 +181,11 @@ def _inside(record: TrialRecord, source: SpaceCandidates) -> bool:
     return True
 
 
-def _budget(train: dict[str, Any], dataset_hash: str) -> Budget:
-    return Budget(dataset_hash, train["epochs"], train["batch_size"], train["precision"])
+def _setup_of(train: dict[str, Any], dataset_hash: str) -> TrainingSetup:
+    return TrainingSetup(dataset_hash, train["epochs"], train["batch_size"], train["precision"])
 
 
-def _difference(mine: Budget, theirs: Budget) -> str:
+def _difference(mine: TrainingSetup, theirs: TrainingSetup) -> str:
     """What differs, in a few words."""
     if mine.hash != theirs.hash:
         return "other images"

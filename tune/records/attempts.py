@@ -62,12 +62,12 @@ class Attempt:
 Attempts = tuple[Attempt, ...]
 
 
-def begun(attempts: Attempts, attempt: Attempt) -> Attempts:
+def begin_attempt(attempts: Attempts, attempt: Attempt) -> Attempts:
     """A process takes the trial up. One before it of which nobody heard the end was lost."""
-    return (*ended(attempts, "lost", None), attempt)
+    return (*end_attempt(attempts, "lost", None), attempt)
 
 
-def heard(attempts: Attempts, result: Mapping[str, Any]) -> Attempts:
+def update_attempt(attempts: Attempts, result: Mapping[str, Any]) -> Attempts:
     """What the running attempt has done so far, as :class:`tune.run.trial.TrialTraining` tells it.
 
     The figures are sums since the attempt began, so hearing them twice changes nothing.
@@ -78,7 +78,7 @@ def heard(attempts: Attempts, result: Mapping[str, Any]) -> Attempts:
     return (*attempts[:-1], dataclasses.replace(attempts[-1], **told))
 
 
-def ended(attempts: Attempts, how: AttemptEnd, rest_seconds: float | None = 0.0) -> Attempts:
+def end_attempt(attempts: Attempts, how: AttemptEnd, rest_seconds: float | None = 0.0) -> Attempts:
     """The running attempt, where there is one, is over: now, or (``rest_seconds`` None) when nobody knows."""
     if not attempts or attempts[-1].ended:
         return attempts

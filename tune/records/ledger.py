@@ -28,7 +28,7 @@ from fvae.files import parse_json
 from fvae.train import EpochMetrics
 from pipelines.storage import Storage
 from pipelines.storage.json_objects import address, read_present
-from tune.records.attempts import OF_STATUS, Attempt, ended, heard
+from tune.records.attempts import OF_STATUS, Attempt, end_attempt, update_attempt
 from tune.records.scores import TestResult
 
 RECORD = "trial.json"
@@ -125,7 +125,7 @@ def changes(record: TrialRecord, result: dict[str, Any]) -> dict[str, Any]:
     if "out_of_memory" in result:  # it will be tried again
         return {}
     new: dict[str, Any] = {}
-    if (attempts := heard(record.attempts, result)) != record.attempts:
+    if (attempts := update_attempt(record.attempts, result)) != record.attempts:
         new["attempts"] = attempts
     # After a crash the epochs since the last checkpoint are trained again; the first record of each stays.
     if result["epoch"] > record.epochs:
@@ -182,7 +182,7 @@ class Ledger:
         """
         record = dataclasses.replace(self.records[trial_id], **changes)
         if record.status != "running":
-            record = dataclasses.replace(record, attempts=ended(record.attempts, OF_STATUS[record.status]))
+            record = dataclasses.replace(record, attempts=end_attempt(record.attempts, OF_STATUS[record.status]))
         rests = not at_once and time.monotonic() - self._written_at.get(trial_id, 0.0) < WRITE_SECONDS
         if record != self.records[trial_id] and rests:
             self.records[trial_id] = record
@@ -194,7 +194,7 @@ class Ledger:
     def close_attempts(self) -> None:
         """To be called before anything runs: attempts of which an earlier driver left no end were lost."""
         for record in self.with_status("running"):
-            self.update(record.id, attempts=ended(record.attempts, "lost", None))
+            self.update(record.id, attempts=end_attempt(record.attempts, "lost", None))
 
     def retry_out_of_memory(self, room: float) -> None:
         """Let trials go on that failed on a machine with less than ``room`` bytes of memory, and those that others

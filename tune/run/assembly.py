@@ -10,18 +10,18 @@ from typing import Protocol
 from fvae.train_config import TrainConfig
 from tune.propose.candidates import CandidateSource, SpaceCandidates
 from tune.propose.designs import MOST, first_models
-from tune.propose.expected_front import Standings
+from tune.propose.expected_front import ExpectedFronts
 from tune.propose.front_proposer import FrontProposer
 from tune.propose.limits import Limits
 from tune.propose.proposers import OptunaProposer, Proposer
-from tune.propose.undecided_sizes import Undecided
+from tune.propose.undecided_sizes import UndecidedSizes
 from tune.propose.warm_start import WarmStart, warm_start
 from tune.records.ledger import Ledger
 from tune.run.tune_searcher import Allowance, FrontSearcher
 from tune.settings import SearchSettings
 from tune.space import SearchSpace
 from tune.statistics.forecasts import Forecasts
-from tune.stopping import Rule
+from tune.stopping import StoppingRule
 
 SIGMA_LEARNING_RATE = 0.03
 """Of log σ1 and log σ2 in every trial: scales that have to grow thirtyfold, as on MNIST, do so in a hundred steps
@@ -47,7 +47,7 @@ class Images(Protocol):
 class Strategy:
     """How a search decides. The defaults are what users get; benchmarks replace one to measure what it is worth."""
 
-    rule: Rule = Rule()
+    rule: StoppingRule = StoppingRule()
     """When a trial is stopped."""
     designs: int = MOST
     """Sound models that each family begins with, at most. 0: what it begins with is drawn at random."""
@@ -66,7 +66,7 @@ class Parts:
     """All models."""
     limits: Limits
     """Which of them may be trained."""
-    standings: Standings
+    expected: ExpectedFronts
     """How the trials stand, for the scheduler."""
     searcher: FrontSearcher
     """The order of work."""
@@ -115,7 +115,7 @@ def assemble(
     earlier = _earlier(settings, images, in_space, ledger)
     fronts = earlier.fronts if earlier else None
     first = first_models(source, limits, settings.families, settings.max_trials, fronts=fronts, most=strategy.designs)
-    standings = Standings(
+    expected = ExpectedFronts(
         ledger,
         Forecasts(strategy.rule.rungs(settings.epochs), settings.epochs, math.log2(images.bins)),
         bins=images.bins,
@@ -128,7 +128,7 @@ def assemble(
     next_family: Callable[[Sequence[str]], str | None] | None = None
     if settings.sampler == "front":
         proposer = FrontProposer(
-            standings,
+            expected,
             source,
             limits,
             space,
@@ -137,7 +137,7 @@ def assemble(
             seed=settings.seed,
             first=first,
             earlier=observed,
-            undecided=Undecided(standings.forecasts, settings.seed) if settings.goal == "decide" else None,
+            undecided=UndecidedSizes(expected.forecasts, settings.seed) if settings.goal == "decide" else None,
         )
         if settings.goal != "map":
             next_family = proposer.best_family if one_front else proposer.least_certain_family
@@ -154,7 +154,7 @@ def assemble(
         next_family=next_family,
         may_go_on=limits.allows_trial,
     )
-    return Parts(source, limits, standings, searcher, earlier.summary if earlier else None)
+    return Parts(source, limits, expected, searcher, earlier.summary if earlier else None)
 
 
 def shared_training(settings: SearchSettings, validation_samples: int) -> TrainConfig:

@@ -15,7 +15,7 @@ from pipelines.data.datasets import memory_bytes
 from tune.records.accounting import core_seconds, devices_per_trial, gpu_seconds
 from tune.records.ledger import Ledger, TrialRecord
 from tune.records.training_time import SearchClock
-from tune.run.end_forecast import Left
+from tune.run.end_forecast import RemainingBudget
 from tune.settings import SearchSettings
 from tune.statistics.pareto import Point, hypervolume, pareto_front
 from tune.statistics.replicates import lacking
@@ -72,7 +72,7 @@ class Budget:
             return None
         return why
 
-    def left(self, ledger: Ledger) -> Left:
+    def left(self, ledger: Ledger) -> RemainingBudget:
         """What is left to spend, for a forecast; patience cannot be foreseen."""
         records = list(ledger.records.values())
         started = sum(record.replicate_of is None for record in records)
@@ -80,7 +80,7 @@ class Budget:
         if self.device_hours is not None:
             spent = self._device_seconds(records)
             held = (3600 * self.device_hours - spent) / devices_per_trial(records, self.on_gpus)
-        return Left(
+        return RemainingBudget(
             trials=None if self.max_trials is None else max(0, self.max_trials - started),
             seconds=None if self.seconds is None else max(0.0, self.seconds - self.clock.seconds),
             held_seconds=held,

@@ -15,7 +15,7 @@ from fvae.train_config import TrainConfig
 from pipelines.data.datasets import memory_bytes
 from pipelines.training import main_memory
 from pipelines.training.worker_warnings import raise_trouble
-from tune.records.attempts import Attempt, AttemptEnd, Attempts, begun, ended, now_ms
+from tune.records.attempts import Attempt, AttemptEnd, Attempts, begin_attempt, end_attempt, now_ms
 from tune.records.ledger import Ledger, TrialRecord, changes
 from tune.run.budget import Budget
 from tune.run.gpu_shares import GpuShares
@@ -59,7 +59,7 @@ class LedgerCallback(tune.Callback):
         held = trial.placement_group_factory.required_resources  # type: ignore[attr-defined]  # None before it starts
         attempt = Attempt(started_ms=now_ms(), cpus=held.get("CPU", 0.0), gpus=held.get("GPU", 0.0))
         self._heard[record.id] = time.monotonic()
-        self._show(self.ledger.update(record.id, attempts=begun(record.attempts, attempt)))
+        self._show(self.ledger.update(record.id, attempts=begin_attempt(record.attempts, attempt)))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -110,7 +110,7 @@ class LedgerCallback(tune.Callback):
         line = main_memory.why_it_ran_out(model, train, -(-train.batch_size // self.workers), known, crowded=crowded)
         return {"reason": line, "memory_room": 0 if crowded else here}
 
-    def put_aside(self) -> None:
+    def pause_running(self) -> None:
         """The search ends, and what still runs goes on when the same command is given more of it."""
         self.ledger.flush()
         for record in self.ledger.with_status("running"):
@@ -119,7 +119,7 @@ class LedgerCallback(tune.Callback):
 
     def _ended(self, record: TrialRecord, how: AttemptEnd) -> Attempts:
         heard = self._heard.get(record.id)
-        return ended(record.attempts, how, None if heard is None else time.monotonic() - heard)
+        return end_attempt(record.attempts, how, None if heard is None else time.monotonic() - heard)
 
     def _show(self, record: TrialRecord) -> None:
         for watcher in self.watchers:

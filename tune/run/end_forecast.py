@@ -23,7 +23,7 @@ from tune.records.ledger import TrialRecord
 
 FIRST = 3
 """Trials that must have ended before anything is said."""
-PLAYED = 40
+SIMULATIONS = 40
 """How often the rest of the search is played."""
 BAND = (5, 95)
 """Percentiles of the games that the 80% band takes: in simulated searches they held four in five truths, as a
@@ -35,7 +35,7 @@ SPEED_TRIALS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outlook:
+class EndForecast:
     """How a search is expected to end: medians, and the time's 80% band."""
 
     seconds: float
@@ -55,7 +55,7 @@ class Outlook:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Left:
+class RemainingBudget:
     """What the budgets have left; None: no such budget."""
 
     trials: int | None
@@ -75,9 +75,9 @@ class _Trial:
     """Seconds since its last epoch, or since it began; where it runs."""
 
 
-def outlook(
-    records: Sequence[TrialRecord], *, epochs: int, at_once: int, left: Left, now: int | None = None
-) -> Outlook | None:
+def forecast_end(
+    records: Sequence[TrialRecord], *, epochs: int, at_once: int, left: RemainingBudget, now: int | None = None
+) -> EndForecast | None:
     """The forecast; None while too little is known, or where no budget but patience ends the search.
 
     ``epochs``: of a complete trial; ``at_once``: trials side by side; ``now``: milliseconds since 1970, for tests.
@@ -91,12 +91,12 @@ def outlook(
     speed = Speed(records)
     trials = [trial for record in records if (trial := _seen(record, speed, moment))]
     rng = np.random.default_rng(0)
-    games = np.array([_play(trials, epochs, at_once, left, rng) for _ in range(PLAYED)])
+    games = np.array([_simulate(trials, epochs, at_once, left, rng) for _ in range(SIMULATIONS)])
     seconds, complete, stopped, unfinished, held = games.T
     low, high = np.percentile(seconds, BAND)
     before_complete = sum(record.status == "complete" for record in ended)
     coming = round(float(np.median(complete)))
-    return Outlook(
+    return EndForecast(
         seconds=float(np.median(seconds)),
         low=float(low),
         high=float(high),
@@ -131,8 +131,8 @@ def _seen(record: TrialRecord, speed: Speed, moment: int) -> _Trial | None:
     return _Trial(0, max(idle, speed.seconds(record.flops_per_image, speed.images_per_epoch)), ended, idle)
 
 
-def _play(
-    trials: Sequence[_Trial], epochs: int, at_once: int, left: Left, rng: np.random.Generator
+def _simulate(
+    trials: Sequence[_Trial], epochs: int, at_once: int, left: RemainingBudget, rng: np.random.Generator
 ) -> tuple[float, int, int, int, float]:
     """Once: seconds until the end, complete, stopped and unfinished trials that come, and seconds of their devices."""
     pool = [trials[index] for index in rng.integers(len(trials), size=len(trials))]

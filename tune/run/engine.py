@@ -16,9 +16,9 @@ from ray import tune
 from fvae.config import ConfigError
 from fvae.data.images import Dataset
 from pipelines.storage import Storage
-from tune.propose.expected_front import Standings
+from tune.propose.expected_front import ExpectedFronts
 from tune.run.callbacks import BudgetStopper, PeakMemory
-from tune.run.resources import Room
+from tune.run.resources import Resources
 from tune.run.trial import TrialProcess
 from tune.run.trial_workers import TrialCoordinator
 from tune.run.tune_scheduler import PlacingScheduler
@@ -30,19 +30,19 @@ RETRIES = 2
 
 
 def run_trials(
-    room: Room,
+    resources: Resources,
     dataset: Dataset,
-    standings: Standings,
+    expected: ExpectedFronts,
     searcher: FrontSearcher,
     callbacks: Sequence[tune.Callback],
     stopper: BudgetStopper,
 ) -> bool:
     """Train until the searcher has no more trials, or the budget is used up. False where Ctrl-C ended it before."""
-    ledger = standings.ledger
+    ledger = expected.ledger
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are in the ledger, a line each
-    settings = room.settings
-    peaks = [PeakMemory(room.gpu_shares)] if room.gpu_shares else []
-    searcher.trials_may_return = room.gpu_shares is not None
+    settings = resources.settings
+    peaks = [PeakMemory(resources.gpu_shares)] if resources.gpu_shares else []
+    searcher.trials_may_return = resources.gpu_shares is not None
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with scratch_folder(ledger.root) as scratch:
@@ -50,9 +50,9 @@ def run_trials(
                 trainable(settings, dataset),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
-                    scheduler=PlacingScheduler(standings, room),
+                    scheduler=PlacingScheduler(expected, resources),
                     num_samples=-1,
-                    max_concurrent_trials=room.trials_at_once,
+                    max_concurrent_trials=resources.trials_at_once,
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(

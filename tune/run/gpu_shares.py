@@ -95,7 +95,7 @@ def _tensor_bytes(model: ModelConfig, batch_size: int, precision: Precision, val
     return memory.total_with_graph
 
 
-def keep_to_share(device: str) -> float:
+def limit_to_share(device: str) -> float:
     """Let this process take no more of its card's memory than its share, which Ray counts and does not enforce: one
     that wants more fails alone, and not whoever comes after it. Returns the share.
     """

@@ -21,7 +21,7 @@ from tune.settings import SearchSettings
 
 
 @dataclasses.dataclass(frozen=True)
-class Room:
+class Resources:
     """What there is for the trials of a search, and what each of them gets of it."""
 
     settings: SearchSettings
@@ -48,7 +48,7 @@ class Room:
 
 
 @contextmanager
-def search_session(settings: SearchSettings, dataset: Dataset) -> Iterator[Room]:
+def search_session(settings: SearchSettings, dataset: Dataset) -> Iterator[Resources]:
     """A Ray in which there is room for a trial. Raises ``ConfigError`` where no trial could ever run."""
     needed = {"CPU": ("--cpus-per-trial", float(settings.cpus_per_trial))}
     if settings.gpus_per_trial != "auto":
@@ -64,7 +64,7 @@ def search_session(settings: SearchSettings, dataset: Dataset) -> Iterator[Room]
             at_once = min(fitting, at_once or fitting)
         if settings.gpus_per_trial == "auto":
             shares = GpuShares(smallest_card_bytes(nodes), dataset.held_bytes())
-        yield Room(settings, at_once, resources, shares)
+        yield Resources(settings, at_once, resources, shares)
 
 
 def await_room(settings: SearchSettings) -> None:

@@ -24,10 +24,10 @@ from pipelines.training.model_files import ModelError, load_model
 from pipelines.training.worker_warnings import keep_warnings, raise_trouble, trouble, with_warnings
 from tune.records.ledger import Ledger, TrialRecord
 from tune.records.scores import TestResult, keep_image_bits
-from tune.run.gpu_shares import keep_to_share
+from tune.run.gpu_shares import limit_to_share
 
 if TYPE_CHECKING:
-    from tune.run.resources import Room
+    from tune.run.resources import Resources
 
 
 def read_test_split(
@@ -40,7 +40,7 @@ def read_test_split(
     """
     torch.set_num_threads(threads)
     keep_warnings()
-    keep_to_share(device)
+    limit_to_share(device)
     return with_warnings(_read_test_split(trial_uri, images, seed, device))
 
 
@@ -68,7 +68,7 @@ def _read_test_split(trial_uri: str, images: np.ndarray | ImageSource, seed: int
 
 
 def read_tests(
-    room: Room, dataset: Dataset, ledger: Ledger, ids: Sequence[str], warn: Callable[[str], None]
+    resources: Resources, dataset: Dataset, ledger: Ledger, ids: Sequence[str], warn: Callable[[str], None]
 ) -> Iterator[TrialRecord]:
     """Read the test split for each model of ``ids``, side by side; yields each record when it is written.
 
@@ -76,13 +76,13 @@ def read_tests(
     fails raises ``OSError`` or ``ConfigError``; ``warn`` gets a line for each retry.
     """
     images = ray.put(dataset.images("test"))
-    settings = room.settings
+    settings = resources.settings
     waiting = list(reversed(ids))
     pending: dict[ray.ObjectRef, str] = {}
     while waiting or pending:
         while waiting and len(pending) < (settings.concurrent or len(ids)):
             record = ledger.records[waiting.pop()]
-            gpus = room.gpus(record.config, record.train)
+            gpus = resources.gpus(record.config, record.train)
             read = ray.remote(num_cpus=settings.cpus_per_trial, num_gpus=gpus)(read_test_split)
             arguments = (images, settings.seed, settings.cpus_per_trial, settings.device)
             pending[read.remote(ledger.trial_storage(record.id).uri, *arguments)] = record.id

@@ -24,7 +24,7 @@ from pipelines.training import main_memory
 from pipelines.training.model_files import keep_model
 from pipelines.training.worker_warnings import keep_warnings, trouble, with_warnings
 from tune.records.ledger import RECORD, TrialRecord
-from tune.run.gpu_shares import keep_to_share
+from tune.run.gpu_shares import limit_to_share
 from tune.run.trial_checkpoint import Checkpoints
 
 
@@ -229,7 +229,7 @@ class TrialProcess(tune.Trainable):
         that its share of a card does not hold is tried again with a larger one."""
         torch.set_num_threads(threads)
         keep_warnings()
-        share = keep_to_share(device)
+        share = limit_to_share(device)
         sources = {split: image_source(each) for split, each in images.items()}
         self.training = TrialTraining(config, sources, device, share=share, shares_grow=shares_grow)
 

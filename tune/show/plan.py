@@ -15,7 +15,7 @@ from tune.propose.limits import Limits
 from tune.records.accounting import devices_per_trial
 from tune.records.ledger import Ledger, TrialRecord
 from tune.run.budget import Budget
-from tune.run.end_forecast import Outlook, Speed, outlook
+from tune.run.end_forecast import EndForecast, Speed, forecast_end
 from tune.settings import SearchSettings
 
 GOALS = {"map": "", "front": ", one front for all families", "decide": ", then where the verdict is open"}
@@ -114,11 +114,11 @@ def expected_seconds(drawn: Sequence[Candidate], records: Sequence[TrialRecord],
 
 
 class Forecaster:
-    """The outlook of a running search, made anew as it goes on, but never often."""
+    """The forecast of a running search's end, renewed as the search goes on, but never often."""
 
     def __init__(self, ledger: Ledger, budget: Budget, epochs: int, at_once: int) -> None:
         self.ledger, self.budget, self.epochs, self.at_once = ledger, budget, epochs, at_once
-        self._made: Outlook | None = None
+        self._made: EndForecast | None = None
         self._made_at, self._next = time.monotonic(), 0.0
         self._said_end: float | None = None
 
@@ -128,11 +128,11 @@ class Forecaster:
         made = self.now()
         return None if made is None else max(0.0, made.seconds - (time.monotonic() - self._made_at))
 
-    def now(self) -> Outlook | None:
-        """The newest outlook, made when it was asked for last, or seconds ago."""
+    def now(self) -> EndForecast | None:
+        """The newest forecast, at most seconds old."""
         started = time.monotonic()
         if started >= self._next:
-            self._made = outlook(
+            self._made = forecast_end(
                 list(self.ledger.records.values()), epochs=self.epochs, at_once=self.at_once,
                 left=self.budget.left(self.ledger),
             )  # fmt: skip
@@ -153,8 +153,8 @@ class Forecaster:
         self._said_end = moment + left
         return self.line(made)
 
-    def line(self, made: Outlook) -> str:
-        """An outlook in words."""
+    def line(self, made: EndForecast) -> str:
+        """A forecast in words."""
         end = time.strftime("%H:%M", time.localtime(time.time() + made.seconds))
         put_aside = f", {made.unfinished} put aside" if made.unfinished else ""
         return (

@@ -19,7 +19,7 @@ from tests.tune.small_space import DIGITS, NO_LIMITS, ONE_POINT, SOURCE, SPACE, 
 from tune.propose import limits
 from tune.propose.candidates import Candidate, SpaceCandidates
 from tune.propose.designs import first_models, spread_order
-from tune.propose.expected_front import Standings
+from tune.propose.expected_front import ExpectedFronts
 from tune.propose.front_proposer import FrontProposer
 from tune.propose.limits import Limits
 from tune.propose.surrogate import Surrogate, UnitCube
@@ -42,9 +42,9 @@ def proposer(tmp_path: Path, records: list[TrialRecord] = (), **changes: Any) ->
     ledger = Ledger(open_storage(tmp_path))
     for record in records:
         ledger.put(record)
-    standings = Standings(ledger, Forecasts((4, 15), EPOCHS, math.log2(DIGITS["bins"])), bins=DIGITS["bins"])
+    expected = ExpectedFronts(ledger, Forecasts((4, 15), EPOCHS, math.log2(DIGITS["bins"])), bins=DIGITS["bins"])
     options: dict[str, Any] = {"source": SOURCE, "limits": NO_LIMITS, "space": SPACE, "first": {}} | changes
-    made = FrontProposer(standings, images=DIGITS, epochs=EPOCHS, seed=0, **options)
+    made = FrontProposer(expected, images=DIGITS, epochs=EPOCHS, seed=0, **options)
     for record in ledger.records.values():
         made.tell(record)
     return made
@@ -99,7 +99,7 @@ def test_a_killed_search_goes_on_as_it_would_have(tmp_path: Path) -> None:
     records = searched(15)
     whole = proposer(tmp_path / "whole", records)
     proposals = [whole.propose("flow")]
-    whole.standings.ledger.put(trial(15, proposals[0]))  # type: ignore[arg-type]
+    whole.expected.ledger.put(trial(15, proposals[0]))  # type: ignore[arg-type]
     proposals.append(whole.propose("flow"))
     resumed = proposer(tmp_path / "resumed", [*records, trial(15, proposals[0])])  # type: ignore[arg-type]
     assert resumed.propose("flow").key == proposals[1].key  # type: ignore[union-attr]
@@ -133,7 +133,7 @@ def test_what_runs_already_is_not_sought_again(tmp_path: Path) -> None:
         candidate = made.propose("flow")
         assert isinstance(candidate, Candidate)
         sizes.append(math.log10(candidate.params))
-        made.standings.ledger.put(trial(number, candidate, "running", val_bpd=None))
+        made.expected.ledger.put(trial(number, candidate, "running", val_bpd=None))
     assert np.ptp(sizes) > 0.5
 
 
@@ -167,7 +167,7 @@ def test_when_every_model_is_tried_stopped_ones_go_on(tmp_path: Path) -> None:
     record = stopped(0, only, 3.0, 15)
     made = proposer(tmp_path, [record], source=source, space=ONE_POINT)
     assert made.propose("flow") == record
-    made.standings.ledger.update(record.id, status="complete")
+    made.expected.ledger.update(record.id, status="complete")
     with pytest.raises(ConfigError, match="no untried model"):
         made.propose("flow")
 
@@ -180,7 +180,7 @@ def test_the_family_that_gains_most_is_next_where_families_compete(tmp_path: Pat
         for number, record in enumerate(searched(20, "vae"))
     ]
     made = proposer(tmp_path, [*flows, *vaes])
-    made.standings.compete = True
+    made.expected.compete = True
     assert made.best_family(["vae", "flow"]) == "flow"
 
 

@@ -20,7 +20,7 @@ from tests.tune.small_space import SOURCE
 from tests.tune.synthetic import SEARCH, record, true_bpd
 from tune.map.tradeoff import build_tradeoff
 from tune.propose.expected_improvement import Staircase
-from tune.propose.undecided_sizes import Open, Undecided
+from tune.propose.undecided_sizes import UndecidedRanges, UndecidedSizes
 from tune.records.ledger import TrialRecord
 from tune.settings import SearchSettings
 from tune.statistics.forecasts import Forecasts
@@ -42,11 +42,11 @@ def trials(gap: Callable[[float], float], count: int = 14, seed: int = 0) -> lis
 
 
 def test_a_clear_difference_leaves_nothing_open() -> None:
-    assert Undecided(UNTRAINED, 0).of(trials(lambda size: 0.5)) is None
+    assert UndecidedSizes(UNTRAINED, 0).of(trials(lambda size: 0.5)) is None
 
 
 def test_families_that_cross_are_open_around_the_crossing() -> None:
-    is_open = Undecided(UNTRAINED, 0).of(trials(lambda size: 0.6 * (size - 4.2)))
+    is_open = UndecidedSizes(UNTRAINED, 0).of(trials(lambda size: 0.6 * (size - 4.2)))
     assert is_open is not None
     assert any(low < 4.25 and high > 4.15 for low, high in is_open.ranges)
     assert sum(high - low for low, high in is_open.ranges) < 0.7
@@ -57,18 +57,18 @@ def test_the_family_with_fewer_trials_is_less_sure() -> None:
     both = trials(lambda size: 0.0, count=20)
     flows = [each for each in both if each.family == "flow"]
     fvaes = [each for each in both if each.family == "fvae"][::5]
-    is_open = Undecided(UNTRAINED, 0).of([*flows, *fvaes])
+    is_open = UndecidedSizes(UNTRAINED, 0).of([*flows, *fvaes])
     assert is_open is not None
     assert is_open.family == "fvae"
 
 
 def test_too_few_trials_say_nothing() -> None:
-    assert Undecided(UNTRAINED, 0).of(trials(lambda size: 0.0)[:15]) is None
+    assert UndecidedSizes(UNTRAINED, 0).of(trials(lambda size: 0.0)[:15]) is None
 
 
 def test_it_looks_again_only_when_a_trial_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
-    undecided = Undecided(UNTRAINED, 0)
+    undecided = UndecidedSizes(UNTRAINED, 0)
     monkeypatch.setattr(undecided, "_find", lambda ended: looked.append(len(ended)))
     records = trials(lambda size: 0.0)
     begun = record(99, "flow", 1000, 3.0, status="running")
@@ -88,15 +88,15 @@ def test_only_counted_sizes_are_worth_anything() -> None:
     assert none.expected_improvement(sizes, mean, spread) == pytest.approx([0.0, 0.0])
 
 
-class _Open(Undecided):
-    """Open where it is told."""
+class _Open(UndecidedSizes):
+    """Sizes that are undecided in given ranges."""
 
     def __init__(self, ranges: tuple[tuple[float, float], ...]) -> None:
         super().__init__(UNTRAINED, 0)
         self.ranges = ranges
 
     def _find(self, ended: Any) -> Any:
-        return Open(self.ranges, "fvae") if self.ranges else None
+        return UndecidedRanges(self.ranges, "fvae") if self.ranges else None
 
 
 def test_the_search_trains_where_it_is_open(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ class Life:
         elif event == "put aside":
             self.now += 0.25
             self.lost_seconds += 0.25
-            self.callback.put_aside()
+            self.callback.pause_running()
             self.new_driver()
         elif event == "process dies":
             self.now += 0.5

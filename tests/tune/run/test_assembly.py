@@ -18,10 +18,10 @@ from tests.tune.small_space import SOURCE, Allowed, finish, made_up_bpd
 from tune.propose.candidates import Candidate
 from tune.records.ledger import Ledger, TrialRecord
 from tune.run.assembly import Parts, Strategy, assemble
-from tune.run.resources import Room
+from tune.run.resources import Resources
 from tune.run.tune_scheduler import FrontScheduler, PlacingScheduler
 from tune.settings import SearchSettings
-from tune.stopping import Rule
+from tune.stopping import StoppingRule
 
 pytestmark = pytest.mark.core
 
@@ -49,7 +49,7 @@ def stops(scheduler: FrontScheduler, bits: float = 3.0) -> bool:
     result = {"epoch": RUNG, "val_bpd": bits, "images": 1, "seconds": 1.0, **REST}
     config = {"id": NEWCOMER.id}
     decision = scheduler.on_trial_result(None, SimpleNamespace(config=config), result)  # type: ignore[arg-type]
-    stopped = scheduler.standings.ledger.records[NEWCOMER.id].status == "stopped"
+    stopped = scheduler.expected.ledger.records[NEWCOMER.id].status == "stopped"
     assert stopped == (decision == TrialScheduler.STOP)
     return stopped
 
@@ -92,8 +92,8 @@ def test_a_smaller_and_better_model_of_another_family_stops_a_trial_where_famili
     tmp_path: Path, goal: str, rival: TrialRecord, stopped: bool
 ) -> None:
     parts = made(tmp_path, NEWCOMER, rival, goal=goal)
-    room = Room(SearchSettings(goal=goal, epochs=EPOCHS), None, (), None)
-    assert stops(PlacingScheduler(parts.standings, room)) == stopped  # the scheduler of the search itself
+    resources = Resources(SearchSettings(goal=goal, epochs=EPOCHS), None, (), None)
+    assert stops(PlacingScheduler(parts.expected, resources)) == stopped  # the scheduler of the search itself
 
 
 @pytest.mark.parametrize(("goal", "shares"), [("front", {"vae": 6}), ("map", {"flow": 3, "vae": 3})])
@@ -131,20 +131,20 @@ HOPELESS = [trial(number, 1100, [3.0] * RUNG, "flow", "stopped") for number in r
     ("strategy", "rivals", "stopped"),
     [
         (Strategy(), [complete(900, 2.0, "flow")], True),
-        (Strategy(rule=Rule(rung_shares=())), [complete(900, 2.0, "flow")], False),
+        (Strategy(rule=StoppingRule(rung_shares=())), [complete(900, 2.0, "flow")], False),
         (Strategy(), [complete(5000, 2.0, "flow")], False),
         (Strategy(by_size=False), [complete(5000, 2.0, "flow")], True),
         (Strategy(), [LATE], True),
         (Strategy(extrapolate=False), [LATE], False),
         (Strategy(), [complete(200, 2.0, "flow"), *HOPELESS], False),  # one in sixteen of its size goes on
-        (Strategy(rule=Rule(kept=None)), [complete(200, 2.0, "flow"), *HOPELESS], True),
+        (Strategy(rule=StoppingRule(kept=None)), [complete(200, 2.0, "flow"), *HOPELESS], True),
     ],
 )
 def test_a_strategy_decides_who_is_stopped(
     tmp_path: Path, strategy: Strategy, rivals: list[TrialRecord], stopped: bool
 ) -> None:
     parts = made(tmp_path, NEWCOMER, *rivals, strategy=strategy)
-    assert stops(FrontScheduler(parts.standings, strategy.rule)) == stopped
+    assert stops(FrontScheduler(parts.expected, strategy.rule)) == stopped
 
 
 @pytest.mark.parametrize("designs", [0, 2])

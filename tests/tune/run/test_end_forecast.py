@@ -11,7 +11,7 @@ import pytest
 from fvae.epoch_metrics import EpochMetrics
 from tune.records.attempts import Attempt
 from tune.records.ledger import TrialRecord
-from tune.run.end_forecast import FIRST, Left, Outlook, outlook, wall_seconds
+from tune.run.end_forecast import FIRST, EndForecast, RemainingBudget, forecast_end, wall_seconds
 
 pytestmark = pytest.mark.core
 
@@ -71,12 +71,12 @@ def search(seed: int, *, seconds: float = float("inf")) -> list[Trial]:
     return trials
 
 
-def seen_from(trials: list[Trial], ended: int, left_seconds: float | None = None) -> tuple[float, Outlook | None]:
-    """The moment when so many trials have ended, and the outlook from there."""
+def seen_from(trials: list[Trial], ended: int, left_seconds: float | None = None) -> tuple[float, EndForecast | None]:
+    """The moment when so many trials have ended, and the forecast from there."""
     moment = sorted(trial.end for trial in trials)[ended - 1]
     records = [trial.at(number, moment) for number, trial in enumerate(trials) if trial.start <= moment]
-    left = Left(trials=TRIALS - len(records), seconds=left_seconds)
-    return moment, outlook(records, epochs=EPOCHS, at_once=AT_ONCE, left=left, now=BEGIN + round(1000 * moment))
+    left = RemainingBudget(trials=TRIALS - len(records), seconds=left_seconds)
+    return moment, forecast_end(records, epochs=EPOCHS, at_once=AT_ONCE, left=left, now=BEGIN + round(1000 * moment))
 
 
 @pytest.mark.parametrize(("ended", "factor"), [(FIRST, 2.8), (TRIALS // 4, 2.1), (TRIALS // 2, 2.1)])
@@ -131,20 +131,21 @@ def test_hours_of_devices_end_it_likewise() -> None:
     records = [trial.at(number, moment) for number, trial in enumerate(trials) if trial.start <= moment]
     spent = sum(wall_seconds(each) for each in records)
 
-    def held(left: Left) -> float:
-        made = outlook(records, epochs=EPOCHS, at_once=AT_ONCE, left=left, now=BEGIN + round(1000 * moment))
+    def held(left: RemainingBudget) -> float:
+        made = forecast_end(records, epochs=EPOCHS, at_once=AT_ONCE, left=left, now=BEGIN + round(1000 * moment))
         assert made is not None
         return made.held_seconds
 
-    assert held(Left(trials=None, held_seconds=3 * spent)) == pytest.approx(4 * spent, rel=0.3)
-    assert held(Left(trials=2, held_seconds=30 * spent)) < 4 * spent
+    assert held(RemainingBudget(trials=None, held_seconds=3 * spent)) == pytest.approx(4 * spent, rel=0.3)
+    assert held(RemainingBudget(trials=2, held_seconds=30 * spent)) < 4 * spent
 
 
 def test_nothing_is_said_of_too_little() -> None:
     trials = search(0)
     assert seen_from(trials, FIRST - 1)[1] is None
     records = [trial.at(number, 1e9) for number, trial in enumerate(trials)]
-    assert outlook(records, epochs=EPOCHS, at_once=AT_ONCE, left=Left(trials=None)) is None  # patience has no date
+    no_limit = RemainingBudget(trials=None)  # patience has no date
+    assert forecast_end(records, epochs=EPOCHS, at_once=AT_ONCE, left=no_limit) is None
 
 
 def test_lost_attempts_count_in_what_a_trial_took() -> None:

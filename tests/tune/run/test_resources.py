@@ -15,7 +15,7 @@ from fvae.memory import training_memory
 from pipelines.data.datasets import load_dataset
 from tests.s3 import CREDENTIALS
 from tune.run.callbacks import PeakMemory
-from tune.run.gpu_shares import CONTEXT_BYTES, SAFETY, GpuShares, keep_to_share, smallest_card_bytes
+from tune.run.gpu_shares import CONTEXT_BYTES, SAFETY, GpuShares, limit_to_share, smallest_card_bytes
 from tune.run.resources import placement, search_session, trials_at_once
 from tune.settings import SearchSettings
 
@@ -163,9 +163,9 @@ def test_a_process_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     for assigned, share in (({"GPU": 1.0}, 1.0), ({"CPU": 1.0, "GPU_group_0_ab": 0.5, "GPU_group_ab": 0.5}, 0.5)):
         context = SimpleNamespace(get_assigned_resources=lambda assigned=assigned: assigned)
         monkeypatch.setattr(ray, "get_runtime_context", lambda context=context: context)
-        assert keep_to_share("cuda") == share
+        assert limit_to_share("cuda") == share
     assert limits == [0.5 - 1 / 8]
-    assert keep_to_share("cpu") == 1
+    assert limit_to_share("cpu") == 1
 
 
 def test_a_cluster_without_a_card_has_no_shares() -> None:

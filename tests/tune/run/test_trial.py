@@ -15,7 +15,7 @@ from fvae import ConfigError, ModelConfig, TrainConfig, Trainer
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.training.model_files import load_model
 from pipelines.training.worker_warnings import keep_warnings, raise_trouble, with_warnings
-from tune.records.attempts import Attempt, begun, now_ms
+from tune.records.attempts import Attempt, begin_attempt, now_ms
 from tune.records.ledger import Ledger, TrialRecord, changes
 from tune.run import trial_checkpoint
 from tune.run.scoring import read_test_split
@@ -84,7 +84,7 @@ def start(ledger: Ledger) -> tuple[Process, TrialRecord]:
     """A process for the ledger's one trial, as the searcher and Tune start it."""
     (record,) = ledger.records.values()
     attempt = Attempt(started_ms=now_ms(), cpus=1.0, gpus=0.0)
-    record = ledger.update(record.id, attempts=begun(record.attempts, attempt))
+    record = ledger.update(record.id, attempts=begin_attempt(record.attempts, attempt))
     return Process(config_of(ledger, record)), record
 
 
@@ -274,7 +274,7 @@ def test_main_memory_that_does_not_hold_a_trial_is_one_line(
     process, record = start(ledger)
     if cannot_fit:
         monkeypatch.setattr("tune.run.trial.memory_bytes", lambda: 2**20)
-        monkeypatch.setattr(process.training, "_make_trainer", lambda: pytest.fail("was begun"))
+        monkeypatch.setattr(process.training, "_make_trainer", lambda: pytest.fail("was made"))
     else:
         monkeypatch.setattr(process.training, "_make_trainer", lambda: torch.empty(2**60))
     result = process.step()

@@ -14,8 +14,9 @@ from fvae import ConfigError
 from tests.tune.tiny_trials import DATASET, EPOCHS, check_figures, check_files, open_ledger, search
 from tests.tune.travelling import LargeProcess, MeetingProcess, trial_workers
 from tune.records.ledger import Ledger
-from tune.run import engine, resources, scoring
+from tune.run import engine, scoring
 from tune.run.gpu_shares import CONTEXT_BYTES
+from tune.run.resources import search_session
 from tune.run.trial_checkpoint import CHECKPOINT
 from tune.settings import SearchSettings
 
@@ -43,9 +44,9 @@ def searched(shared_ray: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     ledger, workers = open_ledger(tmp_path_factory.mktemp("run"), 2), Workers()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", shared_ray)
-        with resources.search_session(SearchSettings(workers_per_trial=2, epochs=EPOCHS), DATASET) as room:
-            assert room.trials_at_once == 1
-            assert search(room, ledger, workers)
+        with search_session(SearchSettings(workers_per_trial=2, epochs=EPOCHS), DATASET) as resources:
+            assert resources.trials_at_once == 1
+            assert search(resources, ledger, workers)
     yield ledger, workers
 
 
@@ -70,7 +71,7 @@ def test_the_workers_stay_for_the_next_trial(searched: tuple[Ledger, Workers]) -
 def test_more_workers_than_there_is_room_for_are_one_line(ray_address: str) -> None:
     with (
         pytest.raises(ConfigError, match="--workers-per-trial=4: needs 4 times 1 CPU, .* there is room for 3;"),
-        resources.search_session(SearchSettings(workers_per_trial=4), DATASET),
+        search_session(SearchSettings(workers_per_trial=4), DATASET),
     ):
         pass
 
@@ -108,13 +109,13 @@ def test_two_trials_that_need_half_a_card_share_it(card: None, tmp_path: Path, m
     monkeypatch.setattr(engine, "TrialProcess", MeetingProcess)
     with (
         pytest.raises(ConfigError, match="--gpus-per-trial=auto: a GPU does not say its memory"),
-        resources.search_session(settings, DATASET),
+        search_session(settings, DATASET),
     ):
         pass
-    monkeypatch.setattr(resources, "smallest_card_bytes", lambda nodes: 2.5 * CONTEXT_BYTES)
-    with resources.search_session(settings, DATASET) as room:
-        assert search(room, ledger, running)
-        (record,) = scoring.read_tests(room, DATASET, ledger, ["0002-fvae"], pytest.fail)
+    monkeypatch.setattr("tune.run.resources.smallest_card_bytes", lambda nodes: 2.5 * CONTEXT_BYTES)
+    with search_session(settings, DATASET) as resources:
+        assert search(resources, ledger, running)
+        (record,) = scoring.read_tests(resources, DATASET, ledger, ["0002-fvae"], pytest.fail)
     assert {each.status for each in ledger.records.values()} == {"complete"}
     assert running.bundles == [{"CPU": 1.0, "GPU": 0.5}] * 3 * EPOCHS
     assert running.most == 2
@@ -129,9 +130,9 @@ def test_a_trial_that_its_share_does_not_hold_gets_twice_that(
     ledger, running = open_ledger(tmp_path, 3), Running()
     settings = SearchSettings(gpus_per_trial="auto", epochs=EPOCHS, concurrent=1)
     monkeypatch.setattr(engine, "TrialProcess", LargeProcess)
-    monkeypatch.setattr(resources, "smallest_card_bytes", lambda nodes: 4.5 * CONTEXT_BYTES)
-    with resources.search_session(settings, DATASET) as room:
-        assert search(room, ledger, running)
+    monkeypatch.setattr("tune.run.resources.smallest_card_bytes", lambda nodes: 4.5 * CONTEXT_BYTES)
+    with search_session(settings, DATASET) as resources:
+        assert search(resources, ledger, running)
     for record in ledger.records.values():
         check_figures(record)
     assert [bundle["GPU"] for bundle in running.bundles][:3] == [0.25, 0.5, 1.0]

@@ -14,7 +14,8 @@ from ray.cluster_utils import Cluster
 from tests.tune.tiny_trials import DATASET, EPOCHS, check_figures, check_files, open_ledger, search
 from tests.tune.travelling import WORKER_KILLED, MortalCoordinator, trial_workers, wait_until
 from tune.records.ledger import Ledger
-from tune.run import engine, resources
+from tune.run import engine
+from tune.run.resources import search_session
 from tune.settings import SearchSettings
 
 pytestmark = pytest.mark.faults
@@ -52,9 +53,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ledger,
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_ADDRESS", cluster.address)
             patch.setattr(engine, "TrialCoordinator", MortalCoordinator)
-            with resources.search_session(SearchSettings(workers_per_trial=2, epochs=EPOCHS), DATASET) as room:
-                assert room.trials_at_once == 1
-                assert search(room, ledger, killer)
+            with search_session(SearchSettings(workers_per_trial=2, epochs=EPOCHS), DATASET) as resources:
+                assert resources.trials_at_once == 1
+                assert search(resources, ledger, killer)
         yield ledger, killer
     finally:
         cluster.shutdown()

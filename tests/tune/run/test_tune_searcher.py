@@ -19,7 +19,7 @@ from tests.tune.small_space import DIGITS, FAMILIES, ONE_POINT, SPACE, finish, s
 from tune.propose import limits
 from tune.propose.candidates import Candidate, SpaceCandidates
 from tune.propose.limits import Limits
-from tune.records.attempts import Attempt, begun, ended
+from tune.records.attempts import Attempt, begin_attempt, end_attempt
 from tune.records.ledger import Ledger, TrialRecord
 from tune.run.tune_searcher import FrontSearcher
 from tune.space import SearchSpace, initial_designs, suggest
@@ -246,7 +246,7 @@ def test_a_stopped_trial_that_is_proposed_goes_on_and_is_a_turn_of_its_family(tm
     search = searcher(tmp_path, trials=5, families=("flow", "vae"))
     proposer = search.proposer = Resuming(search.ledger, SpaceCandidates(SPACE, DIGITS, TrainConfig()))
     began = search.suggest("0")
-    attempts = ended(begun((), Attempt(started_ms=0, cpus=1, gpus=0)), "stopped")
+    attempts = end_attempt(begin_attempt((), Attempt(started_ms=0, cpus=1, gpus=0)), "stopped")
     search.ledger.update(began["id"], attempts=attempts)
     finish(search, "0", began["id"], "stopped")
     assert search.suggest("1") == began

@@ -19,7 +19,7 @@ from tune.records.ledger import Ledger, TrialRecord
 from tune.records.training_time import SearchClock
 from tune.run.assembly import limits_of
 from tune.run.budget import Budget
-from tune.run.end_forecast import Outlook, Speed
+from tune.run.end_forecast import EndForecast, Speed
 from tune.settings import SearchSettings
 from tune.show import plan
 from tune.show.plan import CHANGE, Forecaster, expected_seconds, what_it_costs, what_runs
@@ -136,12 +136,12 @@ def test_a_forecast_is_said_first_and_then_only_when_it_changes_much(
     budget = Budget(settings, SearchClock(ledger.root), DIGITS.bins)
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(plan.time, "monotonic", lambda: clock.now)
-    made: list[Outlook | None] = [None]
-    monkeypatch.setattr(plan, "outlook", lambda *_, **__: made[0])
+    made: list[EndForecast | None] = [None]
+    monkeypatch.setattr(plan, "forecast_end", lambda *_, **__: made[0])
 
     def news(seconds: float | None, after: float) -> str | None:
         clock.now += after
-        made[0] = None if seconds is None else Outlook(
+        made[0] = None if seconds is None else EndForecast(
             seconds=seconds, low=0.8 * seconds, high=2 * seconds, complete=30, stopped=18, unfinished=0,
             held_seconds=7200.0,
         )  # fmt: skip
