@@ -167,7 +167,7 @@ class SearchRun:
         ended = self.budget.finished(ledger, settings.seeds)
         if ended and not self.unread:
             return ended
-        ledger.root.delete(DATABASE)  # it is written anew, also by a later session if this one is killed
+        ledger.root.delete(DATABASE)  # it is written again, by a later session if this one is killed
         from tune.run.assembly import assemble  # Ray takes seconds to import: a finished search is shown without it
         from tune.run.resources import search_session
         from tune.run.scoring import read_tests
@@ -194,8 +194,8 @@ class SearchRun:
 
         settings, dataset, ledger, budget = self.settings, self.dataset, self.ledger, self.budget
         at_once = resources.expected_at_once()
-        if parts.said:
-            self._print(parts.said)
+        if parts.warm_start:
+            self._print(parts.warm_start)
         self._print(what_it_costs(settings, dataset, ledger, budget, parts.source, parts.limits, at_once))
         stopper = BudgetStopper(budget, ledger)
         budget.clock.start()

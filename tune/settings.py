@@ -1,4 +1,4 @@
-"""What a search is told: the options of ``python tune/search.py``."""
+"""Settings of a search: the options of ``python tune/search.py``."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Sampler = Literal["front", "tpe", "nsga2", "gp", "random"]
 Goal = Literal["map", "front", "decide"]
 
 TRIALS = 48
-"""Of a search that is given no budget at all."""
+"""Trials of a search that is given no budget at all."""
 
 
 def _unset(metavar: str) -> Any:
-    """An option that is None unless it is given: its help says what that means, and ``None`` is no word for users."""
+    """An option that is None unless it is given: its help describes the default, and does not show ``None``."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
@@ -51,7 +51,7 @@ class SearchSettings(RunSettings):
     """Passes over the training images that every complete trial gets."""
     time_budget: Annotated[str | None, _unset("TIME")] = None
     """Time for training, such as 2h, 90m or 1h30m, over all sessions of the search.
-    What still runs at the end is put aside, and a larger budget goes on with it."""
+    Trials that still run at the end are paused, and a larger budget goes on with them."""
     gpu_hours: Annotated[float | None, _unset("HOURS")] = None
     """Hours of GPUs that all trials together may train for; without GPUs, of cores."""
     patience: Annotated[int | None, _unset("N")] = None
@@ -112,7 +112,7 @@ class SearchSettings(RunSettings):
         require_choice("--goal", self.goal, get_args(Goal))
         require(
             self.goal == "map" or self.sampler == "front",
-            f"--goal={self.goal}: --sampler {self.sampler} knows no sizes beforehand; give --sampler front",
+            f"--goal={self.goal}: --sampler {self.sampler} does not use sizes; give --sampler front",
         )
         require(
             self.goal != "decide" or {"fvae", "flow"} <= set(self.families),
@@ -163,7 +163,7 @@ class SearchSettings(RunSettings):
 
     @property
     def device(self) -> str:
-        """Where trials train: ``cpu`` or ``cuda``."""
+        """Device on which trials train: ``cpu`` or ``cuda``."""
         return "cuda" if self.gpus_per_trial else "cpu"
 
     def options_to_decide(self) -> list[str] | None:
@@ -185,7 +185,7 @@ class SearchSettings(RunSettings):
         return self.name or as_run_name(dataset_name) or "images"
 
     def run_storage(self, dataset_name: str) -> Storage:
-        """Where the run's files lie."""
+        """Storage of the run's files."""
         return self.all_runs().child(self.run_name(dataset_name))
 
 

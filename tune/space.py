@@ -1,4 +1,4 @@
-"""What is searched. Change the ranges here; nothing else needs to know them.
+"""The search space: ranges and choices of every hyperparameter. Change them here; nothing else depends on them.
 
 The space is conditional: a plain flow is asked nothing about an encoder, a VAE nothing about a flow. Scales of pixels
 are in bins, so that a range means the same at any number of levels.
@@ -29,7 +29,7 @@ class SearchSpace:
     split_mixing: tuple[bool, ...] = (False,)
     """Whether channels are mixed before half of them leave a flow of several levels."""
     dequantization: tuple[str, ...] = ("uniform", "variational")
-    """Of a flow. The variational one takes the place of σ, which is 0 then."""
+    """Dequantization of a flow. The variational one replaces σ, which is 0 then."""
     encoder_levels: tuple[int, int]
     encoder_blocks: tuple[int, int]
     encoder_width: tuple[int, int]
@@ -54,7 +54,7 @@ class SearchSpace:
     learning_rate: tuple[float, float] = (5e-3, 3e-2)
     """Log scale. On the digits, small models do best near the upper end, large ones in the middle."""
     kl_warmup: tuple[float, ...] = (0.7, 0.3, 0.0)
-    """Of a VAE, which may leave its latent unused without it (``docs/model.md``)."""
+    """KL warm-up of a VAE, which may leave its latent unused without it (``docs/model.md``)."""
 
     @classmethod
     def for_images(cls, shape: tuple[int, int, int], bins: int) -> SearchSpace:

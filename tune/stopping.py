@@ -1,8 +1,8 @@
-"""Early stopping that knows both objectives: bits/dim as it is measured, and size, known beforehand.
+"""Early stopping by both objectives: bits/dim, which is measured, and size, which is known beforehand.
 
 The rule, at each rung, for a trial with N parameters (:class:`StoppingRule` has its parameters):
 
-1. What will it reach? Its own learning curve says so, and what trials of its size reach; with a spread
+1. What will it reach? A forecast from its own learning curve and from trials of its size, with a spread
    (:mod:`tune.statistics.forecasts`).
 2. By how much would that enlarge the area that the front dominates? The front is what fully trained trials of its
    family have reached and running ones are forecast to reach. Where rivals of N parameters or less do better than
@@ -12,7 +12,7 @@ The rule, at each rung, for a trial with N parameters (:class:`StoppingRule` has
    and the highest bits/dim on it, or the trial's where that is higher.
 4. A trial that has already measured less than every complete trial of its front of its size or less goes on too.
 5. Otherwise it is stopped, unless its size would starve: of the trials of its family in a band of sizes (half a
-   decade) that reached the rung, one in ``kept`` goes on whatever the rule says.
+   decade) that reached the rung, one in ``kept`` goes on in any case.
 
 Where families compete for one front (``--goal front``), the trials of its family are those of all families.
 
@@ -20,8 +20,8 @@ What follows. A trial that is forecast to lie clearly on its front is never stop
 family can stop one by being better (unless families compete for one front). A trial of which little is known yet has
 a wide forecast, and is left alone. Being stopped is no verdict: the trial keeps its checkpoint, and the proposer takes
 it up again from there once that has become the best use of the next epochs (:mod:`tune.propose.front_proposer`).
-Stopped trials enter no front and no fit. Nobody waits at a rung (asynchronous): a trial is compared with what is there
-when it arrives.
+Stopped trials enter no front and no fit. No trial waits at a rung (asynchronous): it is compared with the trials that
+are there when it arrives.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tune.records.ledger import TrialRecord
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoppingRule:
-    """The rule, and its parameters."""
+    """The stopping rule, and its parameters."""
 
     rung_shares: tuple[float, ...] = (1 / 15, 1 / 8, 1 / 4, 1 / 2)
     """Shares of the epochs at which a trial may be stopped."""

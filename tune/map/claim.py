@@ -51,7 +51,7 @@ def build_claim(
     Args:
         records: of trials that have ended.
         seed: of the samples.
-        epochs: of a complete trial; without it part-trained trials say nothing.
+        epochs: of a complete trial; without it part-trained trials are ignored.
         bins: levels of a pixel.
         competed: whether families competed for one front. Then there is no verdict: trials of one were stopped because
             the other's were better, so its front is not what it could have reached.
@@ -232,7 +232,7 @@ def _ratio(fvae: Paths, flow: Paths) -> dict[str, Any] | None:
 
 
 def _ends(low: Floats, high: Floats) -> list[float | None]:
-    """95% interval of ratios whose log10 lie between ``low`` and ``high`` ``[S]``; JSON knows no infinity."""
+    """95% interval of ratios whose log10 lie between ``low`` and ``high`` ``[S]``; None for infinity, for JSON."""
     lower = float(10 ** np.quantile(low, 0.025, method="lower"))
     upper = float(10 ** np.quantile(high, 0.975, method="higher"))
     return [lower, upper if np.isfinite(upper) else None]

@@ -14,7 +14,7 @@ from tune.map.style import LABELS, format_count
 from tune.statistics.pareto import Front
 
 HOPELESS_FACTOR = 8
-"""Beyond so many times the trials, more of the same is no advice."""
+"""Where it takes more times the trials than this, more trials are not recommended."""
 MORE_FACTOR = 1.5
 """Times the trials that advice asks for at least."""
 WORDS = {"fewer": "needs fewer parameters than the flow", "more": "needs more parameters than the flow",
@@ -52,7 +52,7 @@ def no_shared_size(claim: dict[str, Any], fvae: Front, flow: Front) -> dict[str,
 
 
 def decided(claim: dict[str, Any]) -> dict[str, str]:
-    """The comparison has the word."""
+    """Both families have enough trials, and share sizes."""
     return {"why": _by_size(claim), "would_decide": _would_decide(claim)}
 
 
@@ -103,7 +103,7 @@ def _by_size(claim: Mapping[str, Any]) -> str:
 
 
 def _at_k64(curve: Mapping[str, Any]) -> str:
-    """What the importance-weighted bound of 64 samples says, at the middle size."""
+    """A sentence on the importance-weighted bound of 64 samples, with the difference at the middle size."""
     words = {"fewer": "fewer parameters", "more": "more parameters", "undecided": "undecided"}
     ranges = (
         f"{words[each['answer']]} from {format_count(each['from'])} to {format_count(each['to'])}"
@@ -195,7 +195,7 @@ def _would_decide(claim: Mapping[str, Any]) -> str:
             gap = float(np.median(np.abs(np.array(curve["difference"]["median"])[inside]))) if inside.any() else 0.0
             sentences.append(
                 f"{where.capitalize()} the families differ by some {gap:.3f} bits/dim only, too little for more trials "
-                "of this kind to tell: a longer budget may part them."
+                "of this kind to show: a longer budget may separate them."
             )
         else:
             sentences.append(

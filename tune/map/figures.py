@@ -24,7 +24,7 @@ COMPUTE_AXES: tuple[tuple[Axis, str], ...] = (
 )
 
 SIZE_COLORS = ("#56b4e9", "#0072b2", "#332288")
-"""Of three sizes, from small to large."""
+"""Colours of three sizes, from small to large."""
 COMPARED_COLORS = {"all": COLORS["fvae"], "discretized": "#cc79a7", "gaussian": "#e69f00"}
 
 Trial = Mapping[str, Any]

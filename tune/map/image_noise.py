@@ -1,4 +1,4 @@
-"""By how much two families' difference would be another one on other images of the same kind: a paired bootstrap."""
+"""A paired bootstrap over test images: how two families' difference varies with the images of the test split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BitsOfImages = Callable[[TrialRecord], Floats | None]
 
 
 class ImageNoise:
-    """By how much two families' difference would be another one on other images of the same kind."""
+    """Changes of two families' difference on other images of the same kind, drawn by a bootstrap."""
 
     def __init__(self, records: Sequence[TrialRecord], bits_of_images: BitsOfImages, seed: int) -> None:
         self._seed = seed

@@ -74,7 +74,7 @@ def write_page(run: Storage, tradeoff: Mapping[str, Any], records: Sequence[Tria
         reference=_reference(tradeoff["hypervolume"]["reference"]),
         models=[_model_row(trial, tradeoff) for trial in models],
         pictures=_pictures(run, models),
-        unhappy=[_unhappy_row(trial) for trial in trials if trial["status"] != "complete"],
+        incomplete=[_incomplete_row(trial) for trial in trials if trial["status"] != "complete"],
     )
     run.write("tradeoff.html", page.encode())
 
@@ -116,7 +116,7 @@ def _before_and_after(trial: Trial, name: str) -> str:
     return f"{_number(trial[f'{name}_init'])} → {_number(trial[name])}*"
 
 
-def _unhappy_row(trial: Trial) -> dict[str, Any]:
+def _incomplete_row(trial: Trial) -> dict[str, Any]:
     return {
         "id": trial["id"],
         "label": LABELS[trial["family"]],
@@ -148,7 +148,7 @@ def _fit_row(tradeoff: Mapping[str, Any], family: str) -> dict[str, Any]:
 
 
 def _saturation(found: Mapping[str, Any]) -> str:
-    """Where size stops mattering, and why."""
+    """Size beyond which more parameters do not help, and why."""
     count = found["larger"]
     trials = "the complete trial" if count == 1 else f"the {count} complete trials"
     no_better = f"{trials} of up to {format_count(found['largest'])} parameters reached no fewer bits/dim than "

@@ -23,7 +23,7 @@ from tune.statistics.pareto import complete_trials
 MARKERS = {"fvae": "o", "flow": "s", "vae": "D"}
 DPI = 160
 CAPTION_CHARACTERS = 124
-"""Of a line of the caption, so that it ends with the panels."""
+"""Characters of a line of the caption, so that it ends with the panels."""
 MOST_LABELLED = 2000
 """Ratio of an axis's ends beyond which its powers of ten are labels enough."""
 TEXT: dict[str, Any] = {"color": INK, "fontsize": 10}
@@ -63,7 +63,7 @@ def _draw_sizes(axes: Axes, tradeoff: Mapping[str, Any]) -> None:
     complete = [trial for trial in trials if trial["status"] == "complete"]
     part_trained = [trial for trial in trials if trial["status"] == "stopped"]
     if not complete:
-        _say(axes, "No complete trial yet")
+        _show_message(axes, "No complete trial yet")
         return
     bars = [spread["val_bpd_mean"] - spread["val_bpd_std"] for spread in tradeoff["seeds"].values()]
     limits = focus_range([*(trial["val_bpd"] for trial in complete), *bars])
@@ -123,7 +123,7 @@ def _draw_compute(axes: Axes, records: Sequence[TrialRecord]) -> None:
     _style(axes, "Training FLOPs of one run", "", "Quality by training compute")
     complete = complete_trials(records)
     if not complete:
-        _say(axes, "No complete trial yet")
+        _show_message(axes, "No complete trial yet")
         return
     low, high = focus_range(trial.val_bpd for trial in complete if trial.val_bpd is not None) or (0, 1)
     high += 0.5 * (high - low)
@@ -172,7 +172,7 @@ def _style(axes: Axes, x_label: str, y_label: str, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _say(axes: Axes, message: str) -> None:
+def _show_message(axes: Axes, message: str) -> None:
     axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=12)
     axes.set_xticks([])
     axes.set_yticks([])

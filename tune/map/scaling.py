@@ -183,7 +183,7 @@ def forecast_front(points: Floats, sizes: Floats, seed: int) -> dict[str, list[f
 def _forecast(
     front: Front, law: PowerLaw, resampled: Sequence[PowerLaw], sizes: Floats, rng: np.random.Generator
 ) -> dict[str, list[float]]:
-    """The mean of two opinions that are given the same weight, for a family may be at its floor and a curve through a
+    """The mean of two forecasts that are given the same weight, for a family may be at its floor and a curve through a
     few points cannot know it: the front goes on along its curve, or it stays where it is.
 
     Three things make the band: which of the two holds, which trials happened to be run (resampled, as for the

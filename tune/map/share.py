@@ -23,11 +23,11 @@ from tune.statistics.pareto import Floats
 from tune.statistics.stochastic_frontier import SEED_SPREAD, sample_frontiers
 
 SIZES = 3
-"""How many sizes are looked at."""
+"""How many sizes are evaluated."""
 STEPS = 19
-"""Shares of an f-VAE that are looked at."""
+"""Shares of an f-VAE that are evaluated."""
 LEAST_TRIALS = 3
-"""Complete f-VAEs of a likelihood, fewer of which say nothing of shares; and of flows and VAEs, to be looked at too."""
+"""Complete f-VAEs of a likelihood that its shares need; and complete flows and VAEs, to be included."""
 CURVES = ("flow", "fvae", "vae")
 
 
@@ -42,10 +42,12 @@ def share_of(record: TrialRecord) -> float | None:
 def best_shares(
     records: Sequence[TrialRecord], forecasts: Forecasts, seed: int, *, seed_spread: float = SEED_SPREAD
 ) -> dict[str, Any]:
-    """By likelihood of f-VAE and VAE, as far as there are trials enough: ``size`` ``[K]`` in parameters; ``share``
-    ``[M]``, ascending, 0 the flow and 1 the VAE; bits/dim ``median``, ``low`` and ``high`` ``[K][M]``, null where a
-    family has no model so small; and ``best`` ``[K]``: of the shares between the smallest and the largest that were
-    trained, the ``share`` of the fewest bits/dim with its 95% interval ``low`` to ``high``.
+    """Best shares by likelihood of f-VAE and VAE, where there are enough trials.
+
+    A likelihood has ``size`` ``[K]`` in parameters; ``share`` ``[M]``, ascending, 0 the flow and 1 the VAE; bits/dim
+    ``median``, ``low`` and ``high`` ``[K][M]``, null where a family has no model so small; and ``best`` ``[K]``: of the
+    shares between the smallest and the largest that were trained, the ``share`` of the fewest bits/dim with its 95%
+    interval ``low`` to ``high``.
 
     ``forecasts`` has learned from the trials; ``seed_spread`` is σ of :mod:`tune.statistics.stochastic_frontier`.
     """

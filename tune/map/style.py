@@ -1,4 +1,4 @@
-"""One look for the figure and the page: names, colours and numbers."""
+"""The common style of the figure and the page: names, colours and formats of numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 LABELS = {"fvae": "f-VAE", "flow": "flow", "vae": "VAE"}
 COLORS = {"fvae": "#d55e00", "flow": "#0072b2", "vae": "#009e73"}
-"""Of Okabe and Ito's palette: told apart with any colour vision."""
+"""Colours of Okabe and Ito's palette, which are distinguishable with any colour vision."""
 GREY = "#8a8f98"
 INK = "#1f2430"
 

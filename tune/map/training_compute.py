@@ -1,4 +1,4 @@
-"""Training compute: what a trial spent, and the best bits/dim a family had reached by then."""
+"""Training compute: FLOPs and seconds that a trial spent, and the best bits/dim that a family had reached by then."""
 
 from __future__ import annotations
 

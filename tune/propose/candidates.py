@@ -20,7 +20,7 @@ from tune.records.ledger import TrialRecord
 from tune.space import SearchSpace, initial_designs, suggest, suggestion_of
 
 DRAWS = 100
-"""How many points in a row may be no possible model before a space is said to hold none."""
+"""How many points in a row may be no possible model before a space counts as empty."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Candidate:
 
     family: str
     suggestion: dict[str, Any]
-    """Its point in the search space, as Optuna knows it."""
+    """Its point in the search space, as Optuna's parameters."""
     model: ModelConfig
     train: dict[str, Any]
     """``TrainConfig.to_dict()``, with what is searched of it."""
@@ -90,7 +90,7 @@ def point_of(record: TrialRecord, space: SearchSpace, images: dict[str, int]) ->
 
 
 class CandidateSource(Protocol):
-    """Where candidates come from: a search space, or a table of models that are trained already."""
+    """A source of candidates: a search space, or a table of models that are trained already."""
 
     def draw(self, family: str, count: int, rng: np.random.Generator) -> list[Candidate]:
         """``count`` possible models of a family, each drawn uniformly; fewer where there are none."""
@@ -119,13 +119,13 @@ class SpaceCandidates:
     def draw(self, family: str, count: int, rng: np.random.Generator) -> list[Candidate]:
         """``count`` possible models, uniform in the space's own scales; duplicates are possible in a small space."""
         drawn: list[Candidate] = []
-        in_vain = 0
-        while len(drawn) < count and in_vain < DRAWS:
+        failures = 0
+        while len(drawn) < count and failures < DRAWS:
             try:
                 drawn.append(self.ask(UniformTrial(rng), family))
-                in_vain = 0
+                failures = 0
             except ConfigError:
-                in_vain += 1
+                failures += 1
         return drawn
 
     def ask(self, trial: optuna.trial.BaseTrial, family: str) -> Candidate:
@@ -138,7 +138,7 @@ class SpaceCandidates:
         fixed = optuna.trial.FixedTrial(suggestion)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)  # so Optuna says of a value that it is out of range
+                warnings.simplefilter("error", UserWarning)  # Optuna warns so of a value that is out of range
                 return self.ask(fixed, family)
         except (ValueError, UserWarning) as error:  # ConfigError is a ValueError
             raise ConfigError(f"{family} {suggestion}: not in the search space ({error})") from error

@@ -1,4 +1,4 @@
-"""Trials that answer for a define-by-run space by themselves: uniformly, near a point, or crossed from two."""
+"""Trials that suggest the values of a define-by-run space: uniformly, near a point, or crossed from two."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def crossed(parent: Mapping[str, Any], other: Mapping[str, Any], rng: np.random.
 
 
 class Suggesting(optuna.trial.FixedTrial):
-    """Suggests what :meth:`choose_number` and :meth:`choose` say, and keeps it."""
+    """Suggests the values of :meth:`choose_number` and :meth:`choose`, and keeps them."""
 
     def __init__(self) -> None:
         super().__init__({})

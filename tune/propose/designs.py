@@ -1,4 +1,4 @@
-"""What a family's search begins with."""
+"""Initial designs: the models that each family's search begins with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tune.propose.candidates import Candidate, CandidateSource
 from tune.propose.limits import Limits
 
 MOST = 6
-"""Sound models of each family: what is chosen after them tells more."""
+"""Initial designs of each family at most: models that are chosen after them are more informative."""
 
 
 def first_models(
@@ -25,7 +25,7 @@ def first_models(
 
     Args:
         source: the models that may be trained.
-        limits: those of size are heeded here; what is left of them is the proposer's business.
+        limits: those of size are applied here; the proposer applies the others.
         families: that are searched.
         trials: of all families together.
         fronts: of an earlier search, by family, by ascending size: they take the place of the sound models.

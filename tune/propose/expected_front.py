@@ -1,4 +1,4 @@
-"""How a search's trials stand: what each will reach, as far as anybody knows, and the front that this makes."""
+"""The expected Pareto front of a running search: what each trial is forecast to reach, and the front that follows."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class TrialForecast(NamedTuple):
 
 
 class ExpectedFronts:
-    """The scheduler's and the proposer's view of the ledger.
+    """Forecasts of the ledger's trials, and the fronts that follow, for the scheduler and the proposer.
 
-    Trials share a front with those of their own family, or with ``compete`` with all. Further seeds of a trial are no
-    rivals of anybody.
+    Trials share a front with those of their own family, or with ``compete`` with all. Further seeds of a trial are
+    on no front.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class ExpectedFronts:
             forecasts: of its trials.
             bins: levels of a pixel; a front's area is counted below the bits/dim of a uniform guess.
             compete: one front for all families.
-            by_size: False: bits/dim alone counts, to see what sizes are worth.
-            extrapolate: False: a part-trained trial is worth what it has reached, compared after equal training, to
-                see what forecasts are worth.
+            by_size: False: bits/dim alone counts, to measure what sizes contribute.
+            extrapolate: False: a part-trained trial counts by what it has reached, compared after equal training, to
+                measure what forecasts contribute.
         """
         self.ledger, self.forecasts = ledger, forecasts
         self.compete, self.by_size, self.extrapolate = compete, by_size, extrapolate
@@ -64,7 +64,7 @@ class ExpectedFronts:
         return forecasts
 
     def forecast(self, record: TrialRecord, epoch: int | None = None) -> Forecast | None:
-        """What a trial will reach, None where nobody knows; without extrapolation: what it had reached at ``epoch``."""
+        """What a trial will reach, or without extrapolation had reached at ``epoch``; None where that is unknown."""
         if self.extrapolate or (epoch is None and record.status == "complete"):
             return self.forecasts.of(record)
         if epoch is None or record.status == "failed" or record.epochs < epoch:
@@ -72,7 +72,7 @@ class ExpectedFronts:
         return Forecast(min(point.val_bpd for point in record.history[:epoch]), LEAST_SPREAD)
 
     def share_a_front(self, record: TrialRecord, family: str) -> bool:
-        """Whether a trial is on the same plane as those of ``family``."""
+        """Whether a trial shares a front with those of ``family``."""
         return record.replicate_of is None and (self.compete or record.family == family)
 
     def front(self, trials: Iterable[TrialForecast], largest: int) -> Staircase:

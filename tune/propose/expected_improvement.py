@@ -1,4 +1,4 @@
-"""By how much a model is expected to enlarge the area that a front dominates, its size being known beforehand.
+"""Expected hypervolume improvement: by how much a model of known size should enlarge the area that a front dominates.
 
 General searches do not know one of their objectives exactly. Where the size is known, the expected hypervolume
 improvement over (size, bits/dim) is a sum of one-dimensional expectations: over each stretch of sizes between two
@@ -16,7 +16,7 @@ from scipy.special import ndtr
 from tune.statistics.pareto import Floats, Point, pareto_front
 
 BEYOND = 2.0
-"""How many times the largest size a front's area counts up to, or the largest model would be worth nothing."""
+"""How many times the largest size a front's area counts up to, or the largest model would add nothing."""
 
 
 class Staircase:
@@ -26,7 +26,7 @@ class Staircase:
         self, points: Iterable[Point], reference: Point, counted: Sequence[tuple[float, float]] | None = None
     ) -> None:
         """``points`` need not be a front; those beyond the reference dominate nothing. ``counted``: the stretches of
-        log sizes in which an improvement is worth anything; None: all up to the reference."""
+        log sizes in which an improvement counts; None: all up to the reference."""
         self.reference, self.counted = reference, counted
         inside = [point for point in points if point[0] < reference[0] and point[1] < reference[1]]
         front = [inside[index] for index in pareto_front(inside)]

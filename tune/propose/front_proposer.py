@@ -1,9 +1,9 @@
 """The default way to choose the next model: :class:`tune.propose.front_sampler.FrontSampler`, for each family by
 itself.
 
-What it chooses from are the models that nobody has trained and the family's stopped trials: one of those goes on, from
-where it was, once that has become the best use of the next epochs. Everything follows from the ledger, the seed and the
-trial's number, so a search that was killed goes on as it would have.
+It chooses from untrained models and the family's stopped trials: one of those goes on, from where it was, once that has
+become the best use of the next epochs. Everything follows from the ledger, the seed and the trial's number, so a search
+that was killed goes on as it would have.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class FrontProposer:
             images: ``channels``, ``height``, ``width`` and ``bins``.
             epochs: of a full training.
             seed: of the draws.
-            first: what each family is begun with, from small to large.
+            first: initial designs of each family, from small to large.
             earlier: ended trials of other searches that compare: observations, and not proposed again unless they
                 are among ``first``.
-            undecided: where the verdict is open, for a search that is to decide it.
+            undecided: finds the sizes at which the verdict is open, for a search that is to decide it.
         """
         self.undecided = undecided
         self.expected, self.source, self.limits = expected, source, limits
@@ -87,7 +87,7 @@ class FrontProposer:
                 self.untried.take(known)
 
     def tell(self, record: TrialRecord) -> None:
-        """Its model is not proposed again; the rest the ledger knows."""
+        """Do not propose the trial's model again; the ledger holds everything else."""
         self.untried.take(key(record.config, record.train))
 
     def propose(self, family: str) -> Candidate | TrialRecord:
@@ -140,7 +140,7 @@ class FrontProposer:
         return Choice(choice.what.model, choice.value)
 
     def _first_left(self, family: str) -> Candidate | None:
-        """The next of what a family is begun with."""
+        """The next of a family's initial designs; None where none is left."""
         designs = self.first.get(family, ())
         return next((each for each in designs if each in self.untried and self.limits.allows(each)), None)
 
@@ -148,7 +148,7 @@ class FrontProposer:
         return self.undecided.of(list(self.expected.ledger.records.values())) if self.undecided else None
 
     def _trials_beside(self, family: str) -> list[FrozenTrial]:
-        """The trials on the family's front, as Optuna knows them."""
+        """The trials that share the family's front, as trials of Optuna."""
         records = self.expected.ledger.records.values()
         self.expected.forecasts.learn(records)  # of all families at once, in the order in which trials complete
         return [self._trials.of(record) for record in records if self.expected.share_a_front(record, family)]

@@ -47,7 +47,7 @@ Next = Proposal | FrozenTrial
 
 
 class Choice(NamedTuple, Generic[What]):
-    """What should come next."""
+    """What is best tried next."""
 
     what: What
     """A point that has not been tried, or a pruned trial that is to go on."""
@@ -58,8 +58,8 @@ class Choice(NamedTuple, Generic[What]):
 class FrontSampler(BaseSampler):
     """Chooses by expected hypervolume improvement. The study needs two directions, both ``minimize``.
 
-    The attributes below are for whoever keeps trials with learning curves, such as this project's search: a study of
-    Optuna's with several objectives lets its trials report none.
+    The attributes below are for callers that keep trials with learning curves, such as this project's search: in a
+    study of Optuna's with several objectives trials report none.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class FrontSampler(BaseSampler):
         self.first_rung = 1
         """Epochs after which a trial may be pruned."""
         self.family = ""
-        """Of the trials that are proposed."""
+        """Family of the trials that are proposed."""
         self.by_size = True
         """False: the front is the lowest loss alone."""
         self.counted: Sequence[tuple[float, float]] | None = None

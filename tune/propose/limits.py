@@ -18,7 +18,7 @@ and the averaged weight, now and of the best epoch."""
 DRAWN_AT_ONCE = 100
 """How many candidates are drawn at a time where most are beyond the limits, or tried."""
 MOST_DRAWN = 10_000
-"""How many are drawn before it is said that there is none."""
+"""How many are drawn before the search reports that there is none."""
 MOST_COUNTED = 100
 """How many of them may be within all limits but ``--max-memory``, which takes up to a second to count."""
 
@@ -43,7 +43,7 @@ class Limits:
         return self.allows_size(candidate) and (self.max_memory is None or candidate.memory_bytes <= self.max_memory)
 
     def allows_size(self, candidate: Candidate) -> bool:
-        """Whether it is as far as its size alone tells: all but what activations take, whose count costs a second."""
+        """Whether a candidate's size alone is within the limits: not its activations, whose count costs a second."""
         if self.max_params is not None and candidate.params > self.max_params:
             return False
         if self.max_flops is not None and candidate.flops_per_image > self.max_flops:
@@ -60,7 +60,7 @@ class Limits:
             return False
 
     def __str__(self) -> str:
-        """As options, for a line to the user; empty where there are no limits."""
+        """The limits as options, for a line to the user; empty where there are none."""
         return " ".join(f"{option} {value:,}" for option, value in self._given())
 
     def _given(self) -> list[tuple[str, float]]:
@@ -76,7 +76,7 @@ class Untried:
         self._taken: set[str] = set()
 
     def __contains__(self, candidate: Candidate) -> bool:
-        """Whether it may be proposed."""
+        """Whether a candidate may be proposed."""
         return candidate.key not in self._taken and self.limits.allows(candidate)
 
     def take(self, key: str) -> None:

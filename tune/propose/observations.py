@@ -35,14 +35,14 @@ class Observations:
     def __init__(self, size: Callable[[BaseTrial], float]) -> None:
         """``size``: as :class:`tune.propose.front_sampler.FrontSampler` takes it."""
         self.forecasts: Forecasts | None = None
-        """Of trials that are not complete; None: such trials count for nothing."""
+        """Forecasts of trials that are not complete; None: such trials count for nothing."""
         self.cube = UnitCube(size)
         self._ask = size
         self._points: dict[Params, Floats] = {}
         self._sizes: dict[Params, float] = {}
 
     def of(self, trials: Sequence[FrozenTrial], *, learn: bool = True) -> list[Observation]:
-        """The trials that have a forecast, with it. Unless told not to, the forecasts learn from the complete ones."""
+        """The trials that have a forecast, with it. With ``learn`` the forecasts learn from the complete ones first."""
         if self.forecasts is not None and learn:
             complete = (each for each in trials if each.state == TrialState.COMPLETE)
             self.forecasts.learn(_Curve.of(each, each.values[0]) for each in complete)

@@ -24,11 +24,11 @@ from tune.records.ledger import Ledger, TrialRecord
 from tune.space import SearchSpace, suggest
 
 DATABASE = "optuna.db"
-"""In a search's storage: ``optuna-dashboard sqlite:///runs/digits/optuna.db`` shows it."""
+"""A file in a search's storage: ``optuna-dashboard sqlite:///runs/digits/optuna.db`` shows it."""
 MANY_TRIALS = 100
-"""Beyond so many it takes seconds to write the studies."""
+"""More trials than this take seconds to write."""
 METRICS = ["parameters", "validation bits/dim"]
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # of every study that is made, it would say so
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would log a line for every study
 _STATES = {
     "running": TrialState.RUNNING,
     "complete": TrialState.COMPLETE,
@@ -127,7 +127,7 @@ def _write(run: Storage, name: str, trials: Sequence[FrozenTrial]) -> None:
 
 
 def _without_sync(connection: sqlite3.Connection, _: Any) -> None:
-    """A file that is copied when it is whole need not be on the disk after every trial."""
+    """Do not wait for the disk after every trial: the file is copied when it is complete."""
     connection.execute("PRAGMA synchronous = OFF")
 
 
@@ -159,7 +159,7 @@ def _of_one_space(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def _known_of(record: TrialRecord) -> dict[str, Any]:
-    """What else is worth reading beside a trial."""
+    """Further attributes of a trial for the dashboard: test figures, and why it was stopped or failed."""
     test = {} if record.test is None else {"test_bpd": record.test.bpd, "test_bpd_iwae64": record.test.bpd_iwae64}
     return test | ({"reason": record.reason} if record.reason else {})
 

@@ -1,4 +1,4 @@
-"""What a sampler chooses from: candidates of a define-by-run space, some of them near what is good already."""
+"""The pool of candidates that a sampler chooses from, some of them near the models on the front."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from optuna.trial import BaseTrial
 from tune.propose.define_by_run import UniformTrial, crossed
 
 POOL = 96
-"""Candidates that one choice is made from: half drawn uniformly, half near what stands on the front."""
+"""Candidates that one choice is made from: half drawn uniformly, half near the models on the front."""
 
 
 Params = tuple[tuple[str, Any], ...]
@@ -26,11 +26,11 @@ class Proposal(NamedTuple):
     suggestion: Mapping[str, Any]
     size: float
     model: Any = None
-    """What whoever has proposed it knows it by."""
+    """The pool's own object of this point."""
 
 
 class Pool(Protocol):
-    """Where candidates come from."""
+    """A source of candidates."""
 
     def draw(self, parents: Sequence[Mapping[str, Any]], tried: Container[Params]) -> Sequence[Proposal]:
         """Ones that were not ``tried``, some of them near ``parents``. Raises ``ValueError`` where there is none."""
@@ -40,7 +40,7 @@ class Pool(Protocol):
 
 
 class DrawnPool:
-    """Candidates of a define-by-run space: half drawn uniformly, half crossed with what stands on the front."""
+    """Candidates of a define-by-run space: half drawn uniformly, half crossed with the models on the front."""
 
     def __init__(self, size: Callable[[BaseTrial], float], seed: int | None) -> None:
         self._size, self._rng = size, np.random.default_rng(seed)
@@ -64,7 +64,7 @@ class DrawnPool:
         """None for an impossible point, such as one out of a range that depends on another value."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)  # so Optuna says of a value that it is out of range
+                warnings.simplefilter("error", UserWarning)  # Optuna warns so of a value that is out of range
                 size = self._size(trial)
         except (ValueError, UserWarning, optuna.TrialPruned):
             return None

@@ -1,9 +1,9 @@
-"""Who chooses the next model: the interface, and Optuna's samplers behind it.
+"""Proposers choose the next model: the interface, and the one with Optuna's samplers.
 
-Each family has a study of its own, which minimises (parameters, validation bits/dim). Only complete trials are told
-with values: what was stopped is told as PRUNED, what failed as FAIL, so part-trained figures mislead nobody. The
-studies live in memory and are rebuilt from the ledger, so no crash can leave a ghost in them; and each proposal is a
-function of the seed and of the trials before it, so a search that was killed goes on as it would have.
+Each family has a study of its own, which minimises (parameters, validation bits/dim). Only complete trials have values
+there: a stopped trial is PRUNED and a failed one FAIL, so no part-trained figure misleads a sampler. The studies live
+in memory and are rebuilt from the ledger, so no crash can leave a stale trial in them; and each proposal is a function
+of the seed and of the trials before it, so a search that was killed goes on as it would have.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STARTUP = 10
 POPULATION = 16
 """Trials of a generation of NSGA-II. Optuna's own 50 would be more than most families ever get."""
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # the live table says it better
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # the live table shows it better
 
 
 class _NSGAIISampler(NSGAIISampler):
@@ -65,8 +65,8 @@ class Proposer(Protocol):
         """
 
     def tell(self, record: TrialRecord) -> None:
-        """At opening: every record of the ledger, in order, unfinished trials too. From then on: each trial, once, when
-        it has ended, and again where it went on. No further seeds of a trial."""
+        """Take in a record. At opening these are all records of the ledger, in order, unfinished trials too; from then
+        on each trial when it has ended, and again where it went on. Further seeds of a trial are left out."""
 
 
 class OptunaProposer:
@@ -105,7 +105,7 @@ class OptunaProposer:
                     self.untried.take(candidate.key)
 
     def propose(self, family: str) -> Candidate:
-        """The next of the initial designs, or what the sampler says. Raises as :meth:`Proposer.propose` does."""
+        """The next of the initial designs, or the sampler's choice. Raises as :meth:`Proposer.propose` does."""
         for candidate in self.first[family][self._begun[family] :]:
             if candidate in self.untried:
                 self._unfinished[candidate.key] = self._begin(candidate)
@@ -137,7 +137,7 @@ class OptunaProposer:
             self._begun[record.family] += 1
             self.untried.take(known)
             if (candidate := self._known(record)) is None:
-                return  # the space has changed since: the trial stands in the ledger, the sampler starts without it
+                return  # the space has changed since: the ledger holds the trial, the sampler starts without it
             self._unfinished[known] = self._begin(candidate)
         if record.status != "running":
             self._end(record, self._unfinished.pop(known))
@@ -187,7 +187,7 @@ class OptunaProposer:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """For torch, in which the sampler ``gp`` computes: beside the trials' processes more threads only wait."""
+    """Limit torch, in which the sampler ``gp`` computes, to one thread: beside the trials more would only wait."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

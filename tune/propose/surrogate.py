@@ -1,8 +1,8 @@
-"""What a model that nobody has trained will reach: a Gaussian process over the search space.
+"""A surrogate model: a Gaussian process over the search space that predicts what an untrained model will reach.
 
 Its mean is a line in log10 parameters, the scaling law where nothing else is known; what size and hyperparameters do
 beyond that is a process with a Matérn kernel over both. It learns from every trial that has a forecast, each with that
-forecast's own spread, so that part-trained trials count for as much as they tell.
+forecast's own spread, so that part-trained trials count by their precision.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ LENGTH, VARIANCE = 3.0, 0.3
 """The kernel's, in the unit cube and (bits/dim)²: smooth, and far from sure of itself. Of the values tried these
 were among the likeliest, from 8, 16 and 32 trials of each family, for the others (``benchmarks/search``)."""
 DECADES = 4.0
-"""Of sizes that are as far apart as the two ends of a hyperparameter's range."""
+"""Decades of size that count as the distance between the two ends of a hyperparameter's range."""
 NOISE = 0.1
-"""Bits/dim that no hyperparameter explains: the seed's luck, and what the kernel smooths over."""
+"""Bits/dim that no hyperparameter explains: the effect of the seed, and what the kernel smooths over."""
 MOST_TRIALS = 256
 """The newest so many are learned from, so that a proposal costs the same however long a search is."""
 

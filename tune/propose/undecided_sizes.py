@@ -1,4 +1,4 @@
-"""Where the verdict is still open while a search runs: ``--goal decide`` trains there."""
+"""Sizes at which the verdict is still undecided while a search runs: ``--goal decide`` trains there."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from tune.statistics.pareto import complete_trials
 
 COMPARED = ("fvae", "flow")
 SWEEPS = 400
-"""Of the sampler: half of them are kept, enough to see where the answer is open."""
+"""Sweeps of the sampler: half of them are kept, enough to see where the answer is open."""
 
 
 class UndecidedRanges(NamedTuple):
-    """What is not decided yet."""
+    """Ranges of sizes that are not decided yet."""
 
     ranges: tuple[tuple[float, float], ...]
     """log10 of the sizes, ascending."""
     family: str
-    """Whose frontier is less sure there."""
+    """The family whose frontier is less certain there."""
 
 
 class UndecidedSizes:
-    """The open ranges of a search, found anew whenever a trial has ended."""
+    """Finds the undecided ranges of a search, again whenever a trial has ended."""
 
     def __init__(self, forecasts: Forecasts, seed: int) -> None:
         self._forecasts, self._seed = forecasts, seed
         self._known: tuple[frozenset[str], UndecidedRanges | None] = frozenset(), None
 
     def of(self, records: Sequence[TrialRecord]) -> UndecidedRanges | None:
-        """What is open; None where everything is decided, or where too few trials are complete to say."""
+        """The undecided ranges; None where everything is decided, or where too few trials are complete."""
         ended = [record for record in records if record.status in ("complete", "stopped")]
         if any(len(complete_trials(ended, family)) < MIN_TRIALS for family in COMPARED):
             return None

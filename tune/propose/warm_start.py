@@ -1,4 +1,4 @@
-"""``--warm-start``: what earlier trials tell a new search.
+"""``--warm-start``: learn from the trials of an earlier search.
 
 - **The same images and budget** (the data set's hash; epochs, batch size, precision): the earlier trials are
   observations. They are no trials of this search and never on its fronts. Their configs are not proposed again, except
@@ -27,14 +27,14 @@ from tune.statistics.pareto import complete_trials, fronts
 
 MLFLOW = "mlflow:"
 NAME = re.compile(r"\w[\w.-]*")
-"""Of a run, as ``--name`` takes it; anything else is a place."""
+"""Name of a run, as ``--name`` takes it; anything else is a folder or a URI."""
 
 
 class TrainingSetup(NamedTuple):
-    """What must be the same for bits/dim to compare."""
+    """Images and training budget, which must be the same for bits/dim to compare."""
 
     hash: str
-    """Of the data set's pixels."""
+    """Hash of the data set's pixels."""
     epochs: int
     batch_size: int
     precision: str
@@ -154,8 +154,8 @@ def _taken(
     first = f"{count} {'model' if count == 1 else 'models'} of its fronts {'is' if count == 1 else 'are'} tried first"
     if same:
         states = Counter(record.status for record in observed)
-        told = f"{len(observed)} trials of the same images and budget observed ({states['complete']} complete)"
-        summary = f"Warm start from {location}: {told}, {first}"
+        observations = f"{len(observed)} trials of the same images and budget observed ({states['complete']} complete)"
+        summary = f"Warm start from {location}: {observations}, {first}"
     else:
         summary = f"Warm start from {location}: {_difference(mine, theirs)}, so its bits/dim do not compare; {first}"
     return WarmStart(observed=observed, fronts=models, summary=summary)

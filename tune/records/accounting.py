@@ -1,4 +1,4 @@
-"""The search's books: what every trial ever started cost, and what all of them cost.
+"""Accounting of a search's cost: epochs, images, seconds and devices of every trial ever started, and their sums.
 
 Every trial is in exactly one state, and everything that it cost is in exactly one of its attempts
 (:mod:`tune.records.attempts`); so the attempts' sums are the trials', and the trials' are the search's. Epochs that a
@@ -16,7 +16,7 @@ from tune.records.ledger import Status, TrialRecord
 
 SUMS = ("attempts", "epochs", "images", "epochs_again", "images_again", "seconds", "rest_seconds", "unknown_rests",
         "core_seconds", "gpu_seconds")  # fmt: skip
-"""What each trial and the whole search is told of."""
+"""Figures that are reported for each trial and summed for the search."""
 
 
 def core_seconds(record: TrialRecord) -> float:
@@ -62,7 +62,7 @@ def trial_account(record: TrialRecord) -> dict[str, Any]:
 
 
 def account(records: Sequence[TrialRecord], search_seconds: float | None = None) -> dict[str, Any]:
-    """The whole search's books for ``tradeoff.json``.
+    """The cost of the whole search, for ``tradeoff.json``.
 
     ``trials`` and ``attempts`` count them by their states; ``total`` holds :func:`trial_account` summed; ``by_trial``
     that of each trial ever started, with its attempts. ``search_seconds``: of wall time, over all sessions.

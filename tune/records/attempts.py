@@ -3,12 +3,12 @@
 Everything that a trial cost is in them, exactly once: also epochs that were trained again because a crash came before
 the next checkpoint. What is known of an attempt:
 
-- **Epochs, images and seconds** of the epochs that it finished and the driver heard of: measured by the process itself.
-  Whatever happens afterwards, they stand.
+- **Epochs, images and seconds** of the epochs that it finished and reported to the driver: measured by the process
+  itself. Whatever happens afterwards, they do not change.
 - **The rest**: what it did after the last of these. A process that dies takes its figures along, so the images of an
   unfinished epoch are never known. Its seconds are, by the driver's clock, from the last finished epoch (or the start)
   until the driver noticed the end: an upper bound, in which the process also started or wrote a checkpoint. Where the
-  driver itself was killed they are not known (``None``), nor is what it had heard in its last second
+  driver itself was killed they are not known (``None``), nor is what was reported to it in its last second
   (:data:`tune.records.ledger.WRITE_SECONDS`).
 """
 
@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 AttemptEnd = Literal["", "done", "stopped", "failed", "lost", "put aside"]
 """How an attempt ended: with the trial (``done``, ``stopped``, ``failed``), by the death of its process or driver or
-for want of a card's memory (``lost``), or because the search ended before the trial (``put aside``). Empty: it has not.
+for want of a card's memory (``lost``), or because the search paused before the trial ended (``put aside``). Empty: it
+has not ended.
 """
 
 OF_STATUS: dict[str, AttemptEnd] = {"complete": "done", "stopped": "stopped", "failed": "failed"}
@@ -33,7 +34,7 @@ class Attempt:
     """One process (or group of workers) that took a trial up."""
 
     started_ms: int
-    """When: milliseconds since 1970."""
+    """Start, in milliseconds since 1970."""
     cpus: float
     """Cores that it held, of all its workers together."""
     gpus: float
@@ -51,7 +52,7 @@ class Attempt:
     ended: AttemptEnd = ""
     """How it ended."""
     ended_ms: int | None = None
-    """When, as far as the driver was there."""
+    """End, in milliseconds since 1970; None where no driver noticed it."""
 
     @property
     def held_seconds(self) -> float:
@@ -63,23 +64,23 @@ Attempts = tuple[Attempt, ...]
 
 
 def begin_attempt(attempts: Attempts, attempt: Attempt) -> Attempts:
-    """A process takes the trial up. One before it of which nobody heard the end was lost."""
+    """Add the attempt of a process that takes the trial up. An earlier attempt without a reported end was lost."""
     return (*end_attempt(attempts, "lost", None), attempt)
 
 
 def update_attempt(attempts: Attempts, result: Mapping[str, Any]) -> Attempts:
-    """What the running attempt has done so far, as :class:`tune.run.trial.TrialTraining` tells it.
+    """Update the running attempt by a result of :class:`tune.run.trial.TrialTraining`.
 
-    The figures are sums since the attempt began, so hearing them twice changes nothing.
+    The figures are sums since the attempt began, so the same result twice changes nothing.
     """
     if not attempts or "attempt_epochs" not in result:
         return attempts
-    told = {name: result[f"attempt_{name}"] for name in ("first_epoch", "epochs", "images", "seconds")}
-    return (*attempts[:-1], dataclasses.replace(attempts[-1], **told))
+    figures = {name: result[f"attempt_{name}"] for name in ("first_epoch", "epochs", "images", "seconds")}
+    return (*attempts[:-1], dataclasses.replace(attempts[-1], **figures))
 
 
 def end_attempt(attempts: Attempts, how: AttemptEnd, rest_seconds: float | None = 0.0) -> Attempts:
-    """The running attempt, where there is one, is over: now, or (``rest_seconds`` None) when nobody knows."""
+    """End the running attempt, where there is one: now, or (``rest_seconds`` None) at an unknown time."""
     if not attempts or attempts[-1].ended:
         return attempts
     moment = None if rest_seconds is None else now_ms()

@@ -1,8 +1,8 @@
-"""The search's one source of truth: a record of every trial ever started, in a folder
+"""The ledger: a record of every trial ever started, the search's one source of truth, in a folder
 or on S3.
 
 Proposals, MLflow's runs and the map are all derived from it, so after a crash there is nothing to
-reconcile but what it says. One writer (the driver); every write is whole or absent.
+reconcile with them. There is one writer, the driver; every write is complete or absent.
 
 A write to a disk takes some 10 ms, to S3 more, and small models finish many epochs a second. So an
 epoch is written at once only where something rests on it: the trial's end, or a checkpoint, which is
@@ -32,9 +32,9 @@ from tune.records.attempts import OF_STATUS, Attempt, end_attempt, update_attemp
 from tune.records.scores import TestResult
 
 RECORD = "trial.json"
-"""In a trial's storage."""
+"""A trial's record, in the trial's storage."""
 WRITE_SECONDS = 1.0
-"""Between two writes of a trial's epochs on which nothing rests yet: what a killed driver forgets that it cost."""
+"""Seconds between two writes of a trial's epochs on which nothing rests yet: the cost that a killed driver loses."""
 
 MORE_MEMORY = 1.05
 """Times as much main memory is more."""
@@ -160,11 +160,11 @@ class Ledger:
                 self.records[record.id] = record
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles whoever holds the ledger for a restore of its own, which the ledger makes needless."""
+        """Nothing is pickled: Tune pickles its parts to restore them, which the ledger makes needless."""
         return {}
 
     def trial_storage(self, trial_id: str) -> Storage:
-        """Where a trial's record, checkpoint, model and pictures lie."""
+        """Storage of a trial's record, checkpoint, model and pictures."""
         return self.root.child("trials").child(trial_id)
 
     def put(self, record: TrialRecord) -> None:
@@ -192,7 +192,7 @@ class Ledger:
         return record
 
     def close_attempts(self) -> None:
-        """To be called before anything runs: attempts of which an earlier driver left no end were lost."""
+        """End attempts that an earlier driver left running: they were lost. To be called before anything runs."""
         for record in self.with_status("running"):
             self.update(record.id, attempts=end_attempt(record.attempts, "lost", None))
 
@@ -208,7 +208,7 @@ class Ledger:
         return trial_id not in self._unwritten
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the records that wait to be written."""
         for trial_id in sorted(self._unwritten):
             self.put(self.records[trial_id])
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelines.storage import Storage
 
 IMAGE_BITS = "test_bits.safetensors"
-"""In a trial's storage: ``bpd``, k = 1, float32 ``[images]``."""
+"""A file in a trial's storage: ``bpd``, k = 1, float32 ``[images]``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A search's run: always the same one."""
+"""The folder of a search's run, and ``search.json`` in it: a run belongs to one search."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMPARED = ("epochs", "batch_size", "precision", "seed")
 ENOUGH_SAMPLES = 2000
 """Validation images times noise samples, beyond which more no longer reduce the standard error noticeably."""
 MAX_VALIDATION_SHARE = 0.45
-"""Of validated samples to the epoch's training images: all but the first sample take some 4% of an epoch's time."""
+"""Ratio of validated samples to the epoch's training images: all but the first sample take some 4% of its time."""
 
 
 def validation_samples(counts: Mapping[str, int]) -> int:

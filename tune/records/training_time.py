@@ -12,7 +12,7 @@ from pipelines.storage.json_objects import read_json
 
 TIME = "time.json"
 KEEP_SECONDS = 30.0
-"""Between two writes: what a killed driver's session loses at most."""
+"""Seconds between two writes: what a killed driver's session loses at most."""
 
 
 class SearchClock:
@@ -40,17 +40,17 @@ class SearchClock:
         self._kept_at = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles whoever holds the clock for a restore of its own, which the ledger makes needless."""
+        """Nothing is pickled: Tune pickles its parts to restore them, which the ledger makes needless."""
         return {}
 
     @property
     def seconds(self) -> float:
-        """Of all sessions, until now."""
+        """Seconds of all sessions, until now."""
         return self.before + self.session_seconds
 
     @property
     def session_seconds(self) -> float:
-        """Of this session; 0 before it starts."""
+        """Seconds of this session; 0 before it starts."""
         return 0.0 if self._started is None else time.monotonic() - self._started
 
     def start(self) -> None:
@@ -67,7 +67,7 @@ class SearchClock:
     def stop(self) -> None:
         """The session's training is over."""
         if self._started is not None:
-            self.before, self._started = self.seconds, None  # what is written is what is told from now on
+            self.before, self._started = self.seconds, None  # from now on `seconds` is what is written
             self._keep()
 
     def run_out_of_patience(self, patience: int, trials: int) -> None:

@@ -1,4 +1,4 @@
-"""A search's parts, put together from its settings: what may be trained, who chooses, and who stops."""
+"""Assemble a search's parts from its settings: the candidates, the limits, the proposer, the searcher and the rule."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tune.statistics.forecasts import Forecasts
 from tune.stopping import StoppingRule
 
 SIGMA_LEARNING_RATE = 0.03
-"""Of log σ1 and log σ2 in every trial: scales that have to grow thirtyfold, as on MNIST, do so in a hundred steps
-instead of six hundred; elsewhere it makes no difference (``docs/model.md``)."""
+"""Learning rate of log σ1 and log σ2 in every trial: scales that must grow thirtyfold, as on MNIST, take a hundred
+steps instead of six hundred; elsewhere it makes no difference (``docs/model.md``)."""
 
 
 class Images(Protocol):
-    """What the parts of a search depend on of its :class:`fvae.data.images.Dataset`."""
+    """The part of a :class:`fvae.data.images.Dataset` that the parts of a search depend on."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -40,12 +40,12 @@ class Images(Protocol):
         """Levels of a pixel."""
 
     def content_hash(self) -> str:
-        """Of every pixel; needed for a warm start alone."""
+        """Hash of every pixel; needed for a warm start alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """How a search decides. The defaults are what users get; benchmarks replace one to measure what it is worth."""
+    """How a search decides. The defaults are what users get; benchmarks replace one to measure what it contributes."""
 
     rule: StoppingRule = StoppingRule()
     """When a trial is stopped."""
@@ -54,7 +54,7 @@ class Strategy:
     by_size: bool = True
     """Whether a model's size counts. False: the front is the lowest bits/dim alone."""
     extrapolate: bool = True
-    """Whether a part-trained trial is worth what it is forecast to reach. False: it is worth what it has reached so
+    """Whether a part-trained trial counts by what it is forecast to reach. False: it counts by what it has reached so
     far, and is compared with others after equal training."""
 
 
@@ -67,11 +67,11 @@ class Parts:
     limits: Limits
     """Which of them may be trained."""
     expected: ExpectedFronts
-    """How the trials stand, for the scheduler."""
+    """Forecasts and expected fronts, for the scheduler."""
     searcher: FrontSearcher
     """The order of work."""
-    said: str | None
-    """A line to the user on what an earlier search gave."""
+    warm_start: str | None
+    """A line to the user on what an earlier search contributes; None without one."""
 
 
 def assemble(

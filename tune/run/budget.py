@@ -1,4 +1,4 @@
-"""What a search may cost: when no more trials start, and when those that run are put aside.
+"""The budget of a search: when no more trials start, and when those that run are paused.
 
 Of several budgets the first that is used up decides. All of them are answered from the ledger and the clock, so a
 resumed search goes on where it was, and a larger budget extends it.
@@ -51,12 +51,12 @@ class Budget:
             if self._out_of_patience(ledger, started):
                 front = "have not moved the front" if self.one_front else "have moved no family's front"
                 return f"--patience {self.patience}: the last {self.patience} trials {front}"
-        # Once said it stands: the search ends by it, though the last trials may leave more than they were expected to.
+        # Once decided it does not change, though the last trials may leave more than they were expected to.
         self._closed = self._closed or self._too_late(ledger)
         return self.over(ledger) or self._closed
 
     def over(self, ledger: Ledger) -> str | None:
-        """None, or why everything that runs is put aside now, one line."""
+        """None, or why all running trials are paused now, one line."""
         if self.seconds is not None and self.clock.seconds >= self.seconds:
             return f"--time-budget {self.time_text}: used up"
         if self.device_hours is not None and self._device_seconds(ledger.records.values()) >= 3600 * self.device_hours:
@@ -73,7 +73,7 @@ class Budget:
         return why
 
     def left(self, ledger: Ledger) -> RemainingBudget:
-        """What is left to spend, for a forecast; patience cannot be foreseen."""
+        """What is left to spend, for a forecast; patience cannot be forecast."""
         records = list(ledger.records.values())
         started = sum(record.replicate_of is None for record in records)
         held = None
@@ -87,7 +87,7 @@ class Budget:
         )
 
     def _out_of_patience(self, ledger: Ledger, started: int) -> bool:
-        """Once true it stands until more trials are started, or more patience is given."""
+        """Once true it stays true until more trials are started, or more patience is given."""
         if self.patience is None:
             return False
         known = self.clock.out_of_patience
@@ -120,7 +120,7 @@ class Budget:
         return None
 
     def _device_seconds(self, records: Iterable[TrialRecord]) -> float:
-        """Of GPUs; of cores where the search trains on none."""
+        """Seconds of GPUs; of cores where the search trains on none."""
         seconds = gpu_seconds if self.on_gpus else core_seconds
         return sum(seconds(record) for record in records)
 

@@ -1,4 +1,4 @@
-"""What happens on every result: the ledger first, then whoever watches."""
+"""Callbacks and stopper of Ray Tune: every result goes to the ledger first, then to the display and MLflow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tune.run.trial_checkpoint import CHECKPOINT
 Watcher = Callable[[TrialRecord], None]
 
 ASK_SECONDS = 0.2
-"""Between two looks at the budget."""
+"""Seconds between two checks of the budget."""
 
 
 class LedgerCallback(tune.Callback):
@@ -47,10 +47,10 @@ class LedgerCallback(tune.Callback):
         self.ledger, self.workers = ledger, workers
         self.watchers, self.keepers = tuple(watchers), tuple(keepers)
         self.warn = warn
-        self._heard: dict[str, float] = {}  # trial → when its attempt began or last finished an epoch
+        self._last_result: dict[str, float] = {}  # trial → when its attempt began or last finished an epoch
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks for a restore of its own, which the ledger makes needless."""
+        """Nothing is pickled: Tune pickles its callbacks to restore them, which the ledger makes needless."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -58,7 +58,7 @@ class LedgerCallback(tune.Callback):
         record = self.ledger.records[trial.config["id"]]
         held = trial.placement_group_factory.required_resources  # type: ignore[attr-defined]  # None before it starts
         attempt = Attempt(started_ms=now_ms(), cpus=held.get("CPU", 0.0), gpus=held.get("GPU", 0.0))
-        self._heard[record.id] = time.monotonic()
+        self._last_result[record.id] = time.monotonic()
         self._show(self.ledger.update(record.id, attempts=begin_attempt(record.attempts, attempt)))
 
     def on_trial_result(
@@ -79,7 +79,7 @@ class LedgerCallback(tune.Callback):
         record = self.ledger.update(
             record.id, at_once="status" in new or result.get("checkpoint_follows", False), **new
         )
-        self._heard[record.id] = time.monotonic()
+        self._last_result[record.id] = time.monotonic()
         if record.status in ("complete", "failed"):  # a stopped one may be taken up again
             self.ledger.trial_storage(record.id).delete(CHECKPOINT)
         self._show(record)
@@ -111,15 +111,15 @@ class LedgerCallback(tune.Callback):
         return {"reason": line, "memory_room": 0 if crowded else here}
 
     def pause_running(self) -> None:
-        """The search ends, and what still runs goes on when the same command is given more of it."""
+        """Pause the trials that still run at the end: the same command with a larger budget goes on with them."""
         self.ledger.flush()
         for record in self.ledger.with_status("running"):
-            if record.id in self._heard:
+            if record.id in self._last_result:
                 self._show(self.ledger.update(record.id, attempts=self._ended(record, "put aside")))
 
     def _ended(self, record: TrialRecord, how: AttemptEnd) -> Attempts:
-        heard = self._heard.get(record.id)
-        return end_attempt(record.attempts, how, None if heard is None else time.monotonic() - heard)
+        last = self._last_result.get(record.id)
+        return end_attempt(record.attempts, how, None if last is None else time.monotonic() - last)
 
     def _show(self, record: TrialRecord) -> None:
         for watcher in self.watchers:
@@ -135,9 +135,9 @@ def _others_run(trial: Trial, trials: Sequence[Trial]) -> bool:
 
 
 class BudgetStopper(tune.Stopper):
-    """Ends the search, and not one trial: Tune stops what runs without a word to searcher, scheduler or callbacks.
+    """Ends the search, and not one trial: Tune stops what runs without a call of searcher, scheduler or callbacks.
 
-    It is asked all the time, so it also sees to the time that is kept.
+    Tune calls it all the time, so it also keeps the search's clock.
     """
 
     def __init__(self, budget: Budget, ledger: Ledger) -> None:
@@ -147,11 +147,11 @@ class BudgetStopper(tune.Stopper):
         self._asked_at = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: see :class:`LedgerCallback`."""
+        """Nothing is pickled: see :class:`LedgerCallback`."""
         return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial on its own."""
+        """No trial is stopped on its own."""
         return False
 
     def stop_all(self) -> bool:
@@ -164,7 +164,7 @@ class BudgetStopper(tune.Stopper):
 
 
 class PeakMemory(tune.Callback):
-    """Tells the shares what each trial's first epoch took, and which of them did not hold their trial."""
+    """Reports to the shares what each trial's first epoch took, and which of them did not hold their trial."""
 
     def __init__(self, shares: GpuShares) -> None:
         self.shares = shares

@@ -1,12 +1,12 @@
 """When a search will end, and with what: forecast from the trials that it has started so far.
 
 What is not known is drawn from what is: how long a trial takes, and at which epoch it is stopped. The rest of the
-search is played many times over, trials at a time as they run now, each time with the started trials drawn anew
+search is simulated many times, with as many trials at a time as run now, each time with the started trials resampled
 (a bootstrap), so that a forecast from few trials has a wide band. What is still running counts too, by its seconds per
 epoch (before its first epoch: by its FLOPs) and by what became of the others after its epoch (Kaplan and Meier): the
-first trials that end are the short ones, and alone they would promise far too much.
+first trials that end are the short ones, and alone they would give a forecast far too early.
 
-A forecast knows nothing of models unlike those that were started. Where the next ones are larger, it takes longer.
+A forecast does not account for models unlike those that were started. Where the next ones are larger, it takes longer.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tune.records.attempts import now_ms
 from tune.records.ledger import TrialRecord
 
 FIRST = 3
-"""Trials that must have ended before anything is said."""
+"""Trials that must have ended before there is a forecast."""
 SIMULATIONS = 40
-"""How often the rest of the search is played."""
+"""How often the rest of the search is simulated."""
 BAND = (5, 95)
-"""Percentiles of the games that the 80% band takes: in simulated searches they held four in five truths, as a
+"""Percentiles of the simulations that the 80% band takes: in test searches they held four in five truths, as a
 bootstrap of few trials varies too little."""
 PRIOR = 2
 """Trials that reach every epoch, added to those that did when the share that is stopped there is counted."""
@@ -41,15 +41,15 @@ class EndForecast:
     seconds: float
     """Seconds of wall time that are left."""
     low: float
-    """Where their 80% band begins."""
+    """Lower end of their 80% band."""
     high: float
-    """Where it ends."""
+    """Upper end of their 80% band."""
     complete: int
     """Complete trials at the end, those of today among them."""
     stopped: int
     """Stopped and failed ones."""
     unfinished: int
-    """Put aside when the budget is used up."""
+    """Trials that are paused when the budget is used up."""
     held_seconds: float
     """Seconds that trials will have held their devices, in all, from the first one on."""
 
@@ -91,8 +91,8 @@ def forecast_end(
     speed = Speed(records)
     trials = [trial for record in records if (trial := _seen(record, speed, moment))]
     rng = np.random.default_rng(0)
-    games = np.array([_simulate(trials, epochs, at_once, left, rng) for _ in range(SIMULATIONS)])
-    seconds, complete, stopped, unfinished, held = games.T
+    simulated = np.array([_simulate(trials, epochs, at_once, left, rng) for _ in range(SIMULATIONS)])
+    seconds, complete, stopped, unfinished, held = simulated.T
     low, high = np.percentile(seconds, BAND)
     before_complete = sum(record.status == "complete" for record in ended)
     coming = round(float(np.median(complete)))
@@ -119,11 +119,11 @@ def wall_seconds(record: TrialRecord) -> float:
 
 
 def _seen(record: TrialRecord, speed: Speed, moment: int) -> _Trial | None:
-    """What a trial tells; None for one that has no process yet, or ended without an epoch."""
+    """A trial as the simulation takes it; None for one that has no process yet, or ended without an epoch."""
     ended = record.status != "running"
     began = record.attempts[-1].started_ms if record.attempts else moment
-    heard = max(began, record.history[-1].time_ms if record.history else 0)
-    idle = 0.0 if ended else max(0.0, (moment - heard) / 1000)
+    last = max(began, record.history[-1].time_ms if record.history else 0)
+    idle = 0.0 if ended else max(0.0, (moment - last) / 1000)
     if record.epochs:
         return _Trial(record.epochs, wall_seconds(record) / record.epochs, ended, idle)
     if ended or not speed.known:
@@ -134,7 +134,7 @@ def _seen(record: TrialRecord, speed: Speed, moment: int) -> _Trial | None:
 def _simulate(
     trials: Sequence[_Trial], epochs: int, at_once: int, left: RemainingBudget, rng: np.random.Generator
 ) -> tuple[float, int, int, int, float]:
-    """Once: seconds until the end, complete, stopped and unfinished trials that come, and seconds of their devices."""
+    """Simulate the rest once: seconds until the end, complete, stopped and unfinished trials, and device seconds."""
     pool = [trials[index] for index in rng.integers(len(trials), size=len(trials))]
     stops = _stops(pool, epochs)
     typical = [trial for trial in pool if trial.ended] or pool
@@ -206,7 +206,7 @@ class Speed:
     """
 
     def __init__(self, records: Iterable[TrialRecord]) -> None:
-        """``records``: those without a finished epoch tell nothing. ``known`` says whether the rest were enough."""
+        """``records``: those without a finished epoch are ignored. ``known`` is whether the rest were enough."""
         trained = [record for record in records if record.history and record.seconds > 0]
         self.known = len({record.flops_per_image for record in trained}) >= SPEED_TRIALS
         if self.known:
@@ -222,10 +222,10 @@ class Speed:
             self.images_per_epoch = trained[0].history[0].images
 
     def seconds(self, flops_per_image: float, images: float) -> float:
-        """Of training and validation; only where it is ``known``."""
+        """Seconds of training and validation; only where the speed is ``known``."""
         return float(self.constant + self.slope * flops_per_image) * images
 
 
 def _images(record: TrialRecord) -> int:
-    """That its seconds were spent on."""
+    """Images that a trial's seconds were spent on."""
     return sum(attempt.images for attempt in record.attempts) or record.history[-1].images

@@ -77,11 +77,13 @@ def run_trials(
 def trainable(settings: SearchSettings, dataset: Dataset) -> type[tune.Trainable]:
     """What Tune runs a trial in; images in memory go to its processes through Ray's object store."""
     images = {split: dataset.images(split) for split in ("train", "val")}
-    told = {"device": settings.device, "threads": settings.cpus_per_trial}
+    options = {"device": settings.device, "threads": settings.cpus_per_trial}
     if settings.workers_per_trial == 1:
-        return tune.with_parameters(TrialProcess, images=images, shares_grow=settings.gpus_per_trial == "auto", **told)
+        return tune.with_parameters(
+            TrialProcess, images=images, shares_grow=settings.gpus_per_trial == "auto", **options
+        )
     shared = {split: ray.put(each) for split, each in images.items()}
-    return tune.with_parameters(TrialCoordinator, images=shared, **told)
+    return tune.with_parameters(TrialCoordinator, images=shared, **options)
 
 
 @contextmanager

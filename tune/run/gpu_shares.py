@@ -23,13 +23,13 @@ from fvae.train_config import Precision
 CONTEXT_BYTES = 2**30
 """What a process takes on a card besides its tensors: CUDA's context, and the libraries' kernels."""
 SAFETY = 1.25
-"""For what the allocator rounds up and cannot use, and for libraries' scratch space."""
+"""Factor for what the allocator rounds up and cannot use, and for libraries' scratch space."""
 FINEST = 10_000
 """Ray counts resources in parts of this size."""
 A_LITTLE = 0.01
 """The share of a card that asking for its memory takes: one that trials use still has it to spare."""
 CARD_SECONDS = 60.0
-"""How long a node may take to say what its card has."""
+"""How long a node may take to report its card's memory."""
 
 
 class GpuShares:
@@ -82,7 +82,7 @@ def smallest_card_bytes(nodes: Sequence[dict[str, Any]]) -> int:
         return min(ray.get(answers, timeout=CARD_SECONDS))
     except (RayError, RuntimeError) as error:
         why = str(error).strip().splitlines()[-1]
-        raise ConfigError(f"--gpus-per-trial=auto: a GPU does not say its memory ({why}); give a number") from error
+        raise ConfigError(f"--gpus-per-trial=auto: a GPU does not report its memory ({why}); give a number") from error
 
 
 def _card_bytes() -> int:
@@ -97,7 +97,7 @@ def _tensor_bytes(model: ModelConfig, batch_size: int, precision: Precision, val
 
 def limit_to_share(device: str) -> float:
     """Let this process take no more of its card's memory than its share, which Ray counts and does not enforce: one
-    that wants more fails alone, and not whoever comes after it. Returns the share.
+    that needs more fails alone, and not the processes after it. Returns the share.
     """
     if device != "cuda":
         return 1.0

@@ -22,15 +22,15 @@ from tune.settings import SearchSettings
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What there is for the trials of a search, and what each of them gets of it."""
+    """Resources for the trials of a search, and what each of them gets."""
 
     settings: SearchSettings
     trials_at_once: int | None
-    """At most; None: as many as Ray finds room for."""
+    """Trials at a time at most; None: as many as Ray finds room for."""
     nodes: Sequence[Mapping[str, float]]
     """The resources of each node."""
     gpu_shares: GpuShares | None
-    """With ``--gpus-per-trial auto``."""
+    """Shares of a GPU by need, with ``--gpus-per-trial auto``; otherwise None."""
 
     def gpus(self, model: dict[str, Any], train: dict[str, Any]) -> float:
         """GPUs of each worker of a trial, by its ``ModelConfig`` and ``TrainConfig`` as dictionaries."""
@@ -49,7 +49,7 @@ class Resources:
 
 @contextmanager
 def search_session(settings: SearchSettings, dataset: Dataset) -> Iterator[Resources]:
-    """A Ray in which there is room for a trial. Raises ``ConfigError`` where no trial could ever run."""
+    """A Ray session in which there is room for a trial. Raises ``ConfigError`` where no trial could ever run."""
     needed = {"CPU": ("--cpus-per-trial", float(settings.cpus_per_trial))}
     if settings.gpus_per_trial != "auto":
         needed["GPU"] = ("--gpus-per-trial", settings.gpus_per_trial)

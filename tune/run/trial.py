@@ -1,4 +1,4 @@
-"""One trial after another in one process: Tune's class API, reused actors, no nested Train run."""
+"""Train trials in a process of Ray Tune, one after another: its class API with reused actors, no nested Train run."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ class TrialTraining:
         )
         self.checkpoints: Checkpoints | None = None
         self.checkpoint_announced = False
-        self.spoilt = False  # its weights, or its storage
+        self.unusable = False  # its weights, or its storage
 
     def step(self) -> dict[str, Any]:
         """One epoch. A non-finite figure or want of memory ends the trial with its reason; it is no crash.
 
-        Where there may be more memory elsewhere, ``out_of_memory`` stands in the reason's place. A store or disk that
+        Where there may be more memory elsewhere, the result has ``out_of_memory`` and no reason. A store or disk that
         fails is the search's trouble, not this trial's: see :mod:`pipelines.training.worker_warnings`.
         """
         return self._result_of(self._epoch)
@@ -99,17 +99,17 @@ class TrialTraining:
         try:
             result = self._lacks_room() or work()
         except NonFiniteError as error:
-            self.spoilt = True
+            self.unusable = True
             result = {"epoch": self.trainer.epoch, "failure": str(error), "done": True}
         except torch.OutOfMemoryError as error:
-            self.spoilt = True
+            self.unusable = True
             grows = self.shares_grow and self.share < 1
             why = {"out_of_memory": True} if grows else {"failure": _out_of_memory(error, self.share)}
             result = {"epoch": 0, "done": True} | why
         except (MemoryError, RuntimeError) as error:
             if not main_memory.ran_out(error):
                 raise
-            self.spoilt = True
+            self.unusable = True
             room = memory_bytes()
             alone, crowded = (
                 main_memory.why_it_ran_out(self.model, self.train, self._images(), room, crowded=crowded)
@@ -117,7 +117,7 @@ class TrialTraining:
             )
             result = {"epoch": 0, "failure": alone, "if_crowded": crowded, "memory_room": room, "done": True}
         except (OSError, ConfigError) as error:
-            self.spoilt = True
+            self.unusable = True
             result = trouble(error) | {"epoch": 0, "done": True}
         return with_warnings(result)
 
@@ -129,11 +129,11 @@ class TrialTraining:
         need = main_memory.lacks_room(self.model, self.train, self._images(), room=room)
         if need is None:
             return None
-        self.spoilt = True
+        self.unusable = True
         return {"epoch": 0, "failure": main_memory.does_not_fit(need, room), "memory_room": room, "done": True}
 
     def _images(self) -> int:
-        """Of a forward pass."""
+        """Images of a forward pass."""
         return -(-self.train.batch_size // self.workers.count)
 
     def _restore(self) -> dict[str, Any]:
@@ -170,9 +170,9 @@ class TrialTraining:
         return result
 
     def leave(self) -> None:
-        """Another trial comes, or the end: keep the epochs of one that was stopped or put aside, for when it goes on.
+        """Leave the trial, for another one or at the end: keep the epochs of one that was stopped or paused.
 
-        Only where the ledger holds its last epoch: Tune may have ended the trial before it heard of that one. What
+        Only where the ledger holds its last epoch: Tune may have ended the trial before that result reached it. What
         cannot be kept is trained again, so a storage that fails here ends nothing.
         """
         keep = torch.tensor(self._may_go_on(), device=self.device)
@@ -182,7 +182,7 @@ class TrialTraining:
                 self._save(self.checkpoints)
 
     def _may_go_on(self) -> bool:
-        if self.workers.rank or self.spoilt or self.checkpoints is None or self.checkpoints.holds(self.trainer):
+        if self.workers.rank or self.unusable or self.checkpoints is None or self.checkpoints.holds(self.trainer):
             return False
         try:
             record = TrialRecord.from_dict(read_json(self.storage, RECORD))
@@ -200,7 +200,7 @@ class TrialTraining:
         if self.workers.rank == 0:
             checkpoints.save(self.trainer)
         else:
-            self.trainer.state()  # the first worker's save waits for everybody's part
+            self.trainer.state()  # the first worker's save waits for every worker's part
 
 
 def _out_of_memory(error: torch.OutOfMemoryError, share: float) -> str:
@@ -245,10 +245,10 @@ class TrialProcess(tune.Trainable):
         return self.training.step()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the trial's checkpoint lies in the search's own storage."""
+        """Nothing to do: the trial's checkpoint lies in the search's own storage."""
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Nothing: the first :meth:`step` restores."""
+        """Nothing to do: the first :meth:`step` restores."""
 
     def cleanup(self) -> None:
         """The process ends."""

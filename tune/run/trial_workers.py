@@ -72,10 +72,10 @@ class TrialCoordinator(tune.Trainable):
         return step[0] | ({"warnings": warnings} if warnings else {})
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the trial's checkpoint lies in the search's own storage."""
+        """Nothing to do: the trial's checkpoint lies in the search's own storage."""
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Nothing: the first :meth:`step` restores."""
+        """Nothing to do: the first :meth:`step` restores."""
 
     def cleanup(self) -> None:
         """End the workers."""
@@ -146,7 +146,7 @@ class WorkerGroup:
     """The workers in the placement group of this process: started when they are needed, ended together."""
 
     def __init__(self, images: SharedImages, device: str, threads: int) -> None:
-        self.told = images, device, threads
+        self.arguments = images, device, threads
         placement_group = ray.util.get_current_placement_group()
         assert placement_group is not None  # Tune has made one for the trial
         self.placement_group = placement_group
@@ -156,7 +156,7 @@ class WorkerGroup:
     def call(self, method: str, *arguments: Any, ranks: Iterable[int] | None = None) -> list[Any]:
         """What ``method`` of each worker (or of those of ``ranks``) returns, in order of rank.
 
-        Where one fails the others may wait for it in vain, so all are ended, and new ones start at the next call.
+        Where one fails the others may wait for it forever, so all are ended, and new ones start at the next call.
         Raises ``RuntimeError`` for one that died; the result of one that :meth:`gave_up` is all that is returned.
         """
         if not self._actors:
@@ -165,7 +165,7 @@ class WorkerGroup:
 
     @property
     def alive(self) -> bool:
-        """Whether they have been started, as far as anybody has heard."""
+        """Whether the workers have been started and none is known to have ended."""
         return bool(self._actors)
 
     def end(self) -> None:
@@ -181,7 +181,7 @@ class WorkerGroup:
                 num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), scheduling_strategy=place
             )
             workers = Workers(rank=rank, count=self.count)
-            self._actors.append(worker.remote(workers, *self.told))
+            self._actors.append(worker.remote(workers, *self.arguments))
         (meeting,) = self._results("open_meeting", (), [0])
         self._results("join", meeting, range(self.count))
 
@@ -205,5 +205,5 @@ class WorkerGroup:
 
     @staticmethod
     def gave_up(result: dict[str, Any]) -> bool:
-        """Whether a worker says with its result that it does not go on."""
+        """Whether a worker's result reports that it does not go on."""
         return not result.keys().isdisjoint(("failure", "trouble"))

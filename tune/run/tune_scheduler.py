@@ -54,7 +54,7 @@ class PlacingScheduler(FrontScheduler):
         self._placed: set[str] = set()
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
-        """A new trial, or one to try again: it keeps its resources, by which Tune has it in its books."""
+        """Place a new trial, or one to try again, which keeps its resources: Tune counts it by them."""
         if trial.trial_id not in self._placed:
             self._placed.add(trial.trial_id)
             gpus = self.resources.gpus(trial.config["model"], trial.config["train"])

@@ -1,4 +1,4 @@
-"""The order of work, in Tune's ``Searcher`` interface: what was begun first, then new trials, then further seeds.
+"""A searcher of Ray Tune: it resumes unfinished trials first, then begins new ones, then trains further seeds.
 
 Families take turns, so that each gets a front and the claim a fair test. What to train next of a family is the
 proposer's choice (:mod:`tune.propose.proposers`), whether anything is trained at all the budget's
@@ -22,13 +22,13 @@ from tune.statistics.replicates import next_replicate
 
 
 class Allowance(Protocol):
-    """What the searcher asks of :class:`tune.run.budget.Budget`."""
+    """The part of :class:`tune.run.budget.Budget` that the searcher needs."""
 
     def may_start(self, ledger: Ledger, *, replicate: bool = False) -> str | None:
         """None where another trial may start, else why not, one line."""
 
     def over(self, ledger: Ledger) -> str | None:
-        """None, or why everything that runs is put aside now, one line."""
+        """None, or why all running trials are paused now, one line."""
 
 
 class FrontSearcher(Searcher):
@@ -47,8 +47,8 @@ class FrontSearcher(Searcher):
     ) -> None:
         """
         Args:
-            ledger: of this search, opened; the proposer is told what is in it.
-            proposer: chooses models. It has been told nothing yet.
+            ledger: of this search, opened; its records are passed to the proposer.
+            proposer: chooses models. It has seen no record yet.
             families: that are searched.
             budget: of the search.
             seeds: with how many each model of a front is trained.
@@ -62,10 +62,10 @@ class FrontSearcher(Searcher):
         self.trials_may_return = False
         """Whether a trial that has ended may have to be tried again: one whose share of a card did not hold it."""
         self.exhausted: dict[str, str] = {}
-        """Families of which every model is tried, and the line that says so."""
+        """Families of which every model is tried, each with the line that reports it."""
         self.ended: str | None = None
-        """Why nothing more is begun, one line, once Tune was told so. It stands, though trials that still run may
-        change what it was decided by."""
+        """Why nothing more is begun, one line, once Tune has been answered so. It does not change, though trials that
+        still run may change what it was decided by."""
         records = list(ledger.records.values())
         self._next_number = 1 + max((record.number for record in records), default=-1)
         self._turns = Counter(dict.fromkeys(self.families, 0))
@@ -101,12 +101,12 @@ class FrontSearcher(Searcher):
         return self.budget.may_start(self.ledger) or "every model has been tried"
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: the ledger hears of it, and a part-trained figure is no observation."""
+        """Nothing to do: the ledger gets the result, and a part-trained figure is no observation."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the proposer what the ledger says of the trial."""
+        """Pass the trial's record in the ledger on to the proposer."""
         record = self.ledger.records[self._live.pop(trial_id)]
-        if error and record.status == "running":  # the ledger hears of it a moment later
+        if error and record.status == "running":  # the ledger is updated a moment later
             record = dataclasses.replace(record, status="failed")
         if result and "out_of_memory" in result:
             self._unfinished.append(record)
@@ -114,14 +114,14 @@ class FrontSearcher(Searcher):
             self.proposer.tell(record)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        """Accept what Tune offers; the objectives are the proposer's own."""
+        """Accept Tune's properties; the objectives are the proposer's own."""
         return True
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger is the state."""
+        """Nothing to do: the ledger is the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger is the state."""
+        """Nothing to do: the ledger is the state."""
 
     def _new_trial(self) -> TrialRecord | None:
         """The next family's next trial, or one of its stopped ones that goes on; None where there is none.
@@ -161,7 +161,7 @@ class FrontSearcher(Searcher):
         return record
 
     def _replicate(self) -> TrialRecord | None:
-        """Another seed of a front's model, once the fronts stand."""
+        """Another seed of a front's model, once the fronts are complete."""
         if self.seeds == 1 or self._first_seeds_live() or self.budget.may_start(self.ledger, replicate=True):
             return None
         record = next_replicate(self.ledger.records.values(), self.seeds, self._new_id)

@@ -1,4 +1,4 @@
-"""What a search looks like while it runs: a live table on a terminal, plain lines elsewhere."""
+"""The display of a running search: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

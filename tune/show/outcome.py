@@ -44,7 +44,7 @@ def summary(tradeoff: dict[str, Any]) -> RenderableType:
 
 
 def how_it_ended(why: str, ledger: Ledger, settings: SearchSettings, *, trained: bool) -> str:
-    """Why no more is trained, what was put aside, and what would train more."""
+    """Why no more is trained, what would train more, and how many trials are paused."""
     nothing = ""
     if not trained and why.startswith("--time-budget") and not any(record.epochs for record in ledger.records.values()):
         nothing = " No trial has trained an epoch in it: to start one takes some seconds, and an epoch its time."
@@ -54,8 +54,8 @@ def how_it_ended(why: str, ledger: Ledger, settings: SearchSettings, *, trained:
     if settings.max_trials is not None and why.startswith("--trials"):
         larger = f"a larger budget (--trials {max(settings.max_trials + 1, 3 * settings.max_trials // 2)})"
     count = len(ledger.with_status("running"))
-    put_aside = f" {count} unfinished {'trial' if count == 1 else 'trials'} would then go on." if count else ""
-    return f"Ended: {why}.{nothing} The same command with {larger} extends the search.{put_aside}"
+    paused = f" {count} unfinished {'trial' if count == 1 else 'trials'} would then go on." if count else ""
+    return f"Ended: {why}.{nothing} The same command with {larger} extends the search.{paused}"
 
 
 def why_all_failed(ledger: Ledger) -> str | None:
@@ -70,11 +70,11 @@ def why_all_failed(ledger: Ledger) -> str | None:
 
 
 def say_interrupted(console: Console) -> int:
-    """One line. Returns the exit status."""
+    """Print that the search was interrupted. Returns the exit status."""
     console.print("Interrupted. The same command goes on where it stopped; nothing finished is lost.", soft_wrap=True)
     return 1
 
 
 def trained_epochs(ledger: Ledger) -> int:
-    """Of all trials together."""
+    """Finished epochs of all trials together."""
     return sum(record.epochs for record in ledger.records.values())

@@ -1,4 +1,4 @@
-"""What a search is about to do, and what it will roughly cost: said before it starts, and while it runs."""
+"""The plan of a search and its expected cost, printed before it starts, and the forecast of its end while it runs."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tune.run.end_forecast import EndForecast, Speed, forecast_end
 from tune.settings import SearchSettings
 
 GOALS = {"map": "", "front": ", one front for all families", "decide": ", then where the verdict is open"}
-"""What is said of each goal."""
+"""Text of each goal in the plan."""
 SAMPLE = 64
-"""Models of each family that are drawn from the space to say what one costs."""
+"""Models of each family that are drawn from the space to estimate what one costs."""
 SHARE_OF_TIME = 1 / 50
-"""That forecasts may take of the driver's time."""
+"""Share of the driver's time that forecasts may take."""
 LEAST_SECONDS = 30.0
-"""No forecast is said of less."""
+"""No forecast is printed where less is left."""
 CHANGE = 1.5
-"""A forecast is said again where the time left has become so much longer or shorter than was said."""
+"""A forecast is printed again where the time left has become longer or shorter than printed by this factor."""
 
 
 def what_runs(settings: SearchSettings, dataset: Dataset, ledger: Ledger, budget: Budget) -> str:
@@ -70,7 +70,7 @@ def what_it_costs(
     settings: SearchSettings, dataset: Dataset, ledger: Ledger, budget: Budget, source: CandidateSource,
     limits: Limits, at_once: int,
 ) -> str:  # fmt: skip
-    """Trials at a time, a typical model's compute, and the hours where earlier trials tell what compute takes.
+    """Trials at a time, a typical model's compute, and the hours where they follow from earlier trials.
 
     Roughly: models are drawn uniformly from the space, while the sampler has preferences of its own.
     """
@@ -90,7 +90,7 @@ def what_it_costs(
         lines[0] += f"; a whole training takes about {median:.0e} FLOPs ({low:.0e} to {high:.0e})"
     seconds = expected_seconds(drawn, list(ledger.records.values()), images)
     if seconds is None:
-        lines.append("How long it takes is said when the first trials have ended")
+        lines.append("How long it takes is printed when the first trials have ended")
     elif budget.max_trials is None:
         lines.append(f"A trial takes about {duration(seconds)}, by the trials before")
     else:
@@ -104,7 +104,7 @@ def what_it_costs(
 
 def expected_seconds(drawn: Sequence[Candidate], records: Sequence[TrialRecord], images: int) -> float | None:
     """Seconds that a trial of ``drawn`` takes on average on as many ``images``, where it is stopped as early as those
-    of ``records`` were; None where they are too few to say."""
+    of ``records`` were; None where these are too few."""
     speed = Speed(records)
     if not drawn or not speed.known:
         return None
@@ -120,11 +120,11 @@ class Forecaster:
         self.ledger, self.budget, self.epochs, self.at_once = ledger, budget, epochs, at_once
         self._made: EndForecast | None = None
         self._made_at, self._next = time.monotonic(), 0.0
-        self._said_end: float | None = None
+        self._printed_end: float | None = None
 
     @property
     def seconds_left(self) -> float | None:
-        """Of wall time until every trial is done; None before anything is known."""
+        """Seconds of wall time until every trial is done; None before that is known."""
         made = self.now()
         return None if made is None else max(0.0, made.seconds - (time.monotonic() - self._made_at))
 
@@ -141,28 +141,28 @@ class Forecaster:
         return self._made
 
     def news(self) -> str | None:
-        """A line where there is a forecast for the first time, or one that differs much from the last one said."""
+        """A line where there is a forecast for the first time, or one that differs much from the last one printed."""
         made, left = self.now(), self.seconds_left
         if made is None or left is None or left < LEAST_SECONDS:
             return None
         moment = time.monotonic()
-        if self._said_end is not None:
-            said = max(1.0, self._said_end - moment)
-            if 1 / CHANGE < left / said < CHANGE:
+        if self._printed_end is not None:
+            printed = max(1.0, self._printed_end - moment)
+            if 1 / CHANGE < left / printed < CHANGE:
                 return None
-        self._said_end = moment + left
+        self._printed_end = moment + left
         return self.line(made)
 
     def line(self, made: EndForecast) -> str:
         """A forecast in words."""
         end = time.strftime("%H:%M", time.localtime(time.time() + made.seconds))
-        put_aside = f", {made.unfinished} put aside" if made.unfinished else ""
+        paused = f", {made.unfinished} paused" if made.unfinished else ""
         return (
             f"Forecast: trained in {duration(made.seconds)} (80%: {duration(made.low)} to {duration(made.high)}), at "
-            f"{end}; {made.complete} complete and {made.stopped} stopped trials{put_aside}, "
+            f"{end}; {made.complete} complete and {made.stopped} stopped trials{paused}, "
             f"{made.held_seconds * self._devices() / 3600:.2g} {'GPU' if self.budget.on_gpus else 'core'} hours in all"
         )
 
     def _devices(self) -> float:
-        """Of a trial, on average."""
+        """Devices of a trial, on average."""
         return devices_per_trial(self.ledger.records.values(), self.budget.on_gpus)

@@ -2,8 +2,8 @@
 
 Both frontiers are samples (:mod:`tune.statistics.frontiers`), of which none rises with the size: a limit of N
 parameters also admits fewer. Bands are pointwise 95% intervals. Ranges of sizes are decided
-by a simultaneous band instead, which holds the whole difference in 95% of the samples, made wider by half: what a
-search has of luck, all of a family's trials share in part. So a difference that is found anywhere is seldom wrong,
+by a simultaneous band instead, which holds the difference at all sizes in 95% of the samples, made wider by half: the
+chance errors of a search are partly common to all of a family's trials. So a difference that is found is seldom wrong,
 however many sizes are looked at (``benchmarks/search/calibration.py``).
 """
 
@@ -28,7 +28,7 @@ WIDER = 1.5
 ENDS = 0.1
 """Share of the shared range of sizes, on a log scale, that is left out at each end: a single trial sets it."""
 LEVEL_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Where comparison levels lie in a shared range: off its ends, which one single trial sets."""
+"""Positions of the comparison levels in a shared range: off its ends, each of which one trial sets."""
 MIN_BPD_RANGE = 1e-3
 """Bits/dim. Two fronts that share less share one level."""
 
@@ -54,7 +54,7 @@ class Band:
 
 def simultaneous(samples: Floats) -> tuple[Floats, Floats]:
     """Low and high ends ``[M]`` of a band of constant width in standard deviations: ``WIDER`` times the one that holds
-    95% of the samples ``[S, M]`` whole."""
+    95% of the samples ``[S, M]`` at all sizes."""
     center, spread = np.median(samples, axis=0), np.maximum(samples.std(axis=0), 1e-9)
     furthest = np.abs((samples - center) / spread).max(axis=1)
     reach = WIDER * float(np.quantile(furthest, LEVEL)) * spread
@@ -72,7 +72,8 @@ class Comparison:
     log_ratio: Floats
     """log10 of the first family's size over the other's, which has ``log_size``, at equal bits/dim ``[S, M]``."""
     outside: NDArray[np.int8]
-    """Where that ratio is only bounded by the first family's smallest (−1) or largest (1) model ``[S, M]``."""
+    """Whether that ratio is only bounded by the first family's smallest (−1) or largest (1) model ``[S, M]``, or is
+    not (0)."""
 
     @classmethod
     def of(cls, one: Paths, other: Paths, points: int = 25) -> Comparison | None:
@@ -93,7 +94,7 @@ class Comparison:
         return 10**band.median, 10**band.low, 10**band.high, open_low, open_high
 
     def answers(self) -> list[Answer]:
-        """At each size, simultaneously."""
+        """The answer at each size, by a simultaneous band."""
         low, high = simultaneous(self.difference)
         ratio_low, ratio_high = simultaneous(np.where(self.outside == 0, self.log_ratio, np.sign(self.outside) * 3.0))
         same = (ratio_low >= -np.log10(SAME)) & (ratio_high <= np.log10(SAME))
@@ -114,7 +115,7 @@ class Comparison:
 
 
 def shared_levels(one: Front, other: Front) -> tuple[Floats, int]:
-    """Levels in bits/dim that both fronts cross, descending, and the decimals that tell them apart.
+    """Levels in bits/dim that both fronts cross, descending, and the decimals that distinguish them.
 
     No level where one front lies below the other.
     """

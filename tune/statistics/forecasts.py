@@ -1,12 +1,12 @@
-"""What a part-trained trial will reach, by its own learning curve.
+"""Forecasts of the bits/dim that part-trained trials will reach, extrapolated from their learning curves.
 
-Two opinions, each a normal distribution of log bits/dim at the end, weighed by how sure they are:
+Two normal distributions of log bits/dim at the end are combined, weighted by their precision:
 
 - Its own learning curve. From epoch e on a trial gains β times what it gained since epoch e/2: with v(e) the lowest
   validation bits/dim up to e and g = log v(e/2) − log v(e), log v(end) = log v(e) − β·g, with a spread in proportion to
   g. The log holds for hundreds of bits/dim after an epoch as for the last hundredths.
 - The other trials of its family: a line in log10 parameters through what the fully trained ones reached. A curve that
-  falls from hundreds of bits/dim says little about its end, and then this is what there is to say.
+  falls from hundreds of bits/dim determines little of its end, and then this line determines the forecast.
 
 β, the line and both spreads begin with a prior and are learned from the fully trained trials, β and its spread for each
 family and rung by itself; how unsure β is widens the forecasts until then. A trial is read at rungs only: all are then
@@ -28,16 +28,16 @@ learning rate on the digits, those of all three families alike (``benchmarks/sea
 GAIN_SPREAD = 0.4
 """Standard deviation of the later gain over the recent one, as a share of β, before any trial is complete."""
 MOST_SPREAD = 1.5
-"""The latter at most, whatever a few strange curves say."""
+"""Upper limit of the latter, whatever a few unusual curves suggest."""
 BETWEEN_SETS = 0.5
 """Standard deviation of β itself, as a share of it, before any trial is complete: other images are learned at another
 pace."""
 PRIOR_TRIALS = 3
-"""How many complete trials a prior is worth."""
+"""Weight of a prior, in complete trials."""
 TYPICAL_GAIN = 0.1
 """A tenth less. A trial's weight in the regression is its gain squared; the prior's is this."""
 LARGE_GAIN = 0.3
-"""Beyond it a gain weighs no more: curves that begin far off would teach all others how to go on."""
+"""A larger gain has no more weight: curves that begin far off would determine the forecasts of all others."""
 LEAST_GAIN = 0.02
 """A smaller gain is taken for this, where misses are measured in gains."""
 LEAST_SPREAD = 0.02
@@ -53,7 +53,7 @@ TRIAL_SPREAD = 0.15
 
 
 class Epoch(Protocol):
-    """What counts of an epoch."""
+    """The part of an epoch's metrics that forecasts read."""
 
     @property
     def val_bpd(self) -> float:
@@ -61,19 +61,19 @@ class Epoch(Protocol):
 
 
 class Curve(Protocol):
-    """What counts of a trial: a :class:`tune.records.ledger.TrialRecord`, for one."""
+    """The part of a trial that forecasts read, such as a :class:`tune.records.ledger.TrialRecord`."""
 
     @property
     def id(self) -> str:
-        """Of the trial."""
+        """Id of the trial."""
 
     @property
     def family(self) -> str:
-        """Trials of one are alike."""
+        """Family of the model: trials of one family are alike."""
 
     @property
     def params(self) -> float:
-        """Its size."""
+        """Trained parameters."""
 
     @property
     def status(self) -> str:
@@ -85,11 +85,11 @@ class Curve(Protocol):
 
     @property
     def history(self) -> Sequence[Epoch]:
-        """Every one of them."""
+        """All finished epochs."""
 
     @property
     def val_bpd(self) -> float | None:
-        """Of a complete trial: what it reached."""
+        """Bits/dim that a complete trial reached."""
 
 
 class Forecast(NamedTuple):
@@ -101,7 +101,7 @@ class Forecast(NamedTuple):
 
 
 class AtRung(NamedTuple):
-    """Where a trial stood at the last rung that it passed."""
+    """State of a trial at the last rung that it passed."""
 
     rung: int
     lowest: float
@@ -140,7 +140,7 @@ class Forecasts:
         return Forecast(mean, max(LEAST_SPREAD, mean / math.sqrt(curve_weight + size_weight)))
 
     def _last_rung(self, record: Curve) -> AtRung | None:
-        """Where the trial stood at its last rung; None before the first."""
+        """State of the trial at its last rung; None before the first."""
         known = self._at_rung.get(record.id)
         if known is None or known[0] != record.epochs:
             passed = [rung for rung in self.rungs if rung <= record.epochs]
@@ -213,7 +213,7 @@ class _Sizes:
 
 
 def _spread(prior: float, squared_misses: Sequence[float]) -> float:
-    """Standard deviation, the prior's being worth ``PRIOR_TRIALS`` trials."""
+    """Standard deviation, in which the prior counts for ``PRIOR_TRIALS`` trials."""
     total = PRIOR_TRIALS * prior**2 + sum(squared_misses)
     return math.sqrt(total / (PRIOR_TRIALS + len(squared_misses)))
 

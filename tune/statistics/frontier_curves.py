@@ -16,29 +16,29 @@ from scipy.optimize import least_squares
 from tune.statistics.pareto import Floats
 
 SAFETY = 3.0
-"""Of the typical excess, by which trials' distances from their curve are taken for larger than they are."""
+"""Factor on the typical excess, by which trials' distances from their curve are taken for larger than they are."""
 LEAST_EXCESS = 0.02
 """Bits/dim. The typical excess is at least this."""
 EXCESS_TRIALS = 3
-"""How many trials of its own the typical excess of all curves is worth to each."""
+"""Weight of all curves' typical excess for each curve, in trials of its own."""
 ALPHA, ALPHA_WEIGHT = 0.4, 0.15
-"""What the α are before any trial, and the bits/dim that a factor of e in all or in one of them weighs."""
+"""Prior mean of the α, and the bits/dim that a factor of e in all or in one of them counts for."""
 EXPONENTS = (0.1, 0.5, 1.0)
 """α from which the fit begins."""
 ROBUST_SCALE = 0.05
-"""Bits/dim by which a trial may miss its curve before it weighs less."""
+"""Bits/dim by which a trial may miss its curve before it has less weight."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Points:
-    """Where trials lie, or where frontiers are looked at; arrays ``[N]``."""
+    """Positions of trials, or positions at which frontiers are evaluated; arrays ``[N]``."""
 
     log_size: Floats
     """log10 of the parameters, or of another cost."""
     curve: NDArray[np.int64]
     """A number for each family, or for each of its likelihoods."""
     share: Floats | float = 0.0
-    """Of its parameters in E and G, along which a curve bends as well; a number: the same everywhere."""
+    """Share of the parameters in E and G, along which a curve bends as well; a number: the same everywhere."""
 
     def __len__(self) -> int:
         return len(self.log_size)
@@ -49,9 +49,9 @@ class Curves:
     """a + b·N^−α for every curve."""
 
     a: Floats
-    """Of each curve, like the others ``[F]``."""
+    """Asymptote of each curve, bits/dim ``[F]``, as the others are."""
     b: Floats
-    """At the middle of all sizes: b·N^−α there."""
+    """b·N^−α at the middle of all sizes."""
     alpha: Floats
     excess: Floats
     """Typical distance of a trial from its curve at the middle of all sizes, bits/dim."""

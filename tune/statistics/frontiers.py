@@ -45,8 +45,8 @@ class Paths:
 
     @classmethod
     def of(cls, log_size: Floats, samples: Floats) -> Paths:
-        """From samples that may rise, by projection (Lin and Dunson 2014): each sample's nearest that does not, where
-        sizes weigh the more the surer they are."""
+        """Project samples that may rise with the size (Lin and Dunson 2014): on each one's nearest that does not, with
+        a weight of each size that is inverse to its variance."""
         weights = 1 / np.maximum(samples.var(axis=0), LEAST_VARIANCE)
         bits = [isotonic_regression(each, weights=weights, increasing=False).x for each in samples]
         return cls(log_size, np.array(bits))

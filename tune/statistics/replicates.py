@@ -1,7 +1,7 @@
-"""The fronts' models trained again with other seeds: how much of a figure is the seed's doing.
+"""Replicates: the fronts' models trained again with other seeds, to measure the spread over seeds.
 
-Such a replicate is a trial of its own in the ledger, which says whose it is. It is trained to the end, and nothing
-but the error bars on the map rests on it: no front, no fit, no claim.
+A replicate is a trial of its own in the ledger, which names the trial that it repeats. It is trained to the end, and
+only the error bars on the map rest on it: no front, no fit, no claim.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Spread(TypedDict):
 def next_replicate(records: Iterable[TrialRecord], seeds: int, new_id: Callable[[str], str]) -> TrialRecord | None:
     """The next replicate to train, so that each model of a front comes to ``seeds`` seeds; None where all are there.
 
-    Every model's second seed comes before anybody's third. One that failed is not tried again: that is a finding too.
+    Every model's second seed comes before any model's third. One that failed is not tried again: that is a result too.
 
     Args:
         records: of all trials, replicates included.
@@ -51,7 +51,7 @@ def next_replicate(records: Iterable[TrialRecord], seeds: int, new_id: Callable[
 
 
 def lacking(records: Sequence[TrialRecord], seeds: int) -> list[tuple[TrialRecord, int]]:
-    """The replicates that the fronts still lack, as they stand: whose, and with which seed."""
+    """The replicates that the present fronts still lack: each with the trial that it repeats, and its seed."""
     trials = {record.id: record for record in records}
     present = {(record.replicate_of, record.train["seed"]) for record in records}
     chosen = dict.fromkeys(trial_id for ids in fronts(records).values() for trial_id in ids)

@@ -1,17 +1,17 @@
-"""The fewest bits/dim that each family can reach at each size, and how sure that is: one model of all trials.
+"""Stochastic frontier analysis: the fewest bits/dim that each family can reach at each size, with its uncertainty.
 
 A trial reaches what its size allows, and then some more, because its other hyperparameters are not the best. This is
-stochastic frontier analysis (Aigner, Lovell and Schmidt 1977) with a Gaussian process for what a curve does not say.
+stochastic frontier analysis (Aigner, Lovell and Schmidt 1977) with a Gaussian process for deviations from a curve.
 Of trial i of curve f (a family, or one of its likelihoods) with N_i parameters::
 
     y_i = F_f(N_i) + u_i + e_i          its bits/dim, measured or forecast
     F_f(N) = a_f + b_f·N^−α_f + g_f(N)  what the best hyperparameters would reach; g ~ GP(0, K), the α_f are alike
     u_i ~ Exponential(mean θ_f·s_i/γ_i) u_i ≥ 0: what its hyperparameters cost; γ_i ~ Gamma(ν, ν): some cost far more
-    e_i ~ N(0, σ² + τ_i²)               the luck of its seed; how sure its forecast is, where it is part-trained
+    e_i ~ N(0, σ² + τ_i²)               the effect of its seed; the spread of its forecast, where it is part-trained
 
 s_i is what an excess typically is on this curve and at this size: small models, whose curve is steep, lie further
 apart, and so do those whose likelihood suits the images badly. The curves are fitted first; g, u, γ and θ are sampled,
-g by steps that leave its exact posterior as it is. What trials of one curve say of g counts for the others too. The
+g by steps that leave its exact posterior as it is. The trials of one curve inform g of the others too. The
 constants of this file were chosen on replayed searches of the digits (``benchmarks/search/calibration.py``).
 """
 
@@ -42,15 +42,15 @@ best of their size, even the best may be far from the frontier; but that makes t
 TAIL = 5.0
 """ν: the excess is as likely to be above u as u^−ν, far out."""
 SEED_SPREAD, SEED_TRIALS = 0.015, 3
-"""σ before any configuration has been trained with several seeds, bits/dim, and how many such pairs it is worth."""
+"""σ before any configuration has been trained with several seeds, bits/dim, and its weight in such pairs."""
 SWEEPS, BURN_IN, STEPS = 800, 200, 8
-"""Of the sampler: in all, those that are forgotten, and steps of g in each."""
+"""Sweeps of the sampler in all, those that are discarded, and steps of g in each."""
 ADAPT = (20, 60, 120)
-"""Sweeps before which the approximation that the steps are made from is found anew."""
+"""Sweeps before which the approximation that the steps are made from is recomputed."""
 BLUR = 0.5
 """Typical excesses by which that is smoother than the posterior."""
 NEWTON = 30
-"""Steps that finding it takes at most."""
+"""Newton steps that finding it takes at most."""
 
 
 def sample_frontiers(
@@ -105,7 +105,7 @@ def _sample(
     members = [np.flatnonzero(trials.curve == each) for each in np.unique(trials.curve)]
     theta = typical.copy()
     noise = Noise(deviation, 1 / theta)
-    # Where u may be 0 the posterior has an edge, of which its mode says nothing: it is approximated a little blurred.
+    # Where u may be 0 the posterior has an edge, which its mode does not show: it is approximated a little blurred.
     wide = np.sqrt(deviation**2 + (BLUR * typical) ** 2)
     laplace = Laplace.of(covariance, beyond, Noise(wide, noise.rate))
     g = laplace.mode
@@ -133,12 +133,12 @@ class Noise:
     """The distribution of u + e, an exponential and a normal number; log-concave."""
 
     deviation: Floats
-    """Of e ``[N]``."""
+    """Standard deviation of e ``[N]``."""
     rate: Floats
     """γ/θ ``[N]``."""
 
     def log_density(self, left: Floats) -> Floats:
-        """With u integrated out ``[N]``."""
+        """Log density of ``left`` = u + e, with u integrated out ``[N]``."""
         scaled = self.rate * self.deviation
         below = log_ndtr(left / self.deviation - scaled)
         return np.asarray(np.log(self.rate) + self.rate * (0.5 * self.rate * self.deviation**2 - left) + below)
@@ -161,11 +161,11 @@ class Laplace:
     precision: Floats
     """What the trials add to K⁻¹ ``[N]``."""
     root: Floats
-    """Of the covariance ``[N, N]``."""
+    """Lower root of the covariance ``[N, N]``."""
 
     @classmethod
     def of(cls, covariance: Floats, beyond: Floats, noise: Noise) -> Laplace:
-        """At the highest density, found by Newton's method."""
+        """Find the approximation at the highest density, by Newton's method."""
         count = len(beyond)
         g, pull = np.zeros(count), np.zeros(count)
         value = -np.inf

@@ -1,4 +1,4 @@
-"""When no more trials start, and when those that run are put aside."""
+"""When no more trials start, and when those that run are paused."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_a_stopped_trial_that_went_on_counts_again() -> None:
 # --- the real search -------------------------------------------------------------------------------------
 
 
-def test_a_search_whose_time_is_up_puts_trials_aside_and_a_larger_budget_ends_them(
+def test_a_search_whose_time_is_up_pauses_trials_and_a_larger_budget_ends_them(
     tmp_path: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hands = Time()
@@ -323,8 +323,8 @@ def test_a_search_whose_time_is_up_puts_trials_aside_and_a_larger_budget_ends_th
     assert tradeoff["unfinished"] and set(tradeoff["unfinished"]) == {
         trial_id for trial_id, each in records.items() if each["status"] == "running"
     }
-    put_aside = [attempt["ended"] for each in records.values() for attempt in each["attempts"]]
-    assert "put aside" in put_aside and "" not in put_aside
+    ends = [attempt["ended"] for each in records.values() for attempt in each["attempts"]]
+    assert "put aside" in ends and "" not in ends
     assert tradeoff["accounting"]["search_seconds"] == 3600
     states = {each.info.run_name: (each.info.status, each.data.tags.get("status")) for each in runs()}
     assert states.pop("digits")[0] == "FINISHED"

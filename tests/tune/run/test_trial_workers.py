@@ -108,7 +108,7 @@ def test_two_trials_that_need_half_a_card_share_it(card: None, tmp_path: Path, m
     settings = SearchSettings(gpus_per_trial="auto", epochs=EPOCHS)
     monkeypatch.setattr(engine, "TrialProcess", MeetingProcess)
     with (
-        pytest.raises(ConfigError, match="--gpus-per-trial=auto: a GPU does not say its memory"),
+        pytest.raises(ConfigError, match="--gpus-per-trial=auto: a GPU does not report its memory"),
         search_session(settings, DATASET),
     ):
         pass

@@ -62,7 +62,7 @@ def test_a_new_search_says_what_runs_and_that_the_time_is_not_known(tmp_path: Pa
         f"Results in {tmp_path}",
     ]
     assert lines[3].startswith("2 trials at a time, each with 1 core; a whole training takes about ")
-    assert lines[4:] == ["How long it takes is said when the first trials have ended"]
+    assert lines[4:] == ["How long it takes is printed when the first trials have ended"]
 
 
 def test_every_budget_and_limit_is_named(tmp_path: Path) -> None:
