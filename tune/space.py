@@ -148,7 +148,7 @@ def suggestion_of(model: ModelConfig, train: Mapping[str, Any], space: SearchSpa
     """The point at which :func:`suggest` gives ``model``, for one that ``space`` could have given.
 
     What ``space`` could not have given is left as it is, out of its ranges and choices; where it asks for one scale,
-    σ2 stands for σ1 too.
+    it is σ2.
     """
     point: dict[str, Any] = {"learning_rate": train["learning_rate"]}
     if model.has_flow:

@@ -62,7 +62,7 @@ def build_claim(
     the converse, bits/dim at equal size. ``curves`` has the whole comparison for the f-VAE (``all``) and for each of
     its likelihoods by size, ``by_compute`` by the FLOPs of a training, ``at_k64`` that of the f-VAE by k = 64. Their
     ``ranges`` say for which sizes the f-VAE needs ``fewer`` parameters, ``more``, the ``same`` within a tenth, or where
-    that is ``undecided``. ``shares`` says how parameters are best split (:func:`tune.map.share.best_shares`). An end
+    that is ``undecided``. ``shares`` is how parameters are best split (:func:`tune.map.share.best_shares`). An end
     that is open is null (0 for a ratio's lower end), explained in ``open_ends``. ``bound`` is the one-sided ratio that
     is left where no bits/dim level is reached by both families.
     """

@@ -1,4 +1,4 @@
-"""Which hyperparameters decided a family's bits/dim: Optuna's fANOVA over its complete trials."""
+"""Hyperparameter importance: Optuna's fANOVA of a family's bits/dim, over its complete trials."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _importance(trials: Sequence[TrialRecord]) -> dict[str, float]:
 def _column(values: list[Any]) -> tuple[list[Any], BaseDistribution]:
     """A parameter's values and a distribution that holds them.
 
-    fANOVA knows no conditional parameters. A choice that some trials lack becomes a category with ``None``; a number
+    fANOVA takes no conditional parameters. A choice that some trials lack becomes a category with ``None``; a number
     that they lack lies at the median of the others' (which choice lacks it is a column of its own). It measures volume
     in raw units, so a log-searched number is handed over as its logarithm.
     """

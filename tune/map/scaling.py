@@ -1,4 +1,4 @@
-"""The curve bpd(N) = a + b·N^−α through each family's front, how sure it is, and where it leads beyond."""
+"""Scaling laws: the curve bpd(N) = a + b·N^−α through each family's front, its uncertainty, and a forecast beyond."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def fit_family(records: Sequence[TrialRecord], family: str, seed: int) -> dict[s
     ``a``, ``b``, ``alpha``; ``ci95`` of each; ``band``: sizes ``params`` on a log grid over the tried sizes with
     ``bpd``, ``low``, ``high``; ``beyond``: the same for sizes up to ``BEYOND`` times the largest tried, from the band's
     end on as :func:`forecast_front` has it. Where too few points determine no curve all of these are null, and ``why``
-    says so. The intervals come from resampling the family's complete trials; ``replicates_fitted`` of ``replicates``
-    resamples had enough front points for a curve.
+    is the reason. The intervals come from resampling the family's complete trials; ``replicates_fitted`` of
+    ``replicates`` resamples had enough front points for a curve.
     """
     points = np.array(size_and_bits(complete_trials(records, family))).reshape(-1, 2)
     front = front_of(points[:, 0], points[:, 1])
@@ -187,8 +187,8 @@ def _forecast(
     few points cannot know it: the front goes on along its curve, or it stays where it is.
 
     Three things make the band: which of the two holds, which trials happened to be run (resampled, as for the
-    intervals of the fit), and how far front points lie from their curve (drawn from the residuals). Whatever they
-    say, a larger budget can hold the best smaller model: so no forecast is above what the front has within that size.
+    intervals of the fit), and how far front points lie from their curve (drawn from the residuals). In any
+    case a larger budget can hold the best smaller model: so no forecast is above what the front has within that size.
     """
     reached = np.interp(np.log(sizes), np.log(front.params), front.bpd)
     residuals = front.bpd - law(front.params)

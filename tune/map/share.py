@@ -2,7 +2,7 @@
 
 A flow has none of its parameters there (share 0), a VAE all of them (1), an f-VAE what is between. One model describes
 all trials (:mod:`tune.statistics.stochastic_frontier`), in which an f-VAE's frontier bends with its share as it does
-with its size; samples of it say which share is the best at a size, and how sure that is.
+with its size; its samples determine which share is the best at a size, with an interval.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def build_tradeoff(
     budget (None where it would decide nothing). Trials that are still running are not part of the map; their ids are
     in ``unfinished``, and what they cost is in ``accounting`` like everything else (:mod:`tune.records.accounting`).
     Part-trained trials and further seeds are among ``trials``, but fronts, hypervolume, fits, claim and importance
-    rest on first seeds' complete ones alone; ``seeds`` says how far the others were from them. Raises ``ValueError``
+    rest on first seeds' complete ones alone; ``seeds`` holds the spread over the others. Raises ``ValueError``
     for a complete trial with a bits/dim that is not finite.
     """
     dataset, seed = search["dataset"], int(search["seed"])
@@ -159,7 +159,7 @@ def _kept_epoch(record: TrialRecord) -> EpochMetrics | None:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no NaN. Only a trial that failed on one has it, and its reason says so."""
+    """None for a NaN, which JSON lacks. Only a trial that failed on one has it, and its reason names it."""
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""Models that could be trained: what a proposer chooses from, with what is known of each before it is trained."""
+"""Candidates: models that could be trained, with their sizes, FLOPs and memory, for a proposer to choose from."""
 
 from __future__ import annotations
 

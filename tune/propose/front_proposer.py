@@ -1,5 +1,4 @@
-"""The default way to choose the next model: :class:`tune.propose.front_sampler.FrontSampler`, for each family by
-itself.
+"""The default proposer: a :class:`tune.propose.front_sampler.FrontSampler` for each family chooses the next model.
 
 It chooses from untrained models and the family's stopped trials: one of those goes on, from where it was, once that has
 become the best use of the next epochs. Everything follows from the ledger, the seed and the trial's number, so a search

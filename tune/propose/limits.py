@@ -1,4 +1,4 @@
-"""Which models may be proposed: within the limits (``--max-params`` …), and neither tried nor proposed before."""
+"""Limits on the models that may be proposed (``--max-params`` …), and those within them that have not been tried."""
 
 from __future__ import annotations
 

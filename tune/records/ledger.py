@@ -58,7 +58,7 @@ class TrialRecord:
     flops_per_image: int
     """Multiply-adds ×2 of one ELBO evaluation of one image (forward)."""
     suggestion: dict[str, Any]
-    """The sampler's own parameters, as Optuna knows them."""
+    """The sampler's own parameters, as Optuna's parameters."""
     status: Status = "running"
     reason: str = ""
     """Why it was stopped or failed: one line."""
@@ -141,7 +141,7 @@ def changes(record: TrialRecord, result: dict[str, Any]) -> dict[str, Any]:
 
 class Ledger:
     """The records of one run. Reading is done once, at opening; a write is done when the method returns, unless the
-    method says otherwise."""
+    method's description differs."""
 
     def __init__(self, root: Storage, guard: Callable[[], None] = lambda: None) -> None:
         """

@@ -1,4 +1,4 @@
-"""What the one reading of the test split measured of a model: its bits/dim, and that of every image."""
+"""Scores on the test split, which is read once: the bits/dim of a model, with standard errors, and of every image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGE_BITS = "test_bits.safetensors"
 class TestResult:
     """The one reading of the test split, for a model of a front."""
 
-    __test__ = False  # not a test class, whatever pytest makes of its name
+    __test__ = False  # pytest would take it for a test class by its name
 
     bpd: float
     """Bits/dim, k = 1."""

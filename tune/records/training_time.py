@@ -1,4 +1,4 @@
-"""How long a search has trained, over all its sessions: ``time.json`` in its run."""
+"""Training time of a search over all its sessions: ``time.json`` in its run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a search will end, and with what: forecast from the trials that it has started so far.
+"""Forecast of when a search will end, and with how many trials, from those that it has started so far.
 
 What is not known is drawn from what is: how long a trial takes, and at which epoch it is stopped. The rest of the
 search is simulated many times, with as many trials at a time as run now, each time with the started trials resampled

@@ -65,7 +65,7 @@ def run_trials(
                 ),
             ).fit()
     except tune.TuneError as error:
-        # What a callback or the searcher raised (a full disk, say) comes wrapped in Tune's traceback.
+        # What a callback or the searcher raised, as for a full disk, comes wrapped in Tune's traceback.
         if isinstance(error.__context__, OSError | ConfigError):
             raise error.__context__ from None
         raise
