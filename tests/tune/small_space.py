@@ -86,7 +86,7 @@ def proposer(
     source: SpaceCandidates = SOURCE,
     seed: int = 0,
 ) -> OptunaProposer:
-    """As a search makes it."""
+    """The proposer that a search makes."""
     first = first_models(source, limits, families, trials)
     return OptunaProposer(sampler, source=source, limits=limits, first=first, seed=seed)
 

@@ -168,18 +168,18 @@ def test_the_mlflow_runs(finished: Path) -> None:
 
 
 def test_what_is_printed(finished: Path) -> None:
-    said = (finished / "stdout").read_text()
-    assert "6 trials over fvae, flow, vae, 4 epochs each" in said
-    assert said.count("[") >= 6
-    assert "Verdict on the paper's claim: undecided" in said
-    assert "Traceback" not in said
+    output = (finished / "stdout").read_text()
+    assert "6 trials over fvae, flow, vae, 4 epochs each" in output
+    assert output.count("[") >= 6
+    assert "Verdict on the paper's claim: undecided" in output
+    assert "Traceback" not in output
 
 
 # --- the same command again ------------------------------------------------------------------------------
 
 
 def test_a_finished_search_is_shown_at_once_without_ray(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # no server answers there
     before = records(copy)
     (copy / "digits/tradeoff.html").unlink()
     again = called(copy, *SMALL)
@@ -213,7 +213,7 @@ def write_images(folder: Path, height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--dataset", "{tmp}/nowhere"], "no such file or folder"),
         (["--dataset", "{tmp}/empty"], "needs image files"),
@@ -244,7 +244,7 @@ def write_images(folder: Path, height: int, width: int) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
@@ -259,11 +259,11 @@ def test_bad_input_is_one_line_and_status_2(
     assert refused.out == ""
     assert len(refused.err.splitlines()) == 1, refused.err
     assert refused.err.startswith("error: ")
-    assert said in refused.err
+    assert message in refused.err
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--dataset", "{tmp}/mine", *SMALL], "holds a search of another data set (digits"),
         ([*SMALL, "--epochs", "5"], f"was searched with --epochs {EPOCHS}, not 5"),
@@ -271,13 +271,13 @@ def test_bad_input_is_one_line_and_status_2(
     ],
 )
 def test_a_run_of_another_data_set_or_budget_is_not_mixed(
-    finished: Path, tmp_path: Path, options: list[str], said: str
+    finished: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
     write_images(tmp_path / "mine", 8, 8)
     options = [option.replace("{tmp}", str(tmp_path)) for option in options]
     refused = called(finished, "--name", "digits", *options)
     assert refused.status == 2
-    assert said in refused.err
+    assert message in refused.err
 
 
 def test_two_searches_do_not_share_a_folder(finished: Path) -> None:

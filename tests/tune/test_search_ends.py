@@ -1,4 +1,4 @@
-"""What a search says when it ends, and with which exit status: signals, and trials that all fail."""
+"""What a search prints when it ends, and with which exit status: signals, and trials that all fail."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ from tests.tune.real_search import (
 pytestmark = pytest.mark.faults
 
 STEPS = 5
-"""Of an epoch."""
+"""Steps of an epoch."""
 OPTIONS = (*SMALL, "--concurrent", "1")
 AGAIN = 2
 """Epochs that a loss costs at most: there is a checkpoint after every other one."""
@@ -80,24 +80,24 @@ def search(folder: Path, cluster: Cluster, losses: list[Loss]) -> list[Records]:
     ledgers = []
     script = [sys.executable, str(ROOT / "tests/tune/killed_search.py"), str(folder), json.dumps(losses)]
     for session in range(1 + len([loss for _, loss in losses if loss == "driver"])):
-        with (folder / f"said-{session}").open("w+") as said:
+        with (folder / f"output-{session}").open("w+") as output:
             process = subprocess.Popen(
                 [*script, "--storage", str(folder), *OPTIONS],
                 cwd=ROOT,
                 env={**os.environ, "RAY_ADDRESS": cluster.address},
-                stdout=said,
+                stdout=output,
                 stderr=subprocess.STDOUT,
             )
             try:
                 while process.poll() is None:
-                    grow(cluster, 1)  # a node for the one that was lost; in this thread, says Ray
+                    grow(cluster, 1)  # a node for the one that was lost; in this thread, as Ray requires
                     time.sleep(0.05)
             finally:
                 process.kill()
             if process.returncode == 0:
                 return ledgers
-            said.seek(0)
-            assert process.returncode == -signal.SIGKILL, said.read()
+            output.seek(0)
+            assert process.returncode == -signal.SIGKILL, output.read()
         ledgers.append(records(folder))
     raise AssertionError(f"killed more often than planned: {losses}")
 
@@ -119,7 +119,7 @@ def draw(happened: list[Event], count: int) -> list[Loss]:
 
 
 def figures(folder: Path) -> dict[str, dict[str, Any]]:
-    """The trials with all that they measured, less what the clock says."""
+    """The trials with all that they measured, without times."""
 
     def timeless(epoch: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in epoch.items() if name not in OF_THE_CLOCK}
@@ -131,7 +131,7 @@ def figures(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def check_nothing_ended_is_begun_again(happened: list[Event]) -> None:
-    """A complete trial never; one that was stopped only once the ledger says that it goes on: till then it may at most
+    """A complete trial never; one that was stopped only once the ledger has it running again: till then it may at most
     keep where it was."""
     ended: dict[str, str] = {}
     for what, trial in happened:
@@ -150,7 +150,7 @@ def lost_in(folder: Path, losses: list[Loss]) -> Counter[str]:
 
 
 def check_accounts(folder: Path, happened: list[Event], lost: Counter[str]) -> None:
-    """Every epoch that a process finished is in the books once, and the whole is the sum of its parts."""
+    """Every epoch that a process finished is counted once, and the whole is the sum of its parts."""
     steps = Counter(trial for what, trial in happened if what == "step")
     accounts = tradeoff(folder)["accounting"]
     assert set(accounts["by_trial"]) == set(records(folder)) == set(steps)

@@ -1,6 +1,6 @@
 """One search whose driver dies, whose user interrupts it and whose trial loses its process, session after session.
 
-The crash points are injected: in this process an exception that nobody catches is what a kill is, and MLflow's thread
+The crash points are injected: in this process an uncaught exception is what a kill is, and MLflow's thread
 writes nothing more after it. Real kills of real processes, at many more moments: ``test_search_kills``.
 """
 

@@ -102,7 +102,7 @@ def test_the_same_command_from_an_empty_folder_draws_the_same_map_without_ray(
     for name in MAP:
         run_storage.delete(name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # no server answers there
     again = called(RUNS, "--dataset", digits_on_s3, *OPTIONS)
     assert again.status == 0, again
     assert "3/3]" not in again.out and "warning" not in again.out

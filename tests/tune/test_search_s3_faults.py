@@ -51,7 +51,7 @@ def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch, runs: str, dataset:
 
 
 def figures(record: dict[str, Any]) -> dict[str, Any]:
-    """What a record says of its model: no times, nor what it cost."""
+    """The part of a record that describes its model: no times, nor what it cost."""
     timed = ("seconds", "time_ms", "images_per_second")
     history = [{name: value for name, value in epoch.items() if name not in timed} for epoch in record["history"]]
     return record | {"history": history, "attempts": None}
@@ -180,10 +180,10 @@ def test_a_store_that_fails_now_and_then_changes_nothing_but_the_log(
     assert {name: figures(each) for name, each in disturbed.items()} == {
         name: figures(each) for name, each in undisturbed.items()
     }
-    said = [line for line in result.out.splitlines() if "attempt" in line]
-    assert len(said) >= sum(len(plan) for plan in proxy.failed.values())
+    lines = [line for line in result.out.splitlines() if "attempt" in line]
+    assert len(lines) >= sum(len(plan) for plan in proxy.failed.values())
     for name in ("train-", CHECKPOINT, "trial.json", "mlartifacts"):
-        assert any(name in line and "again in" in line for line in said), name
-    assert any(re.match(r"\d{4}-\w+: read ", line) for line in said)  # from a trial's process, with its trial
+        assert any(name in line and "again in" in line for line in lines), name
+    assert any(re.match(r"\d{4}-\w+: read ", line) for line in lines)  # from a trial's process, with its trial
     assert "warning" not in result.out
     assert unfinished_uploads(bucket) == []

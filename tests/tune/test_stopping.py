@@ -54,8 +54,8 @@ def test_who_is_alone_goes_on(tmp_path: Path) -> None:
 def test_what_a_smaller_trial_has_reached_already_is_stopped(tmp_path: Path) -> None:
     reason = decide(tmp_path, trial(0, 1000, flat(3.0)), complete(1, 900, 2.0))
     assert reason is not None
-    for said in ("epoch 15", "expected to reach 3.0", "0001-flow reached 2.000 with 900 parameters"):
-        assert said in reason
+    for message in ("epoch 15", "expected to reach 3.0", "0001-flow reached 2.000 with 900 parameters"):
+        assert message in reason
 
 
 def test_a_running_rival_counts_with_what_it_is_to_reach(tmp_path: Path) -> None:

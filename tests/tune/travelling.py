@@ -142,7 +142,7 @@ class MortalProcess(HastyProcess):
     """The second trial loses its process within its second epoch, once."""
 
     def step(self) -> dict[str, Any]:
-        """One epoch, of which nobody hears where the process ends with it."""
+        """One epoch, which is not reported where the process ends with it."""
         result = super().step()
         trial = Path(self.training.storage.local_path)  # type: ignore[arg-type]
         exited = trial.parents[2] / "exited"

@@ -57,14 +57,14 @@ def search_session(settings: SearchSettings, dataset: Dataset) -> Iterator[Resou
         if "RAY_ADDRESS" in os.environ:
             await_room(settings)
         nodes = alive_nodes()
-        resources = [node["Resources"] for node in nodes]
+        per_node = [node["Resources"] for node in nodes]
         at_once, shares = settings.concurrent, None
         if settings.workers_per_trial > 1:
-            fitting = trials_at_once(settings, resources)
+            fitting = trials_at_once(settings, per_node)
             at_once = min(fitting, at_once or fitting)
         if settings.gpus_per_trial == "auto":
             shares = GpuShares(smallest_card_bytes(nodes), dataset.held_bytes())
-        yield Resources(settings, at_once, resources, shares)
+        yield Resources(settings, at_once, per_node, shares)
 
 
 def await_room(settings: SearchSettings) -> None:

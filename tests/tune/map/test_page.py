@@ -83,7 +83,7 @@ def test_page_loads_nothing(page: str) -> None:
         for name in ("src", "href", "srcset", "data", "action"):
             value = attributes.get(name)
             assert value is None or value.startswith("data:image/png;base64,"), (tag, name, str(value)[:80])
-    # And a browser is told to load nothing, whatever Plotly's code may hold.
+    # And a browser may load nothing, whatever Plotly's code may hold.
     policy = [attributes["content"] for tag, attributes in Tags(page).tags if "http-equiv" in attributes]
     assert policy and "default-src 'none'" in str(policy[0]) and "http" not in str(policy[0])
     assert "@import" not in page.split("<script>", 1)[0] and "url(" not in page.split("<script>", 1)[0]

@@ -226,7 +226,7 @@ def test_importance_is_repeatable_quiet_and_takes_conditional_parameters(capfd: 
 
 
 def test_a_number_that_only_one_choice_asks_for_is_no_category() -> None:
-    """Of noise alone it explains little, however many values it has."""
+    """It explains little of noise alone, however many values it has."""
     records = [
         dataclasses.replace(
             record,
@@ -280,5 +280,5 @@ def test_the_page_says_where_size_stops_mattering(
     records = [overfitting(0, 1000, 3.0, 20), overfitting(1, 10_000, 2.5, 20)]
     records += [overfitting(2 + place, params, 2.6, best) for place, (params, best) in enumerate(larger)]
     write_page(open_storage(tmp_path), build_tradeoff(records, SEARCH), records)
-    said = f"the {who} parameters reached no fewer bits/dim than 10k{why}"
-    assert said in (tmp_path / "tradeoff.html").read_text()
+    message = f"the {who} parameters reached no fewer bits/dim than 10k{why}"
+    assert message in (tmp_path / "tradeoff.html").read_text()

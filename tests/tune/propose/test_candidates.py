@@ -71,12 +71,12 @@ def test_a_point_gives_the_candidate_again(source: SpaceCandidates, family: str)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [({"learning_rate": 1.0}, "learning_rate"), ({"mixing": "stirring"}, "stirring"), ({"flow_depth": 99}, "99")],
 )
-def test_a_point_outside_the_space_is_refused_in_one_line(change: dict[str, object], said: str) -> None:
+def test_a_point_outside_the_space_is_refused_in_one_line(change: dict[str, object], message: str) -> None:
     candidate = SOURCE.draw("flow", 1, rng())[0]
-    with pytest.raises(ConfigError, match=said) as raised:
+    with pytest.raises(ConfigError, match=message) as raised:
         SOURCE.at("flow", candidate.suggestion | change)
     assert "\n" not in str(raised.value)
 

@@ -196,7 +196,7 @@ def cube(family: str) -> UnitCube:
 
 
 def test_a_trial_of_a_choice_that_is_gone_counts_on_the_front_alone(tmp_path: Path) -> None:
-    """As when a search goes on with fewer --likelihoods."""
+    """It is so when a search goes on with fewer --likelihoods."""
     records = searched(12, "fvae")
     left = records[0].suggestion["likelihood"]
     space = dataclasses.replace(SPACE, likelihood=(left,))

@@ -1,4 +1,4 @@
-"""The sampler in studies of anybody's own, without this project's search."""
+"""The sampler in any study of Optuna's, without this project's search."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_no_point_is_tried_twice_while_there_are_others() -> None:
 
 
 def test_many_choices_are_no_matter() -> None:
-    """Of 3^20 combinations not every one is looked at."""
+    """Not every one of 3^20 combinations is visited."""
 
     def wide(trial: BaseTrial) -> float:
         return 1.0 + sum(trial.suggest_categorical(f"c{place}", [0, 1, 2]) for place in range(20))

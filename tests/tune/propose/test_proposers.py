@@ -1,4 +1,4 @@
-"""Optuna's samplers behind the proposer: what they hear, what is never proposed, and that a kill changes nothing."""
+"""Optuna's samplers in the proposer: what they learn from, what is never proposed, and that a kill changes nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MOST_DRAWN", 300)
 
 
-def told(proposer: OptunaProposer) -> Counter[TrialState]:
+def states(proposer: OptunaProposer) -> Counter[TrialState]:
     return Counter(trial.state for study in proposer._studies.values() for trial in study.trials)
 
 
@@ -71,7 +71,7 @@ def test_a_search_that_was_killed_proposes_what_it_would_have(sampler: Sampler) 
     assert [record.suggestion for record in search(again, 6, first_number=34)] == [
         record.suggestion for record in records[34:]
     ]
-    assert told(again)[TrialState.RUNNING] == told(again)[TrialState.WAITING] == 0
+    assert states(again)[TrialState.RUNNING] == states(again)[TrialState.WAITING] == 0
 
 
 def test_another_seed_proposes_others() -> None:
@@ -102,7 +102,7 @@ def test_the_gp_sampler_takes_two_objectives_choices_and_running_trials() -> Non
     assert proposed.key not in {candidate.key for candidate in (*ended, running)}
     asked = one._studies["flow"].trials[-1]
     assert "gp:relative_params:0" in asked.system_attrs  # not a uniform draw
-    assert told(one) == {TrialState.COMPLETE: STARTUP, TrialState.RUNNING: 2}
+    assert states(one) == {TrialState.COMPLETE: STARTUP, TrialState.RUNNING: 2}
     assert torch.get_num_threads() == threads
 
 
@@ -112,7 +112,7 @@ def test_what_is_beyond_the_limits_or_tried_is_never_proposed(sampler: Sampler) 
     records = search(one, 3 * STARTUP)
     assert max(record.params for record in records) <= SMALL.max_params
     assert len({(str(record.config), str(record.train)) for record in records}) == len(records)
-    ended = told(one)
+    ended = states(one)
     assert ended[TrialState.COMPLETE] == sum(record.status == "complete" for record in records)
 
 
@@ -145,9 +145,9 @@ def test_running_trials_of_an_earlier_session_are_no_ghosts() -> None:
     one = proposer()
     running = trial(0, SOURCE.designs("vae", 3)[1], "running")
     one.tell(running)
-    assert told(one) == {TrialState.RUNNING: 1}
+    assert states(one) == {TrialState.RUNNING: 1}
     one.tell(dataclasses.replace(running, status="complete", val_bpd=2.0))
-    assert told(one) == {TrialState.COMPLETE: 1}
+    assert states(one) == {TrialState.COMPLETE: 1}
 
 
 def test_records_of_another_space_or_family_are_no_trouble_and_not_told() -> None:
@@ -155,7 +155,7 @@ def test_records_of_another_space_or_family_are_no_trouble_and_not_told() -> Non
     one = OptunaProposer("tpe", source=narrower, limits=Limits(), first={"flow": narrower.designs("flow", 2)}, seed=0)
     one.tell(trial(0, SOURCE.designs("flow", 1)[0]))
     one.tell(trial(1, SOURCE.designs("vae", 1)[0]))
-    assert told(one) == {}
+    assert states(one) == {}
     assert one.propose("flow") == narrower.designs("flow", 2)[1]  # the first was that trial's turn
 
 
@@ -204,7 +204,7 @@ def test_earlier_trials_are_observations_and_run_again_only_from_the_front() -> 
     one = OptunaProposer(
         "tpe", source=SOURCE, limits=Limits(), first={"flow": [best, drawn[0]]}, earlier=earlier, seed=0
     )
-    assert told(one) == {TrialState.COMPLETE: 40}
+    assert states(one) == {TrialState.COMPLETE: 40}
     assert [one.propose("flow") for _ in range(2)] == [best, drawn[0]]
     records = search(one, 10, first_number=2)
     assert not {str(record.config) + str(record.train) for record in records} & {

@@ -141,8 +141,8 @@ def test_what_it_needs_is_said(options: dict[str, Any], wrong: str) -> None:
 def advice(records: list[TrialRecord], **search: Any) -> str:
     settings = SearchSettings(dataset="my images", max_params=200_000, gpus_per_trial="auto")
     budget = SEARCH["budget"] | {"ended": "--trials 28: all started"}
-    told = SEARCH | {"options": settings.options_to_decide(), "seconds": 280.0, "budget": budget} | search
-    return build_tradeoff(records, told)["claim"]["would_decide"]
+    search_json = SEARCH | {"options": settings.options_to_decide(), "seconds": 280.0, "budget": budget} | search
+    return build_tradeoff(records, search_json)["claim"]["would_decide"]
 
 
 def test_what_is_open_has_a_command_and_a_cost() -> None:

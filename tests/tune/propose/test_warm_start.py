@@ -136,7 +136,7 @@ def test_only_families_that_are_searched_are_taken(earlier: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"epochs": 7}, "--epochs 60 there, 7 here"),
         ({"batch_size": 32}, "--batch-size 64 there, 32 here"),
@@ -144,11 +144,11 @@ def test_only_families_that_are_searched_are_taken(earlier: Path) -> None:
     ],
 )
 def test_another_budget_gives_what_to_try_first_and_no_observations(
-    earlier: Path, change: dict[str, object], said: str
+    earlier: Path, change: dict[str, object], message: str
 ) -> None:
     warm = start(earlier, source=SpaceCandidates(SPACE, DIGITS, TrainConfig(**change)))
     assert warm.observed == ()
-    assert said in warm.summary
+    assert message in warm.summary
     for family in FAMILIES:
         assert [candidate.model.to_dict() for candidate in warm.fronts[family]] == front_of(records(), family)
         assert all(candidate.train | change == candidate.train for candidate in warm.fronts[family])

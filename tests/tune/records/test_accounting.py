@@ -1,4 +1,4 @@
-"""The books: every trial in one state, everything that it cost in one attempt, and the sums the same either way."""
+"""The costs: every trial in one state, everything that it cost in one attempt, and the sums the same either way."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ class Life:
             self.start()
         if event == "driver dies":
             self.unknown += 1
-            heard = self.record
+            reported = self.record
             self.new_driver()
-            self.forgotten += (forgotten := heard.attempts[-1].epochs - self.record.attempts[-1].epochs)
+            self.forgotten += (forgotten := reported.attempts[-1].epochs - self.record.attempts[-1].epochs)
             assert forgotten * EPOCH_SECONDS <= WRITE_SECONDS
             assert self.checkpoint <= self.record.epochs
         elif event == "put aside":
@@ -109,7 +109,7 @@ class Life:
         }
         if self.epoch == EPOCHS:
             result |= {"best_epoch": 1, "best_val_bpd": 2.0, "done": True}
-        elif stop:  # as the scheduler does, before the callbacks hear of the result
+        elif stop:  # as the scheduler does, before the callbacks get the result
             new = callbacks.changes(self.record, result) | {"status": "stopped", "reason": "others are better"}
             self.ledger.update(self.id, **new)
         self.callback.on_trial_result(1, [], self.tune_trial, result)
@@ -157,17 +157,17 @@ def test_the_sums_hold_whatever_happens(events: list[tuple[int, str]]) -> None:
             open_now = sum(attempt.ended == "" for attempt in each.attempts)
             assert lost_silently <= life.unknown <= lost_silently + open_now
 
-        books = account(records)
-        assert books["trials"]["started"] == 3 == sum(books["trials"].values()) - 3
-        assert books["attempts"]["started"] == sum(len(each.attempts) for each in records)
-        assert sum(books["attempts"].values()) == 2 * books["attempts"]["started"]
+        costs = account(records)
+        assert costs["trials"]["started"] == 3 == sum(costs["trials"].values()) - 3
+        assert costs["attempts"]["started"] == sum(len(each.attempts) for each in records)
+        assert sum(costs["attempts"].values()) == 2 * costs["attempts"]["started"]
         for name in SUMS:
-            assert books["total"][name] == pytest.approx(sum(each[name] for each in books["by_trial"].values()))
-        for each in books["by_trial"].values():
+            assert costs["total"][name] == pytest.approx(sum(each[name] for each in costs["by_trial"].values()))
+        for each in costs["by_trial"].values():
             for name in ("epochs", "images", "seconds"):
                 assert each[name] == pytest.approx(sum(attempt[name] for attempt in each["by_attempt"]))
-        assert books["total"]["gpu_seconds"] == pytest.approx(sum(gpu_seconds(each) for each in records))
-        assert books["total"]["core_seconds"] == pytest.approx(sum(core_seconds(each) for each in records))
+        assert costs["total"]["gpu_seconds"] == pytest.approx(sum(gpu_seconds(each) for each in records))
+        assert costs["total"]["core_seconds"] == pytest.approx(sum(core_seconds(each) for each in records))
 
 
 @pytest.mark.parametrize("killed_after", range(1, 5))
@@ -192,13 +192,13 @@ def test_the_map_holds_the_books_of_unfinished_trials_too() -> None:
     trials = [record(0, "fvae", 1000, 2.5), new_trial(1)]
     tradeoff = build_tradeoff(trials, SEARCH)
     assert tradeoff["unfinished"] == ["0001-fvae"]
-    books = tradeoff["accounting"]
-    assert set(books["by_trial"]) == {"0000-fvae", "0001-fvae"}
-    assert books["trials"] == {"started": 2, "running": 1, "complete": 1, "stopped": 0, "failed": 0}
-    assert books["total"]["images"] == trials[0].history[-1].images
-    assert books["search_seconds"] is None
+    costs = tradeoff["accounting"]
+    assert set(costs["by_trial"]) == {"0000-fvae", "0001-fvae"}
+    assert costs["trials"] == {"started": 2, "running": 1, "complete": 1, "stopped": 0, "failed": 0}
+    assert costs["total"]["images"] == trials[0].history[-1].images
+    assert costs["search_seconds"] is None
     row = tradeoff["trials"][0]
-    assert row["images_trained"] == books["by_trial"]["0000-fvae"]["images"]
+    assert row["images_trained"] == costs["by_trial"]["0000-fvae"]["images"]
     assert row["core_seconds"] == pytest.approx(trials[0].seconds)
 
 

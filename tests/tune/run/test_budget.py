@@ -70,7 +70,7 @@ def test_a_search_without_a_budget_has_the_default_number_of_trials() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"time_budget": "2"}, "--time-budget='2': give a time such as 2h"),
         ({"gpu_hours": 0.0}, "--gpu-hours=0.0: must be a finite number above 0"),
@@ -84,10 +84,10 @@ def test_a_search_without_a_budget_has_the_default_number_of_trials() -> None:
         ({"warm_start": ""}, "--warm-start: empty"),
     ],
 )
-def test_a_budget_that_cannot_be_is_one_line(options: dict[str, Any], said: str) -> None:
+def test_a_budget_that_cannot_be_is_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         SearchSettings(**options)
-    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
 # --- trials ----------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_no_trial_starts_that_would_not_end_in_time(tmp_path: Path, hands: Time)
     assert mine.may_start(ledger) is None  # nothing is known yet
     ledger.put(trial(0, 60))
     ledger.put(trial(1, 120, "stopped"))
-    ledger.put(trial(2, 1e6, "running"))  # of which nobody knows how long it takes
+    ledger.put(trial(2, 1e6, "running"))  # it is not known how long it takes
     assert mine.may_start(ledger) is None
     hands.now += 11
     assert mine.may_start(ledger) == "--time-budget 10m: 1m29s left, a trial takes 1m30s"
@@ -193,10 +193,10 @@ def test_no_more_trials_is_said_for_good(tmp_path: Path) -> None:
     mine, ledger = budget(tmp_path, gpu_hours=1.0)
     ledger.put(trial(0, 1500))
     ledger.put(trial(1, 100, "running"))
-    said = mine.may_start(ledger)
-    assert said == "--gpu-hours 1: 0.17 left, a trial takes 0.42"
+    message = mine.may_start(ledger)
+    assert message == "--gpu-hours 1: 0.17 left, a trial takes 0.42"
     ledger.put(trial(1, 100, "stopped"))
-    assert mine.may_start(ledger) == mine.finished(ledger) == said
+    assert mine.may_start(ledger) == mine.finished(ledger) == message
     assert budget(tmp_path, gpu_hours=1.0)[0].finished(ledger) is None  # the same command uses what is left
 
 
@@ -227,10 +227,10 @@ def test_patience_counts_trials_in_a_row_that_moved_no_front(tmp_path: Path) -> 
     assert end(3, "vae", 5000, 3.9) is None  # the first of its family
     assert end(4, "flow", 900, math.nan, "failed") is None  # 1
     assert end(5, "flow", 1000, 3.0) is None  # 2: the same point
-    said = "--patience 3: the last 3 trials have moved no family's front"
-    assert end(6, "flow", 999, 2.99999) == said  # 3: less than a thousandth
+    message = "--patience 3: the last 3 trials have moved no family's front"
+    assert end(6, "flow", 999, 2.99999) == message  # 3: less than a thousandth
     assert mine.over(ledger) is None  # what runs ends by itself
-    assert budget(tmp_path, patience=3)[0].may_start(ledger) == said  # a resumed search says the same
+    assert budget(tmp_path, patience=3)[0].may_start(ledger) == message  # a resumed search ends by the same
     assert budget(tmp_path, patience=4)[0].may_start(ledger) is None
     assert end(7, "flow", 50_000, 2.5) is None  # larger than all, and better
 
@@ -242,12 +242,12 @@ def test_a_search_that_ran_out_of_patience_stays_so(tmp_path: Path) -> None:
     ledger.put(dataclasses.replace(record(9, "flow", 1000, 3.0), status="running"))
     for number in (2, 3):
         ledger.put(record(number, "flow", 2000, 3.5))
-    said = "--patience 2: the last 2 trials have moved no family's front"
-    assert mine.may_start(ledger) == said
+    message = "--patience 2: the last 2 trials have moved no family's front"
+    assert mine.may_start(ledger) == message
     ledger.put(record(9, "flow", 1000, 1.0))
-    assert mine.may_start(ledger) == mine.finished(ledger) == said
-    assert budget(tmp_path, patience=2)[0].finished(ledger) == said  # the same command shows a finished search
-    assert budget(tmp_path, patience=1)[0].finished(ledger) == said.replace("2", "1")
+    assert mine.may_start(ledger) == mine.finished(ledger) == message
+    assert budget(tmp_path, patience=2)[0].finished(ledger) == message  # the same command shows a finished search
+    assert budget(tmp_path, patience=1)[0].finished(ledger) == message.replace("2", "1")
     assert budget(tmp_path, patience=3)[0].finished(ledger) is None  # more patience goes on
     ledger.put(record(10, "flow", 900, 0.9))
     assert mine.may_start(ledger) is None  # it has gone on, so what was decided then no longer holds
@@ -257,9 +257,9 @@ def test_patience_looks_at_the_one_front_where_families_compete(tmp_path: Path) 
     ledger = Ledger(open_storage(tmp_path))
     for number, (family, params, bpd) in enumerate([("flow", 1000, 2.5), ("vae", 1000, 3.0), ("vae", 2000, 2.6)]):
         ledger.put(record(number, family, params, bpd))
-    for goal, said in (("map", None), ("front", "--patience 2: the last 2 trials have not moved the front")):
+    for goal, message in (("map", None), ("front", "--patience 2: the last 2 trials have not moved the front")):
         mine = budget(tmp_path, patience=2, goal=goal)[0]
-        assert mine.may_start(ledger) == said
+        assert mine.may_start(ledger) == message
     ledger.put(record(3, "vae", 2000, 2.4))
     assert mine.may_start(ledger) is None
 
@@ -317,8 +317,8 @@ def test_a_search_whose_time_is_up_pauses_trials_and_a_larger_budget_ends_them(
     hands.now = 0.0
     monkeypatch.setattr(clock_module, "time", hands)
     monkeypatch.setattr(LedgerCallback, "on_trial_result", on_the_first_epoch)
-    said = search("--time-budget", "1h")
-    assert "Ended: --time-budget 1h: used up." in said and "failed" not in said
+    output = search("--time-budget", "1h")
+    assert "Ended: --time-budget 1h: used up." in output and "failed" not in output
     tradeoff, records = of_run()
     assert tradeoff["unfinished"] and set(tradeoff["unfinished"]) == {
         trial_id for trial_id, each in records.items() if each["status"] == "running"
@@ -335,11 +335,11 @@ def test_a_search_whose_time_is_up_pauses_trials_and_a_larger_budget_ends_them(
     assert "Ended: --time-budget 1h: used up." in again and "epochs each" not in again
     assert of_run()[1] == records
 
-    said = search("--time-budget", "2h")
+    output = search("--time-budget", "2h")
     tradeoff, after = of_run()
-    assert tradeoff["unfinished"] == [] and "Ended: --trials 2: all started." in said
-    books = tradeoff["accounting"]
-    assert books["total"]["epochs"] == sum(attempt["epochs"] for each in after.values() for attempt in each["attempts"])
+    assert tradeoff["unfinished"] == [] and "Ended: --trials 2: all started." in output
+    costs = tradeoff["accounting"]
+    assert costs["total"]["epochs"] == sum(attempt["epochs"] for each in after.values() for attempt in each["attempts"])
     for trial_id, each in after.items():
         assert [epoch["epoch"] for epoch in each["history"]] == list(range(1, len(each["history"]) + 1))
         before = records.get(trial_id, {"history": []})["history"]

@@ -54,7 +54,7 @@ def last_epoch() -> dict[str, Any]:
     return epoch | {"best_epoch": 20, "best_val_bpd": 2.5, "done": True}
 
 
-def hear(ledger: Ledger, result: dict[str, Any]) -> tuple[list[TrialRecord], list[str]]:
+def report(ledger: Ledger, result: dict[str, Any]) -> tuple[list[TrialRecord], list[str]]:
     """What the watchers are shown, and the lines of warning."""
     shown: list[TrialRecord] = []
     warned: list[str] = []
@@ -63,7 +63,7 @@ def hear(ledger: Ledger, result: dict[str, Any]) -> tuple[list[TrialRecord], lis
 
 
 def test_a_trial_that_ended_is_recorded_shown_and_rid_of_its_checkpoint(ledger: Ledger) -> None:
-    shown, warned = hear(ledger, last_epoch() | {"warnings": ["read s3://a/b: attempt 1 failed", "and again"]})
+    shown, warned = report(ledger, last_epoch() | {"warnings": ["read s3://a/b: attempt 1 failed", "and again"]})
     assert [each.status for each in shown] == ["complete"]
     assert warned == ["0000-fvae: read s3://a/b: attempt 1 failed", "0000-fvae: and again"]
     assert Ledger(ledger.root).records["0000-fvae"] == shown[0]
@@ -72,7 +72,7 @@ def test_a_trial_that_ended_is_recorded_shown_and_rid_of_its_checkpoint(ledger: 
 
 def test_a_trial_that_goes_on_keeps_its_checkpoint(ledger: Ledger) -> None:
     epoch = {name: value for name, value in last_epoch().items() if name not in ("best_val_bpd", "done")}
-    shown, _ = hear(ledger, epoch)
+    shown, _ = report(ledger, epoch)
     assert [each.status for each in shown] == ["running"]
     assert storage_of(ledger).exists(CHECKPOINT)
 
@@ -80,7 +80,7 @@ def test_a_trial_that_goes_on_keeps_its_checkpoint(ledger: Ledger) -> None:
 def test_a_stopped_trial_keeps_its_checkpoint_as_it_may_go_on(ledger: Ledger) -> None:
     epoch = {name: value for name, value in last_epoch().items() if name not in ("best_val_bpd", "done")}
     ledger.update("0000-fvae", status="stopped", reason="others are better")
-    shown, _ = hear(ledger, epoch)
+    shown, _ = report(ledger, epoch)
     assert [each.status for each in shown] == ["stopped"]
     remove_checkpoints(ledger)
     assert storage_of(ledger).exists(CHECKPOINT)
@@ -113,7 +113,7 @@ def test_a_store_s_trouble_ends_the_search_and_leaves_the_trial_to_go_on(
 ) -> None:
     result = trouble(error) | {"epoch": 0, "done": True}
     with pytest.raises(raised) as caught:
-        hear(ledger, result)
+        report(ledger, result)
     assert type(caught.value) is raised and str(caught.value) == str(error)
     assert Ledger(ledger.root).records == {started.id: started}
     assert storage_of(ledger).exists(CHECKPOINT)
@@ -142,7 +142,7 @@ def lost_for_memory(ledger: Ledger, others: Sequence[str] = (), **options: Any) 
 
 
 def status_with(ledger: Ledger, room: float) -> str:
-    """Of the trial, in a later session on a machine with so much memory."""
+    """Status of the trial in a later session on a machine with so much memory."""
     again = Ledger(ledger.root)
     again.retry_out_of_memory(room)
     return again.records["0000-fvae"].status
@@ -172,9 +172,9 @@ def test_a_trial_that_others_crowded_out_is_tried_again_on_the_same_machine(ledg
 
 @pytest.mark.parametrize("others", [[], [Trial.RUNNING]])
 def test_refused_memory_is_the_others_where_there_are_any(ledger: Ledger, others: list[str]) -> None:
-    told = {"epoch": 0, "failure": "alone", "if_crowded": "crowded", "memory_room": 2**30, "done": True}
+    result = {"epoch": 0, "failure": "alone", "if_crowded": "crowded", "memory_room": 2**30, "done": True}
     trials: Any = [TRIAL, *(SimpleNamespace(status=status) for status in others)]
-    LedgerCallback(ledger, (), lambda line: None).on_trial_result(1, trials, TRIAL, told)  # type: ignore[arg-type]
+    LedgerCallback(ledger, (), lambda line: None).on_trial_result(1, trials, TRIAL, result)  # type: ignore[arg-type]
     assert ledger.records["0000-fvae"].reason == ("crowded" if others else "alone")
     assert status_with(ledger, 2**30) == ("running" if others else "failed")
 
@@ -230,5 +230,5 @@ def test_nothing_is_taken_up_that_the_budget_does_not_let_train(
 
 
 def test_a_result_says_how_much_memory_there_was(ledger: Ledger) -> None:
-    hear(ledger, {"epoch": 0, "failure": "out of memory: …", "memory_room": 2**30, "done": True})
+    report(ledger, {"epoch": 0, "failure": "out of memory: …", "memory_room": 2**30, "done": True})
     assert Ledger(ledger.root).records["0000-fvae"].memory_room == 2**30

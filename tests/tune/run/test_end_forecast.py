@@ -81,8 +81,8 @@ def seen_from(trials: list[Trial], ended: int, left_seconds: float | None = None
 
 @pytest.mark.parametrize(("ended", "factor"), [(FIRST, 2.8), (TRIALS // 4, 2.1), (TRIALS // 2, 2.1)])
 def test_the_end_is_forecast_within_a_factor(ended: int, factor: float) -> None:
-    """Of 60 searches: nine in ten ends within the factor, the middle one neither promised too early nor too late, and
-    the 80% band right about as often as it says."""
+    """In 60 searches nine in ten ends within the factor, the middle one neither promised too early nor too late, and
+    the 80% band right about as often as it should."""
     ratios, covered, complete = [], [], []
     for seed in range(60):
         trials = search(seed)

@@ -184,6 +184,6 @@ def test_a_cluster_s_processes_find_the_same_store_with_credentials_of_their_own
     for name, value in (STORE | SECRETS).items():
         monkeypatch.setenv(name, value)
     with search_session(SearchSettings(), load_dataset("digits")):
-        told = ray.get(ray.remote(of_a_node).remote())
-    assert told == told | CREDENTIALS | STORE
-    assert not set(SECRETS.values()) & set(told.values())
+        environment = ray.get(ray.remote(of_a_node).remote())
+    assert environment == environment | CREDENTIALS | STORE
+    assert not set(SECRETS.values()) & set(environment.values())

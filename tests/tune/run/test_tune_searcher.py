@@ -33,7 +33,7 @@ def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MOST_DRAWN", 300)
 
 
-def told(search: FrontSearcher) -> Counter[TrialState]:
+def states(search: FrontSearcher) -> Counter[TrialState]:
     return Counter(trial.state for study in search.proposer._studies.values() for trial in study.trials)
 
 
@@ -88,7 +88,7 @@ def test_the_proposer_hears_of_each_end_once(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     for number, status in enumerate(("complete", "stopped", "failed")):
         finish(search, str(number), search.suggest(str(number))["id"], status)
-    assert told(search) == {TrialState.COMPLETE: 1, TrialState.PRUNED: 1, TrialState.FAIL: 1}
+    assert states(search) == {TrialState.COMPLETE: 1, TrialState.PRUNED: 1, TrialState.FAIL: 1}
 
 
 def test_a_restart_resumes_unfinished_trials_and_leaves_no_ghost(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_restart_resumes_unfinished_trials_and_leaves_no_ghost(tmp_path: Path)
     for number, config in enumerate(resumed):
         finish(second, f"again-{number}", config["id"])
     finish(second, "new", fresh["id"], "stopped")
-    assert told(second) == {TrialState.COMPLETE: 4, TrialState.PRUNED: 1}
+    assert states(second) == {TrialState.COMPLETE: 4, TrialState.PRUNED: 1}
 
 
 def test_a_restart_goes_on_as_the_search_would_have(tmp_path: Path) -> None:
@@ -121,15 +121,15 @@ def test_a_restart_goes_on_as_the_search_would_have(tmp_path: Path) -> None:
 def test_an_interrupted_trial_is_not_told(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     search.suggest("0")
-    search.on_trial_complete("0")  # Tune says so of every trial that Ctrl-C ends
-    assert told(search) == {TrialState.RUNNING: 1}
+    search.on_trial_complete("0")  # Tune calls it for every trial that Ctrl-C ends
+    assert states(search) == {TrialState.RUNNING: 1}
 
 
 def test_a_crash_is_told_as_failed(tmp_path: Path) -> None:
     search = searcher(tmp_path)
     search.suggest("0")
-    search.on_trial_complete("0", error=True)  # before the ledger hears of it
-    assert told(search) == {TrialState.FAIL: 1}
+    search.on_trial_complete("0", error=True)  # before the ledger is updated
+    assert states(search) == {TrialState.FAIL: 1}
 
 
 def test_nothing_starts_once_the_budget_is_used_up_not_even_what_was_begun(tmp_path: Path) -> None:
@@ -233,13 +233,13 @@ class Resuming:
 
     def __init__(self, ledger: Ledger, source: SpaceCandidates) -> None:
         self.ledger, self.designs = ledger, iter(source.designs("flow", 3))
-        self.told: list[tuple[str, str]] = []
+        self.seen: list[tuple[str, str]] = []
 
     def propose(self, family: str) -> Candidate | TrialRecord:
         return next(iter(self.ledger.with_status("stopped")), None) or next(self.designs)
 
     def tell(self, record: TrialRecord) -> None:
-        self.told.append((record.id, record.status))
+        self.seen.append((record.id, record.status))
 
 
 def test_a_stopped_trial_that_is_proposed_goes_on_and_is_a_turn_of_its_family(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_stopped_trial_that_is_proposed_goes_on_and_is_a_turn_of_its_family(tm
     assert (record.status, record.reason) == ("running", "")
     assert Ledger(open_storage(tmp_path)).records[record.id] == record
     finish(search, "1", began["id"], "complete")
-    assert proposer.told == [(began["id"], "stopped"), (began["id"], "complete")]
+    assert proposer.seen == [(began["id"], "stopped"), (began["id"], "complete")]
     assert searcher(tmp_path, families=("flow", "vae"))._turns == {"flow": 2, "vae": 0}
 
 
@@ -288,7 +288,7 @@ def test_further_seeds_come_when_all_else_is_done_and_are_not_repeated(tmp_path:
     for number, config in enumerate(rest):
         finish(again, f"again-{number}", config["id"], "failed", None)
     assert searcher(tmp_path, trials=3, seeds=3).suggest("y") == Searcher.FINISHED
-    assert told(again) == {TrialState.COMPLETE: 3}  # the proposer hears of first seeds alone
+    assert states(again) == {TrialState.COMPLETE: 3}  # the proposer gets first seeds alone
 
 
 def test_further_seeds_are_no_trials_of_the_budget_or_of_a_familys_share(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is said before a search starts, and while it runs."""
+"""What is printed before a search starts, and while it runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SOURCE = SpaceCandidates(
 )
 
 
-def said(root: Path, records: list[TrialRecord], at_once: int = 2, **options: Any) -> list[str]:
+def printed(root: Path, records: list[TrialRecord], at_once: int = 2, **options: Any) -> list[str]:
     settings = SearchSettings(**options)
     ledger = Ledger(open_storage(root))
     for each in records:
@@ -55,7 +55,7 @@ def trained(number: int, flops: int, seconds: float, epochs: int = 20, of: int =
 
 
 def test_a_new_search_says_what_runs_and_that_the_time_is_not_known(tmp_path: Path) -> None:
-    lines = said(tmp_path, [])
+    lines = printed(tmp_path, [])
     assert lines[:3] == [
         "digits: 1,257 training, 180 validation and 360 test images of 8×8×1, 17 levels",
         "48 trials over fvae, flow, vae, 40 epochs each; sampler front",
@@ -66,7 +66,7 @@ def test_a_new_search_says_what_runs_and_that_the_time_is_not_known(tmp_path: Pa
 
 
 def test_every_budget_and_limit_is_named(tmp_path: Path) -> None:
-    lines = said(
+    lines = printed(
         tmp_path, [], 1, time_budget="2h", gpu_hours=3.5, patience=9, seeds=3, max_params=50_000, max_memory="1GiB",
         sampler="tpe", families=("vae",), gpus_per_trial=0.5,
     )  # fmt: skip
@@ -77,7 +77,7 @@ def test_every_budget_and_limit_is_named(tmp_path: Path) -> None:
     assert lines[3] == "No model of more than 50,000 parameters or 1GiB of memory in training"
     assert lines[4] == "The fronts' models are then trained with 3 seeds"
     assert lines[6].startswith("1 trial at a time, each with 1 core and 0.5 GPU; ")
-    lines = said(tmp_path, [], goal="front", trials=9, patience=3)
+    lines = printed(tmp_path, [], goal="front", trials=9, patience=3)
     assert lines[1] == "9 trials over fvae, flow, vae, 40 epochs each; sampler front, one front for all families"
     assert lines[2] == "Ends after 3 trials in a row that do not move the front"
 
@@ -86,7 +86,7 @@ def test_earlier_trials_say_what_the_rest_costs(tmp_path: Path) -> None:
     """On a machine where a FLOP takes its time and nothing else does."""
     images = 60 * 1257
     records = [trained(number, flops, 1e-9 * flops * 1257 * 20) for number, flops in enumerate((10**4, 10**5, 10**6))]
-    lines = said(tmp_path, records, trials=33)
+    lines = printed(tmp_path, records, trials=33)
     drawn = [each for family in ("fvae", "flow", "vae") for each in SOURCE.draw(family, 300, np.random.default_rng(7))]
     each = 1e-9 * float(np.mean([candidate.flops_per_image for candidate in drawn])) * images
     found = expected_seconds(drawn, records, images)
@@ -110,7 +110,7 @@ def test_speed_is_overhead_for_small_models_and_flops_for_large_ones() -> None:
     speed = Speed(trained(number, flops, seconds) for number, (flops, seconds) in enumerate(truth.items()))
     for flops, seconds in truth.items():
         assert speed.seconds(flops, 1257 * 20) == pytest.approx(seconds, rel=1e-3)
-    assert not Speed([trained(number, 1000, 5.0) for number in range(9)]).known  # of one size: nobody knows of others
+    assert not Speed([trained(number, 1000, 5.0) for number in range(9)]).known  # all are of one size
 
 
 def test_speed_is_right_on_average_on_a_machine_that_does_other_things_too() -> None:
@@ -152,7 +152,7 @@ def test_a_forecast_is_said_first_and_then_only_when_it_changes_much(
     first = news(3600, 10)
     assert first is not None and first.startswith("Forecast: trained in 1h00m (80%: 48m00s to 2h00m), at ")
     assert first.endswith("; 30 complete and 18 stopped trials, 2 core hours in all")
-    assert news(3000, 600) is None  # as was said
+    assert news(3000, 600) is None  # as was printed
     assert news(3000 / CHANGE * 1.1, 0.1) is None  # not asked again within a second
     clock.now += 5
     assert forecaster.seconds_left is not None
