@@ -28,9 +28,9 @@ import tyro
 
 from benchmarks.models import model
 from fvae import ModelConfig, TrainConfig, Trainer
+from fvae.activation_checkpointing import set_activation_checkpointing
 from fvae.memory import TrainingMemory, training_memory
 from fvae.model import images_at_once
-from fvae.recomputation import set_activation_checkpointing
 from fvae.train_config import Precision
 
 T = TypeVar("T")

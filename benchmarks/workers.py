@@ -118,7 +118,9 @@ def time_parts(task: dict[str, Any], events: Events) -> None:
     trainer = Trainer(*task["configs"], *images, workers=workers)
     for _ in range(5):
         trainer.train_step()
-    batch, parallel = trainer._global_batch, trainer._global_batch._parallel  # type: ignore[union-attr]
+    batch = trainer._optimizer_step.global_batch
+    assert batch is not None
+    parallel = batch._parallel
     taken: dict[str, list[float]] = {field.name: [] for field in dataclasses.fields(Parts)}
 
     def timed(part: str, action: Any) -> Any:
@@ -130,16 +132,16 @@ def time_parts(task: dict[str, Any], events: Events) -> None:
 
     count = trainer.config.batch_size
     for _ in range(STEPS):
-        images_ = trainer._next_batch()
+        images_ = trainer._batches.share(trainer.step)
         noise = timed("noise", functools.partial(trainer.model.noise, count, trainer.generator))
         if parallel is None:
-            timed("gradient", functools.partial(batch.backward, images_, noise, count))  # type: ignore[union-attr]
+            timed("gradient", functools.partial(batch.backward, images_, noise, count))
             taken["exchange"].append(0.0)
         else:
             with parallel.no_sync():
-                timed("gradient", functools.partial(batch.backward, images_, noise, count))  # type: ignore[union-attr]
-            trainer.optimizer.zero_grad(set_to_none=True)
-            timed("exchange", functools.partial(batch.backward, images_, noise, count))  # type: ignore[union-attr]
+                timed("gradient", functools.partial(batch.backward, images_, noise, count))
+            trainer._optimizer_step.optimizer.zero_grad(set_to_none=True)
+            timed("exchange", functools.partial(batch.backward, images_, noise, count))
             taken["exchange"][-1] -= taken["gradient"][-1]
         timed("update", functools.partial(update, trainer))
     events.put({"rank": workers.rank, **{part: statistics.median(values) for part, values in taken.items()}})
@@ -147,10 +149,11 @@ def time_parts(task: dict[str, Any], events: Events) -> None:
 
 def update(trainer: Trainer) -> None:
     """Clipping, Adam and the average of the weights: every worker does all of it."""
-    torch.nn.utils.clip_grad_norm_(trainer.parameters, trainer.config.gradient_clip, foreach=True)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=True)
-    torch._foreach_lerp_(trainer._ema_parameters, trainer.parameters, 0.01)
+    updated = trainer._optimizer_step
+    updated.clip()
+    updated.optimizer.step()
+    updated.optimizer.zero_grad(set_to_none=True)
+    torch._foreach_lerp_(updated.ema_parameters, updated.parameters, 0.01)
     trainer.step += 1
 
 

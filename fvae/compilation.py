@@ -1,4 +1,4 @@
-"""``torch.compile`` where it pays, which a training finds out by measuring its own epochs.
+"""``torch.compile`` of a model's repeated layers: always, or where a training's own epochs become shorter by it.
 
 Compiling takes tens of seconds and fuses what a GPU otherwise runs as many small kernels. What that is worth depends on
 the model, the precision and the card, so no rule says it beforehand.
@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fvae.recomputation import compile_layers, uncompile_layers
+from fvae.activation_checkpointing import RecomputableLayer
 
+MOST_SHAPES = 64
+"""Shapes for which a kind of layer is compiled in one process. By default there are 8, beyond which layers run
+uncompiled: fewer than a model of several levels has with an epoch's last, smaller batch, or two models together."""
 WORTH_SECONDS = 300.0
 """Of training that must be left: compiling costs a tenth of that or so, and must first be earned."""
 WARM_EPOCHS = 1
@@ -55,3 +58,22 @@ class MeasuredCompilation:
             compile_layers(self.model, backend=self.backend)
         self.compiled = not self.compiled
         return True
+
+
+def compile_layers(module: nn.Module, **options: Any) -> None:
+    """Compile what every :class:`RecomputableLayer` in ``module`` computes: ``torch.compile(**options)``, in place.
+
+    Layers of one kind share their code, so that what is compiled for one serves all of its shape; a whole model takes
+    as many times longer as it has layers. Shapes are compiled as they are: a training has few.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
+    for layer in module.modules():
+        if isinstance(layer, RecomputableLayer):
+            layer.compute = torch.compile(layer.compute, dynamic=False, **options)  # type: ignore[method-assign]
+
+
+def uncompile_layers(module: nn.Module) -> None:
+    """Take :func:`compile_layers` back."""
+    for layer in module.modules():
+        if isinstance(layer, RecomputableLayer):
+            layer.__dict__.pop("compute", None)  # the class's own comes to light

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fvae.activation_checkpointing import RecomputableLayer
 from fvae.bijections import ChannelAffine, CouplingLayer, SplitPrior, affine_maps, squeeze, unsqueeze
 from fvae.config import Coupling, Mixing
 from fvae.precision import full_precision
-from fvae.recomputation import RecomputableLayer
 
 
 class FlowStep(RecomputableLayer):

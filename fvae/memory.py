@@ -16,10 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fvae.activation_checkpointing import set_activation_checkpointing
 from fvae.config import ModelConfig, require_choice, require_integer
 from fvae.iwae import iwae_bits_per_dim
 from fvae.model import Model, build, images_at_once
-from fvae.recomputation import set_activation_checkpointing
 from fvae.train_config import Precision
 
 

@@ -24,7 +24,6 @@ from fvae import likelihood
 from fvae.config import ModelConfig
 from fvae.data.images import Array, as_tensor
 from fvae.dequantization import VariationalDequantization
-from fvae.discretized import bin_log_prob
 from fvae.flow import IdentityFlow, MultiScaleFlow
 from fvae.networks import Decoder, Encoder
 
@@ -156,7 +155,7 @@ class Model(nn.Module):
             bins = self.config.bins
             levels = torch.round((x + 0.5) * bins - 0.5)
             log_scale = log_sigma2 + math.log(bins)
-            return likelihood.sum_per_image(bin_log_prob(levels, (mean + 0.5) * bins - 0.5, log_scale, bins))
+            return likelihood.sum_per_image(likelihood.bin_log_prob(levels, (mean + 0.5) * bins - 0.5, log_scale, bins))
         residual = (x - mean) * torch.exp(-log_sigma2)
         shared = log_sigma2.ndim == 0
         sigma_log_det = self.config.dimensions * log_sigma2 if shared else likelihood.sum_per_image(log_sigma2)

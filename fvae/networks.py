@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fvae.activation_checkpointing import RecomputableLayer
 from fvae.bijections import squeeze, unsqueeze
 from fvae.convolution import convolve, zero_convolution
 from fvae.precision import full_precision
-from fvae.recomputation import RecomputableLayer
 
 
 class ResidualBlock(RecomputableLayer):

@@ -13,25 +13,23 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fvae.compilation import MeasuredCompilation
+from fvae.activation_checkpointing import set_activation_checkpointing
+from fvae.compilation import MeasuredCompilation, compile_layers
 from fvae.config import ConfigError, ModelConfig, require, require_integer
-from fvae.data.images import Array, ImageSource, TensorImages, derived_seed, image_source, steps_per_epoch
+from fvae.data.images import Array, ImageSource, TensorImages, derived_seed, image_source
 from fvae.epoch_metrics import EpochMetrics
 from fvae.evaluation import ALONE, NonFiniteError, evaluate
-from fvae.finite_guard import FiniteGuard
-from fvae.global_batch import GlobalBatch
 from fvae.model import Model, build, images_at_once
-from fvae.recomputation import compile_layers, set_activation_checkpointing
-from fvae.static_step import StaticStep
+from fvae.optimizer_step import OptimizerStep
 from fvae.train_config import TrainConfig, identity_of_any_version
+from fvae.training_batches import TrainingBatches
 from fvae.training_state import TrainingState
 from fvae.workers import Workers
 
@@ -90,7 +88,7 @@ class Trainer:
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # shapes are few: each algorithm is tried once, the fastest kept
         self.train_images, self.val_images = self._source(train_images), self._source(val_images)
-        self._share = self.train_images.for_worker(workers.rank, workers.count)
+        self._batches = TrainingBatches(self.train_images, train_config, workers, self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(train_config.seed)
             model = build(model_config)
@@ -100,15 +98,11 @@ class Trainer:
         self.ema: Model = copy.deepcopy(self.model).eval().requires_grad_(False)
         if train_config.kl_warmup:
             self.model.kl_weight = torch.zeros((), device=self.device)
-        groups, ema_groups = (self._parameter_groups(each) for each in (self.model, self.ema))
-        self.parameters = [parameter for group in groups.values() for parameter in group]
-        self._ema_parameters = [parameter for group in ema_groups.values() for parameter in group]
-        self._peak_rates = list(groups)
-        self._graph = graph
-        self._static_step: StaticStep | None = None
-        self.optimizer = self._optimizer(groups)
+        self._optimizer_step = OptimizerStep(
+            self.model, self.ema, train_config, workers=workers, micro_batch_size=micro_batch_size, graph=graph
+        )
         self.generator = torch.Generator(self.device).manual_seed(derived_seed(train_config.seed, "train"))
-        self.steps_per_epoch = steps_per_epoch(len(self.train_images), train_config.batch_size)
+        self.steps_per_epoch = self._batches.per_epoch
         self.step = 0
         """Optimizer steps done."""
         self.history: list[EpochMetrics] = []
@@ -120,12 +114,8 @@ class Trainer:
         """Seconds of training and validation that led here, over every process that took part."""
         # Σ bits/dim of this worker's images, Σ gradient norm
         self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        self._guard = FiniteGuard(self.model, workers)
-        self._batches: Iterator[Tensor] = iter(())
-        self._batches_step: int | None = None  # the step whose batch comes next
-        self._micro_batch_size, self._compile = micro_batch_size, compile is True
+        self._compile = compile is True
         self._compilation = MeasuredCompilation(self.model) if compile == "auto" else None
-        self._global_batch: GlobalBatch | None = None
 
     @property
     def epoch(self) -> int:
@@ -151,16 +141,16 @@ class Trainer:
             self.train_step()
             if after_step and self.epoch == epoch:
                 after_step()
-        self._guard.check(epoch + 1)
+        self._optimizer_step.guard.check(epoch + 1)
         if self.finished:
-            self._batches = iter(())  # a streamed source's memory
+            self._batches.release()
         total_bpd, total_grad_norm = self._reduced_sums().tolist()
         if not math.isfinite(total_bpd):  # of several workers, one may have seen what the others have not
             raise NonFiniteError(f"epoch {self.epoch}: the sum of the losses is {total_bpd}")
         trained = time.perf_counter() - started
         if self._compilation and self._compilation.after_epoch(trained, self.config.epochs - self.epoch):
-            self._static_step = None  # its graph replays the layers as they were
-        images = self._images_seen(self.step) - self._images_seen(first_step)
+            self._optimizer_step.forget_graph()
+        images = self._batches.images_before(self.step) - self._batches.images_before(first_step)
         self._sums.zero_()
         # The same noise after every epoch and in every trial of a seed: their differences are the models'.
         bits = evaluate(
@@ -181,7 +171,7 @@ class Trainer:
             val_bpd=val_bpd,
             grad_norm=total_grad_norm / self.steps_per_epoch,
             images_per_second=images / trained,
-            images=self._images_seen(self.step),
+            images=self._batches.images_before(self.step),
             seconds=self.seconds,
             sigma1=self.ema.mean_sigma1(self.val_images.first(images_at_once(self.ema.config))),
             sigma2=self.ema.mean_sigma2(self.val_images.first(images_at_once(self.ema.config))),
@@ -192,58 +182,20 @@ class Trainer:
 
     def train_step(self) -> None:
         """One optimizer step on the next global batch. Raises :class:`NonFiniteError` (on a GPU within 50 steps)."""
-        images = self._next_batch()  # this worker's share
-        count = min(self.config.batch_size, len(self.train_images) - self._position() * self.config.batch_size)
+        images, count = self._batches.share(self.step), self._batches.count(self.step)
         if self.step == 0:
             self._initialize(images, count)
         if self.model.kl_weight is not None:
             self.model.kl_weight.fill_(min(1.0, self.step / (self.config.kl_warmup * self._steps())))
-        factor = self._learning_rate_factor()
-        rates = [peak * factor for peak in self._peak_rates]
-        # Early on the average follows the weights closely, or it would remember the initial ones.
-        decay = min(self.config.ema_decay, (2 + self.step) / (11 + self.step))
         noise = self.model.noise(count, self.generator)
         if self._compile:
             compile_layers(self.model)
             self._compile = False  # they are now
-        update = self._update_in_static_memory if self._graph else self._update
-        loss, grad_norm = update(images, noise, count, rates, decay)
+        loss, grad_norm = self._optimizer_step.run(
+            images, noise, count, step=self.step, steps=self._steps(), epoch=self.epoch + 1
+        )
         self.step += 1
         self._sums += torch.stack((loss.double() * count, grad_norm.double()))
-
-    def _update(
-        self, images: Tensor, noise: tuple[Tensor, Tensor], count: int, rates: list[float], ema_decay: float
-    ) -> tuple[Tensor, Tensor]:
-        """Bring the weights and their average one step on. Returns this worker's part of the loss, and the gradient's
-        norm."""
-        if self._global_batch is None:  # not before: DDP takes the model as it is
-            self._global_batch = GlobalBatch(
-                self.model,
-                workers=self.workers,
-                precision=self.config.precision,
-                micro_batch_size=self._micro_batch_size,
-            )
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        loss = self._global_batch.backward(images, noise, count)
-        grad_norm = self._clip()
-        self._guard.note(self.step, self.epoch + 1, loss, grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        get_ema_multi_avg_fn(ema_decay)(self._ema_parameters, self.parameters, 0)
-        return loss, grad_norm
-
-    def _update_in_static_memory(
-        self, images: Tensor, noise: tuple[Tensor, Tensor], count: int, rates: list[float], ema_decay: float
-    ) -> tuple[Tensor, Tensor]:
-        """The same as :meth:`_update`, for one worker, but that the guard looks when the step is done."""
-        if self._static_step is None:
-            self._static_step = StaticStep(
-                self.model, self.parameters, self._ema_parameters, self.optimizer, self.config, images.dtype, self._clip
-            )
-        loss, grad_norm = self._static_step.run(images, noise, rates, ema_decay)
-        self._guard.note(self.step, self.epoch + 1, loss, grad_norm)
-        return loss, grad_norm
 
     def best_model(self) -> Model:
         """The averaged weights of the epoch with the lowest validation bits/dim, in evaluation mode."""
@@ -252,39 +204,12 @@ class Trainer:
             model.load_state_dict(self._best)
         return model
 
-    def _parameter_groups(self, model: Model) -> dict[float, list[torch.nn.Parameter]]:
-        """The parameters by their peak learning rate."""
-        config, groups = self.config, dict[float, list[torch.nn.Parameter]]()
-        for name, parameter in model.named_parameters():
-            own = config.sigma_learning_rate if name in ("log_sigma1", "log_sigma2") else None
-            groups.setdefault(own or config.learning_rate, []).append(parameter)
-        return groups
-
-    def _optimizer(self, groups: dict[float, list[torch.nn.Parameter]]) -> torch.optim.Optimizer:
-        parameters = [
-            {"params": parameters, "lr": torch.tensor(peak, device=self.device) if self._graph else peak}
-            for peak, parameters in groups.items()
-        ]
-        return torch.optim.AdamW(
-            parameters,
-            weight_decay=self.config.weight_decay,
-            betas=(0.9, 0.99),
-            fused=True,
-            capturable=self._graph,
-        )
-
-    def _clip(self) -> Tensor:
-        """Bring the gradient's norm down to the limit. Returns the norm before."""
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip, foreach=True)
-
     def _initialize(self, images: Tensor, count: int) -> None:
         """ActNorm, once, from the whole first global batch, by worker 0; then everybody has its weights."""
         noise = self.model.noise(count, self.generator)  # drawn by all: their generators stay alike
         if self.workers.rank == 0:
             if self.workers.count > 1:
-                whole = self.train_images.for_worker(0, 1)
-                first = whole.batches(seed=self.config.seed, epoch=0, batch_size=self.config.batch_size)
-                images = next(first).to(self.device)
+                images = self._batches.first_whole()
             self.model.initialize(images, noise=noise)
         self.workers.follow_first(self.model.state_dict().values())
         self.model.look_at_actnorm()
@@ -296,35 +221,6 @@ class Trainer:
         if isinstance(source, TensorImages):
             return TensorImages(source.images.to(self.device))
         return source
-
-    def _position(self) -> int:
-        """Steps done in the epoch under way."""
-        return self.step % self.steps_per_epoch
-
-    def _next_batch(self) -> Tensor:
-        if self._batches_step != self.step:
-            # Every epoch that is left in one iterator: a streamed source reads ahead across their borders.
-            self._batches = self._share.batches(
-                seed=self.config.seed,
-                epoch=self.epoch,
-                batch_size=self.config.batch_size,
-                start=self._position(),
-                epochs=self.config.epochs - self.epoch,
-            )
-        self._batches_step = None  # unless a batch comes, the next call begins anew
-        batch = next(self._batches)
-        self._batches_step = self.step + 1
-        if self.device.type == "cuda" and not batch.is_cuda:
-            batch = batch.pin_memory()
-        return batch.to(self.device, non_blocking=True)
-
-    def _images_seen(self, step: int) -> int:
-        epochs, position = divmod(step, self.steps_per_epoch)
-        return epochs * len(self.train_images) + position * self.config.batch_size
-
-    def _learning_rate_factor(self) -> float:
-        warmup = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
-        return warmup * 0.5 * (1 + math.cos(math.pi * self.step / self._steps()))
 
     def _steps(self) -> int:
         """Optimizer steps of the whole training."""
@@ -340,15 +236,14 @@ class Trainer:
 
     def state(self) -> TrainingState | None:
         """The training as it is now, in the CPU's memory, at any step. Every worker calls it, the first gets it."""
-        self._guard.check(self.epoch + 1)
+        self._optimizer_step.guard.check(self.epoch + 1)
         sums = self._reduced_sums()
         if self.workers.rank:
             return None
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.state_dict().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self._best.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in self._optimizer_step.moments().items()}
         tensors |= {"generator": self.generator.get_state(), "sums": sums}
         return TrainingState(
             tensors={name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()},
@@ -387,14 +282,7 @@ class Trainer:
         except RuntimeError as error:
             raise ConfigError(f"{where}: a checkpoint of another version ({str(error).splitlines()[0]})") from error
         self._best = state.under("best/")
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in state.under("optimizer/").items():
-            index, field = name.split("/")
-            if tensor.ndim:  # the fused optimizer reads memory in the parameter's own layout
-                tensor = torch.empty_like(self.parameters[int(index)]).copy_(tensor).detach()
-            moments.setdefault(int(index), {})[field] = tensor
-        self._static_step = None  # its graph has the old optimizer's memory
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self._optimizer_step.load_moments(state.under("optimizer/"))
         self.generator.set_state(state.tensors["generator"].cpu())
         self._sums = state.tensors["sums"]
         if self.workers.rank:  # the first worker carries what all had added up

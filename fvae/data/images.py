@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from fvae.config import require
-from fvae.data.digests import content_hash, image_digest
-from fvae.data.manifest import require_split
+from fvae.data.manifest import content_hash, image_digest, require_split
 from fvae.workers import Workers, share
 
 Array = np.ndarray | Tensor

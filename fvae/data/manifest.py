@@ -7,10 +7,13 @@ A data set is a folder or prefix with ``manifest.json`` and the Parquet shards t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from fvae.config import ConfigError, from_fields, require, require_integer
 
@@ -71,7 +74,7 @@ class Manifest:
     classes: tuple[str, ...]
     """Class names; a label is an index into them, −1 is none. Empty where images have no classes."""
     hash: str
-    """:func:`fvae.data.images.content_hash` of the decoded pixels: 16 hex digits."""
+    """:func:`content_hash` of the decoded pixels: 16 hex digits."""
     shards: tuple[Shard, ...]
     """Every file of pixels, in stored order."""
     source: dict[str, Any]
@@ -184,3 +187,19 @@ def require_split(split: str, splits: Iterable[str]) -> None:
     """Raise ``ConfigError`` unless ``split`` is one of ``splits``."""
     names = tuple(splits)
     require(split in names, f"split={split!r}: must be one of {', '.join(names)}")
+
+
+def image_digest(image: np.ndarray) -> bytes:
+    """SHA-256 of the pixels of one image, uint8 ``[C, H, W]``: 32 bytes."""
+    return hashlib.sha256(np.ascontiguousarray(image).data).digest()
+
+
+def content_hash(bins: int, shape: tuple[int, int, int], digests: Mapping[str, Iterable[bytes]]) -> str:
+    """SHA-256 (hex, 16 digits) over every pixel, by split; the order of the images is no part of it.
+
+    ``digests`` has each split's :func:`image_digest` s, the splits in the order train, val, test.
+    """
+    total = hashlib.sha256(repr((bins, tuple(shape))).encode())
+    for split, of_images in digests.items():
+        total.update(split.encode() + b"".join(sorted(of_images)))
+    return total.hexdigest()[:16]

@@ -17,8 +17,7 @@ from types import TracebackType
 import numpy as np
 
 from fvae.config import ConfigError
-from fvae.data.digests import image_digest
-from fvae.data.manifest import SPLITS
+from fvae.data.manifest import SPLITS, image_digest
 
 UNSPLIT = -1
 """Split code of an image whose source names none; else the position in ``SPLITS``."""

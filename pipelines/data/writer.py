@@ -11,8 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from fvae.config import ConfigError
-from fvae.data.digests import content_hash
-from fvae.data.manifest import MANIFEST, Manifest, Shard
+from fvae.data.manifest import MANIFEST, Manifest, Shard, content_hash
 from fvae.data.shards import encode_shard
 from pipelines.data.sources.file_names import is_clutter
 from pipelines.data.spool import Spool, SpooledImages

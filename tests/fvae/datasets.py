@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fvae.data.digests import content_hash, image_digest
 from fvae.data.images import ImageSource
-from fvae.data.manifest import SPLITS, Manifest, Shard
+from fvae.data.manifest import SPLITS, Manifest, Shard, content_hash, image_digest
 from fvae.data.shards import encode_shard
 from fvae.data.streaming import ShardedImages
 

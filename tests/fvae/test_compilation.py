@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fvae import ModelConfig, TrainConfig, Trainer, compilation
+from fvae.activation_checkpointing import RecomputableLayer
 from fvae.compilation import WORTH_SECONDS, MeasuredCompilation
 from fvae.model import build
-from fvae.recomputation import RecomputableLayer
 
 pytestmark = pytest.mark.core
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import log_ndtr
 from torch import Tensor
 
-from fvae.discretized import bin_log_prob
+from fvae.likelihood import bin_log_prob
 from tests.fvae.strategies import EXAMPLES, seeds
 
 pytestmark = pytest.mark.core

@@ -14,10 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
 from fvae import ConfigError, Model, ModelConfig, TrainConfig, Trainer, build, evaluate
+from fvae.activation_checkpointing import RecomputableLayer, set_activation_checkpointing
+from fvae.compilation import compile_layers
 from fvae.memory import training_memory
 from fvae.model import images_at_once
 from fvae.networks import ResidualBlock
-from fvae.recomputation import RecomputableLayer, compile_layers, set_activation_checkpointing
 
 pytestmark = pytest.mark.core
 
@@ -200,7 +201,9 @@ def test_weights_gradients_and_moments_are_the_trainers() -> None:
     trainer = Trainer(config("fvae", mixing="permutation"), train, images(8), images(8))
     trainer.train_epoch()
     memory = training_memory(trainer.model.config, 8)
-    moments = [state[name] for state in trainer.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    moments = [
+        state[name] for state in trainer._optimizer_step.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
+    ]
     held = [trainer.ema.state_dict().values(), trainer._best.values()]
     assert memory.weights == sum(tensor.nbytes for tensor in trainer.model.state_dict().values())
     assert memory.gradients == 4 * trainer.model.parameter_count()

@@ -284,7 +284,7 @@ def test_non_finite_loss_ends_training_with_step_and_cause(family: str) -> None:
 def test_a_spoilt_model_is_never_saved(tmp_path: Path) -> None:
     trained = trainer("flow")
     trained.train_step()
-    trained._guard._bad_step.fill_(0)
+    trained._optimizer_step.guard._bad_step.fill_(0)
     with pytest.raises(NonFiniteError, match="step 0"):
         trained.save(tmp_path / "state.safetensors")
     assert not list(tmp_path.iterdir())

@@ -22,8 +22,8 @@ def train(name: str, workers: Workers, folder: Path) -> dict[str, Any]:
     options = {"workers": workers, **case.execution}
     trainer = Trainer(model_config(case), train_config(case), *images(case), **options)
     shares = []
-    next_batch = trainer._next_batch
-    trainer._next_batch = lambda: shares.append(next_batch()) or shares[-1]  # type: ignore[func-returns-value, method-assign]
+    share = trainer._batches.share
+    trainer._batches.share = lambda step: shares.append(share(step)) or shares[-1]  # type: ignore[func-returns-value, method-assign]
     trainer.train_step()
     initial = {key: tensor.clone() for key, tensor in trainer.ema.state_dict().items()}
     while not trainer.finished:

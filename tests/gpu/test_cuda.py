@@ -158,7 +158,8 @@ def test_a_graph_is_captured_and_replayed(device: str) -> None:
         while not trainer.finished:
             trainer.train_epoch()
     if device == "cuda":
-        assert trainer._static_step is not None and trainer._static_step._graph is not None
+        static_step = trainer._optimizer_step.static_step
+        assert static_step is not None and static_step._graph is not None
 
 
 @pytest.mark.parametrize("checkpoint_activations", [False, True])

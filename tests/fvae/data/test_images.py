@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvae.config import ConfigError
-from fvae.data.digests import content_hash, image_digest
 from fvae.data.images import ImageDataset, TensorImages, epoch_order, image_source, steps_per_epoch
+from fvae.data.manifest import content_hash, image_digest
 from tests.fvae.strategies import EXAMPLES, seeds
 
 pytestmark = pytest.mark.core
