@@ -90,7 +90,7 @@ VARIANTS: dict[str, tuple[type[Trainer], dict[str, type[nn.Module]]]] = {
     "": (Trainer, {}),
     "adamax": (AdamaxTrainer, {}),
     "clipped apart": (ApartTrainer, {}),
-    "last ActNorm": (Trainer, {"fvae.model.MultiScaleFlow": NormalizedFlow}),
+    "last ActNorm": (Trainer, {"fvae.objective.MultiScaleFlow": NormalizedFlow}),
     "mixing before the split": (Trainer, {"fvae.flow.SplitPrior": MixedSplitPrior}),
     "dropout 0.1": (
         Trainer,
