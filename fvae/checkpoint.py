@@ -1,4 +1,4 @@
-"""Models and training states on disk: safetensors with JSON, never a pickle."""
+"""Save and load models: safetensors with JSON, never a pickle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHECKSUM = "sha256"
 def save(model: Model, path: str | Path) -> None:
     """Write ``model.safetensors`` and ``config.json`` into the folder ``path``, each whole or absent.
 
-    The config also stands in the weights' header, which :func:`load` compares with the JSON.
+    The header of the weights also holds the config, which :func:`load` compares with the JSON.
     """
     path = Path(path)
     config = json.dumps(model.config.to_dict(), indent=1)
@@ -33,7 +33,7 @@ def save(model: Model, path: str | Path) -> None:
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Model:
-    """The model saved in the folder ``path``, on ``device``, in evaluation mode.
+    """Load the model that is saved in the folder ``path``, on ``device``, in evaluation mode.
 
     Raises ``ConfigError`` where a file is missing, damaged or belongs to another model.
     """
@@ -56,7 +56,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Model:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """One safetensors file, whole or absent, with ``metadata`` (JSON values) and a checksum of all in its header."""
+    """Write one safetensors file, whole or absent; its header has ``metadata`` (JSON values) and a checksum of all."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {key: json.dumps(value) for key, value in metadata.items()}
     header[CHECKSUM] = _checksum(contiguous, header)
@@ -65,7 +65,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, An
 
 
 def read_tensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What :func:`write_tensors` wrote. Raises ``ConfigError`` on a damaged file, ``OSError`` where it cannot be read.
+    """Read what :func:`write_tensors` wrote. Raises ``ConfigError`` for a damaged file, ``OSError`` as ``open`` does.
 
     Every tensor and the metadata are verified; only a file that another program wrote has no checksum.
     """

@@ -18,16 +18,16 @@ MOST_SHAPES = 64
 """Shapes for which a kind of layer is compiled in one process. By default there are 8, beyond which layers run
 uncompiled: fewer than a model of several levels has with an epoch's last, smaller batch, or two models together."""
 WORTH_SECONDS = 300.0
-"""Of training that must be left: compiling costs a tenth of that or so, and must first be earned."""
+"""Seconds of training that must be left: compiling costs about a tenth of that, and must pay for itself."""
 WARM_EPOCHS = 1
-"""Of each kind that are not measured: libraries load, graphs are captured, layers are compiled."""
+"""Epochs of each kind that are not measured: libraries load, graphs are captured, layers are compiled."""
 
 
 class MeasuredCompilation:
-    """Compiles a model's layers once enough training is left, and takes it back where epochs become no shorter."""
+    """Compiles a model's layers where enough training is left, and undoes it where epochs become no shorter."""
 
     def __init__(self, model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
-        """``backend``: of ``torch.compile``."""
+        """``backend``: the backend of ``torch.compile``."""
         self.model, self.backend = model, backend
         self.compiled = False
         """Whether the layers are compiled now."""
@@ -36,7 +36,7 @@ class MeasuredCompilation:
         self._uncompiled_seconds = 0.0  # of an epoch
 
     def after_epoch(self, seconds: float, epochs_left: int) -> bool:
-        """Learn what an epoch's training took, and compile or take it back. Returns whether the layers have changed."""
+        """Take an epoch's ``seconds`` into account: compile, or undo it. Returns whether the layers have changed."""
         self._epochs += 1
         if self._decided or self._epochs <= WARM_EPOCHS:
             return False
@@ -73,7 +73,7 @@ def compile_layers(module: nn.Module, **options: Any) -> None:
 
 
 def uncompile_layers(module: nn.Module) -> None:
-    """Take :func:`compile_layers` back."""
+    """Undo :func:`compile_layers`."""
     for layer in module.modules():
         if isinstance(layer, RecomputableLayer):
-            layer.__dict__.pop("compute", None)  # the class's own comes to light
+            layer.__dict__.pop("compute", None)  # the class's own method is used again

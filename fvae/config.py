@@ -1,4 +1,4 @@
-"""What a model is: one frozen, self-validating configuration for all three families."""
+"""Configuration of a model, frozen and validated, and the checks that all configurations share."""
 
 from __future__ import annotations
 
@@ -170,8 +170,8 @@ class ModelConfig:
             require_positive("sigma1_init", self.sigma1_init)
             require(
                 self.dequantization == "uniform",
-                f"dequantization={self.dequantization!r}: of a {self.family} it is uniform; "
-                "likelihood='discretized' needs none",
+                f"dequantization={self.dequantization!r}: a {self.family} has only 'uniform', "
+                "or likelihood='discretized', which uses no dequantization",
             )
         else:
             require(
@@ -276,7 +276,7 @@ _UNUSED: dict[str, tuple[str, ...]] = {"vae": (*_OF_F, *_OF_NOISE), "flow": _OF_
 
 
 def fields_in_use(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of :meth:`ModelConfig.to_dict`'s fields those that have an effect on a model of its family."""
+    """The fields of :meth:`ModelConfig.to_dict` that have an effect on a model of its family."""
     unused = _UNUSED.get(values.get("family", ""), ())
     if values.get("family") == "flow" and values.get("dequantization") != "variational":
         unused = (*unused, "dequantization_width")

@@ -1,4 +1,4 @@
-"""What training measures, epoch by epoch."""
+"""Metrics of an epoch: bits/dim, gradient norm, throughput, scales. It needs no torch, as what reads runs does."""
 
 from __future__ import annotations
 

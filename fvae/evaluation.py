@@ -36,8 +36,8 @@ def evaluate(
     ``images`` integer ``[N, C, H, W]``, or a source of them: the same images in the same order give the same
     figures to the bit, in memory or streamed, and on a CPU on any number of workers. Every worker gets all figures;
     the batches, each with noise of its own seed, are dealt out among them. The mean of ``samples``
-    such bounds of each image is the same bound with a lower variance. ``advance`` is told how many images
-    this worker has done. Runs in float32 whatever precision trained the model.
+    such bounds of each image is the same bound with a lower variance. ``advance`` is called with the number
+    of images that this worker has just finished. Runs in float32 whatever precision trained the model.
 
     Raises :class:`NonFiniteError` where any image's figure is not finite: none is left out.
     """
@@ -65,12 +65,17 @@ def evaluate(
     bits, measured = workers.add_up(bits).cpu(), workers.add_up(measured).cpu()
     if not bool((measured == 1).all()):
         raise RuntimeError(f"{int((measured != 1).sum())} of {len(bits)} images were not measured exactly once")
+    require_finite(bits)
+    return bits
+
+
+def require_finite(bits: Tensor) -> None:
+    """Raise :class:`NonFiniteError`, which names the first such image, where one of ``bits [N]`` is not finite."""
     bad = (~bits.isfinite()).nonzero().flatten()
     if len(bad):
         raise NonFiniteError(
             f"bits/dim of {len(bad)} of {len(bits)} images is not finite (image {int(bad[0])}: {float(bits[bad[0]])})"
         )
-    return bits
 
 
 def standard_error(bits: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Atomic writes: files that are whole or absent; and JSON files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name in the folder of ``path`` that nobody else uses; it matches :data:`TEMPORARY`."""
+    """A name in the folder of ``path`` that no other process uses; it matches :data:`TEMPORARY`."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 

@@ -1,6 +1,6 @@
-"""The compute of a model, counted before it is trained, from its config alone and in microseconds.
+"""Parameters and FLOPs of a model, counted from its config alone, in microseconds and before it is built.
 
-A search weighs thousands of configs that it never trains, so nothing is built here: the layers that hold weights are
+A search compares thousands of configs that it never trains, so nothing is built here: the layers that hold weights are
 listed with their sizes, and the tests hold the list to the models that are built from the same configs.
 """
 

@@ -27,8 +27,8 @@ class FlowStep(RecomputableLayer):
     def compute(self, x: Tensor, weight: Tensor | None = None, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``x`` → ``y`` of its shape, log_det in nats per image.
 
-        Where ActNorm and mixing come as ``weight`` and ``offset`` of :func:`~fvae.bijections.affine_maps`, their
-        log_det is left to whoever made these.
+        Where ActNorm and mixing come as ``weight`` and ``offset`` of :func:`~fvae.bijections.affine_maps`, the caller
+        adds their log_det.
         """
         log_det: Tensor | float = 0.0
         # The map itself keeps the precision of x: only the coupling's network may run in bf16.

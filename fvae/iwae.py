@@ -42,7 +42,7 @@ def iwae_bits_per_dim(
 def _log_weights(
     model: Model, images: Array, samples: int, generator: torch.Generator | None, batch_size: int | None
 ) -> Tensor:
-    """:meth:`Model.log_weight` of so many samples of each image: nats, float64 ``[samples, B]``."""
+    """:meth:`Model.log_weight` of ``samples`` samples of each image: nats, float64 ``[samples, B]``."""
     config = model.config
     images = model._checked(images)
     batch_size = batch_size or SAMPLES_AT_ONCE.get(images.device.type, 4) * images_at_once(config)

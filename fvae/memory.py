@@ -1,4 +1,4 @@
-"""The memory of a training, counted before it is trained.
+"""Memory of a training, counted from fake tensors before it starts.
 
 >>> training_memory(config, 32, checkpoint_activations=True).total / 2**30   # GiB
 """

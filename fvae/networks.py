@@ -81,7 +81,7 @@ class Encoder(nn.Module):
         h = image
         for entry, blocks in zip(self.entries, self.blocks, strict=True):
             h = blocks(convolve(entry, squeeze(h) if self.levels else h))  # type: ignore[arg-type]
-        with full_precision(x.device.type):  # of a mean near ½, bf16 would keep eight bits
+        with full_precision(x.device.type):  # bf16 would keep eight bits of a mean near ½
             heads = list(convolve(self.exit, h.relu().to(x.dtype)).chunk(self.heads, dim=-1))
         if self.skip:
             heads[0] = heads[0] + squeeze_times(image, self.levels)

@@ -59,7 +59,7 @@ class Objective(nn.Module):
     """
 
     kl_weight: Tensor | None
-    """Of the KL divergence in the gradient, a scalar, where a training warms it up; no part of the model's state."""
+    """Weight of the KL divergence in the gradient, a scalar, where a training warms it up; not saved with the model."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Objective(nn.Module):
             self.dequantization = VariationalDequantization(config.channels, config.dequantization_width)
         self.register_buffer("kl_weight", None, persistent=False)
         self.most_images_at_once: int | None = None
-        """Of an evaluation, where a GPU's memory has once not held more."""
+        """Images that an evaluation takes at once, where a GPU's memory has once not held more."""
         self._initialized = not config.has_flow
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -156,7 +156,7 @@ class FiniteGuard:
         self._bad_step = torch.tensor(-1, device=self.device)
 
     def note(self, step: int, epoch: int, loss: Tensor, grad_norm: Tensor) -> None:
-        """Look at a step, while its gradients are there."""
+        """Note whether a step is finite, while its gradients are there; on a CPU, raise at once where it is not."""
         # Workers must fail together: the gradient is the same on all of them, the loss is not.
         finite = grad_norm.isfinite() if self.workers.count > 1 else loss.isfinite() & grad_norm.isfinite()
         self._bad_step = torch.where(~finite & (self._bad_step < 0), step, self._bad_step)
@@ -166,7 +166,7 @@ class FiniteGuard:
             self.check(epoch, f"loss {loss.item()}, gradient norm {grad_norm.item()}")
 
     def check(self, epoch: int, what: str = "the loss or its gradient is not finite") -> None:
-        """Raise for what was noted up to now, during ``epoch`` (from 1)."""
+        """Raise :class:`NonFiniteError` where a step noted up to now, in ``epoch`` (from 1), is not finite."""
         step = int(self._bad_step)
         if step < 0:
             return

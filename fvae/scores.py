@@ -1,4 +1,4 @@
-"""Bits/dim of images as they come: an image's figure depends on the image and the seed, and on nothing beside it."""
+"""Scores of single images: the bits/dim of an image depend on the image and the seed, not on the images beside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fvae.data.images import derived_seed
-from fvae.evaluation import NonFiniteError
+from fvae.evaluation import require_finite
 from fvae.iwae import log_weight_in_parts
 from fvae.model import Model, images_at_once
 from fvae.precision import true_float32
@@ -59,11 +59,7 @@ def score(model: Model, images: Tensor, *, k: int = 1, seed: int = 0) -> Tensor:
         model.train(training)
     means = torch.logsumexp(log_weights.reshape(-1, k), dim=1) - math.log(k)
     bits = model._bits_per_dim(means)
-    bad = (~bits.isfinite()).nonzero().flatten()
-    if len(bad):
-        raise NonFiniteError(
-            f"bits/dim of {len(bad)} of {len(bits)} images is not finite (image {int(bad[0])}: {float(bits[bad[0]])})"
-        )
+    require_finite(bits)
     return bits
 
 

@@ -63,7 +63,7 @@ class StaticStep:
         self.r = like.new_zeros(batch, *model.config.image_shape)
         self.u = like.new_zeros(batch, *model.config.latent_shape)
         self.weights = like.new_zeros(batch)
-        """Of each image in the loss: 0 for the places that the last batch of an epoch leaves empty, ``[B]``."""
+        """Weight of each image in the loss: 0 for the places that the last batch of an epoch leaves empty, ``[B]``."""
         self.approach = like.new_zeros(())
         """By how much of their distance the averaged weights follow the weights."""
         self.loss, self.grad_norm = like.new_zeros(()), like.new_zeros(())

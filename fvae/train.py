@@ -43,7 +43,7 @@ class Trainer:
     on a CPU, whatever else the process does. Of several workers each makes a trainer with the same configs and
     images and calls the same methods in the same order; all of them have the same weights and figures, which differ
     from one worker's only by the order in which numbers are added. Micro-batches, compiling and activation
-    checkpointing change no figure either, but for rounding: they are how, not what.
+    checkpointing change no figure either, but for rounding.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class Trainer:
     ) -> None:
         """
         Args:
-            model_config: what is trained.
-            train_config: how; ``batch_size`` is the global batch's.
+            model_config: the model that is trained.
+            train_config: how it is trained; ``batch_size`` is the size of the global batch.
             train_images: the whole split, on every worker.
             val_images: the whole split, on every worker.
-            device: this worker's.
-            workers: those that share the work, within ``torch.distributed``'s process group.
+            device: this worker's device.
+            workers: the processes that share the work, within ``torch.distributed``'s process group.
             micro_batch_size: images that go through the model at once; by default a worker's whole share.
             compile: run the model's repeated layers through ``torch.compile``; ``"auto"``: where a long training
                 measures that its epochs become shorter (:mod:`fvae.compilation`).
@@ -80,7 +80,7 @@ class Trainer:
             require_integer("micro_batch_size", micro_batch_size, 1)
         require(
             not graph or (workers.count == 1 and micro_batch_size is None),
-            f"graph=True: a step of {workers.count} workers or of micro-batches is no graph; leave it at False",
+            f"graph=True: a step of {workers.count} workers or of micro-batches cannot be a graph; leave it at False",
         )
         train_config.require_fits(model_config)
         self.config, self.workers = train_config, workers
@@ -205,7 +205,7 @@ class Trainer:
         return model
 
     def _initialize(self, images: Tensor, count: int) -> None:
-        """ActNorm, once, from the whole first global batch, by worker 0; then everybody has its weights."""
+        """Set ActNorm, once, from the whole first global batch, on worker 0; then all workers take its weights."""
         noise = self.model.noise(count, self.generator)  # drawn by all: their generators stay alike
         if self.workers.rank == 0:
             if self.workers.count > 1:
@@ -216,7 +216,7 @@ class Trainer:
         self.ema.load_state_dict(self.model.state_dict())
 
     def _source(self, images: Array | ImageSource) -> ImageSource:
-        """In memory: all on the device. A source: as it is, its batches moved one by one."""
+        """Move images in memory to the device; a source stays as it is, and its batches are moved one by one."""
         source = image_source(images)
         if isinstance(source, TensorImages):
             return TensorImages(source.images.to(self.device))
@@ -235,7 +235,8 @@ class Trainer:
     # --- checkpoints -----------------------------------------------------------------------------
 
     def state(self) -> TrainingState | None:
-        """The training as it is now, in the CPU's memory, at any step. Every worker calls it, the first gets it."""
+        """Copy the training as it is now, at any step, to the CPU's memory. Every worker calls it; the first one gets
+        the state, the others ``None``."""
         self._optimizer_step.guard.check(self.epoch + 1)
         sums = self._reduced_sums()
         if self.workers.rank:

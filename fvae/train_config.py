@@ -1,4 +1,4 @@
-"""How a model is trained: one frozen, self-validating configuration."""
+"""Configuration of a training, frozen and validated: epochs, batch size, learning rate, precision, seed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class TrainConfig:
         require_choice("precision", self.precision, get_args(Precision))
 
     def require_fits(self, model: ModelConfig) -> None:
-        """Raise ``ConfigError`` where ``model`` cannot be trained so."""
+        """Raise ``ConfigError`` where ``model`` cannot be trained with these settings."""
         require(
             model.has_encoder or not self.kl_warmup,
             f"kl_warmup={self.kl_warmup}: a flow has no KL divergence to warm up; leave it at 0",

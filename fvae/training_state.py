@@ -1,4 +1,4 @@
-"""Everything that a training needs to go on, as one file."""
+"""Training checkpoint: everything that a training needs to go on, as one safetensors file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fvae.config import ConfigError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """A training at one step, apart from it: what trains on may be written in the background.
+    """A copy of a training at one step, which may be written in the background while the training goes on.
 
     ``tensors`` have prefixes: ``model/``, ``ema/`` and ``best/`` weights, ``optimizer/INDEX/`` moments,
     ``generator``, ``sums``. ``metadata`` is JSON-ready: the configs, the step, what was measured so far.
@@ -34,12 +34,12 @@ class TrainingState:
         return {name[len(prefix) :]: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
 
     def write(self, path: str | Path) -> None:
-        """One safetensors file, whole or absent."""
+        """Write one safetensors file, whole or absent."""
         write_tensors(Path(path), self.tensors, self.metadata)
 
     @classmethod
     def read(cls, path: str | Path, device: str | torch.device = "cpu") -> TrainingState:
-        """What :meth:`write` wrote. Raises ``ConfigError`` for a damaged file or one that is no training's."""
+        """Read what :meth:`write` wrote. Raises ``ConfigError`` for a damaged file or one that is no training's."""
         tensors, metadata = read_tensors(Path(path), device)
         if not {"model", "train", "step"} <= set(metadata):
             raise ConfigError(f"{path}: not a training's checkpoint")

@@ -40,7 +40,7 @@ class Shard:
     bytes: int
     """Its size on disk."""
     sha256: str
-    """Of the file's bytes: 64 hex digits."""
+    """SHA-256 of the file's bytes: 64 hex digits."""
 
     def __post_init__(self) -> None:
         _require_text("shard key", self.key)
@@ -59,7 +59,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What ``manifest.json`` says. Raises ``ConfigError`` where its values do not fit together."""
+    """The content of ``manifest.json``. Raises ``ConfigError`` where its values do not fit together."""
 
     format: int = FORMAT
     """Version of the layout."""
@@ -80,7 +80,7 @@ class Manifest:
     source: dict[str, Any]
     """What the images were made from (JSON values)."""
     settings: dict[str, Any]
-    """What ingest was asked for: size, channels, val, test, seed (JSON values)."""
+    """Settings of the ingest: size, channels, val, test, seed (JSON values)."""
     decisions: tuple[str, ...] = ()
     """What was decided about the images on the way, one plain line each."""
     duplicates_dropped: int = 0
@@ -118,7 +118,7 @@ class Manifest:
         for name in ("duplicates_dropped", "bad_files"):
             require_integer(name, getattr(self, name), 0)
         keys = [shard.key for shard in self.shards]
-        require(len(set(keys)) == len(keys), "shards: a key stands there twice")
+        require(len(set(keys)) == len(keys), "shards: two have the same key")
         for split in SPLITS:
             require_integer(f"counts: {split}", self.counts[split], 1)
             held = sum(shard.images for shard in self.of_split(split))

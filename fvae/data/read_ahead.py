@@ -1,4 +1,4 @@
-"""One thing after another, the next one always under way in background threads."""
+"""Read-ahead: the next result is always prepared in background threads while one is in use."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ReadAhead(Generic[Item, Result]):
     """Iterates over the results of ``items``, with one more result under way while one is in use.
 
     ``prepare(item)`` gives a result to be filled and the jobs that fill it, which run in :data:`READERS` daemon
-    threads. What a job raises is raised to whoever asks for its result. A context manager: leaving it ends the
-    threads when their present jobs end, and waits for none.
+    threads. What a job raises is raised again where its result is taken. It is a context manager: leaving it ends the
+    threads when their present jobs end, and does not wait for them.
     """
 
     def __init__(self, prepare: Callable[[Item], tuple[Result, Iterable[Job]]], items: Iterable[Item]) -> None:

@@ -117,7 +117,7 @@ def decode_shard(
 
     size = math.prod(shape)
     try:
-        # Without Arrow's own threads: whoever decodes in the background leaves the cores to the model.
+        # Without Arrow's own threads: decoding in the background leaves the cores to the model.
         file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False, page_checksum_verification=True)
         _check_layout(file, shape)
         rows = file.metadata.num_rows
@@ -176,7 +176,7 @@ def fetch_shard(
     try:
         images, labels = decode_shard(content, manifest.shape, out)
         require(len(images) == shard.images, f"{len(images)} images, where the manifest has {shard.images}")
-        # On a GPU the model cannot afford this look: a level out of range would spoil the figures silently.
+        # On a GPU the model cannot afford this look: a level out of range would corrupt the figures silently.
         highest = 0 if manifest.bins == 256 else int(images.max())
         require(highest < manifest.bins, f"holds level {highest}, where the manifest has bins={manifest.bins}")
     except ConfigError as error:

@@ -51,8 +51,8 @@ class ShardedImages:
     each reads every shard and hands out its share of every global batch: reading is many times faster than
     training, and so what a global batch holds does not depend on their number, even where that changes in mid-epoch.
 
-    The next window is fetched, verified and decoded in the background. What goes wrong there is raised to
-    whoever takes the batches: ``ConfigError`` for a shard that is missing or damaged, and what ``fetch`` raises.
+    The next window is fetched, verified and decoded in the background. Errors there are raised again
+    where the batches are taken: ``ConfigError`` for a shard that is missing or damaged, and what ``fetch`` raises.
     ``fetch`` is called by several threads at once.
     """
 

@@ -73,6 +73,6 @@ def poisoned_step(trainer: Trainer) -> None:
 
 
 def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    """Of two state dicts with the same names."""
+    """The largest difference of two state dicts with the same names."""
     assert first.keys() == second.keys()
     return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)

@@ -126,7 +126,7 @@ def train(model: Model, images: Tensor, *, steps: int, batch: int = 64, learning
 
 
 def config_of(family: Family, **changes: object) -> ModelConfig:
-    """A small config, 1×4×4 and 16 levels unless told."""
+    """A small config, 1×4×4 and 16 levels by default."""
     values: dict[str, object] = {
         "family": family,
         "channels": 1,

@@ -95,7 +95,7 @@ def test_bound_is_the_flows_density_at_that_noise_and_the_noises_own(sigma: floa
 
 
 def test_trained_it_leans_towards_what_the_flow_finds_likely() -> None:
-    """Of a fixed flow the bound is better with the trained noise than with the uniform noise that it starts from."""
+    """The bound of a fixed flow is better with trained noise than with the uniform noise that it starts from."""
     torch.manual_seed(0)
     model = build(config_of("flow", dequantization="variational", sigma1_init=0.0, bins=4)).eval()
     perturb(model.flow, 0.3)

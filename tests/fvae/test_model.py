@@ -123,7 +123,7 @@ def backwards(array: np.ndarray) -> np.ndarray:
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
-    """The same values, in memory that nobody may write to: such as Ray's."""
+    """The same values, in read-only memory, such as Ray's."""
     array = array.copy()
     array.flags.writeable = False
     return array
@@ -246,7 +246,7 @@ def test_iwae_needs_a_sample(k: int) -> None:
 @pytest.mark.parametrize("family", ["flow", "fvae"])
 @pytest.mark.parametrize("most", [1, 3, 7])
 def test_a_batch_that_memory_does_not_hold_is_halved(family: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the same noise: the figures are those of the whole batch, and a size that has failed is not tried again."""
+    """The noise and the figures are those of the whole batch, and a size that has failed is not tried again."""
     model = perturbed_model(config_of(family), 0).eval()  # type: ignore[arg-type]
     images = random_images(model.config, 8)
     whole = iwae_bits_per_dim(model, images, 6, generator())

@@ -281,7 +281,7 @@ def test_non_finite_loss_ends_training_with_step_and_cause(family: str) -> None:
     assert "first non-finite in" in str(caught.value)
 
 
-def test_a_spoilt_model_is_never_saved(tmp_path: Path) -> None:
+def test_a_non_finite_model_is_never_saved(tmp_path: Path) -> None:
     trained = trainer("flow")
     trained.train_step()
     trained._optimizer_step.guard._bad_step.fill_(0)

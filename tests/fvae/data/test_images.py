@@ -49,7 +49,7 @@ def test_counts_and_images_by_split() -> None:
 
 
 def test_the_hash_is_that_of_the_digests_in_any_order() -> None:
-    """As ingest computes it, which never has all the images in memory."""
+    """Ingest computes it in the same way, and never has all the images in memory."""
     data = dataset()
     digests = {split: [image_digest(image) for image in images][::-1] for split, images in data.splits().items()}
     assert content_hash(data.bins, data.shape, digests) == data.content_hash() == "4b2ed43deb301525"

@@ -81,7 +81,7 @@ def test_the_file_gives_back_what_was_written(
         ({"classes": ("a", 1)}, "classes=.*: must be a list of texts"),
         ({"source": "a folder"}, "source='a folder': must be an object"),
         ({"bad_files": -1}, "bad_files=-1"),
-        ({"shards": (shard(), shard())}, "shards: a key stands there twice"),
+        ({"shards": (shard(), shard())}, "shards: two have the same key"),
     ],
 )
 def test_values_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:

@@ -118,7 +118,7 @@ def test_a_shard_that_is_not_the_manifests_is_named_in_mid_epoch(trouble: str) -
         next(batches)
 
 
-def test_workers_find_a_damaged_shard_whoever_needs_its_images() -> None:
+def test_every_worker_finds_a_damaged_shard() -> None:
     source, files = sharded([10])
     key = source.manifest.of_split("train")[0].key
     files.contents[key] = files.contents[key][:-1] + b"?"

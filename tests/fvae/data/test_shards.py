@@ -133,10 +133,10 @@ def test_a_byte_changed_anywhere_never_changes_a_pixel() -> None:
     """Every byte of the file, one after another: either it does not matter or it is noticed."""
     noticed = 0
     for place in range(len(CONTENT)):
-        spoilt = bytearray(CONTENT)
-        spoilt[place] ^= 0x55
+        damaged = bytearray(CONTENT)
+        damaged[place] ^= 0x55
         try:
-            images, decoded_labels = decode_shard(bytes(spoilt), (3, 4, 4))
+            images, decoded_labels = decode_shard(bytes(damaged), (3, 4, 4))
         except ConfigError as error:
             assert "\n" not in str(error)
             noticed += 1
@@ -213,11 +213,11 @@ def test_a_shard_that_is_not_the_manifests_is_named() -> None:
     reordered = load_images(replaced(manifest, files, other, key, honest=True), "train", files.fetch)
     assert np.array_equal(reordered[4:], numbered(3)[::-1])
     fewer = encode_shard(numbered(2), labels(2))
-    spoilt = replaced(manifest, files, fewer, key, honest=True)
+    damaged = replaced(manifest, files, fewer, key, honest=True)
     with pytest.raises(ConfigError, match=rf"{key}: no whole shard of a data set \(2 images, not 3\)"):
-        load_images(spoilt, "train", files.fetch)
+        load_images(damaged, "train", files.fetch)
     with pytest.raises(ConfigError, match=f"{key}: 2 images, where the manifest has 3"):
-        fetch_shard(spoilt, spoilt.of_split("train")[1], files.fetch)
+        fetch_shard(damaged, damaged.of_split("train")[1], files.fetch)
     with pytest.raises(ConfigError, match=f"{key}: no whole shard"):
         load_images(replaced(manifest, files, b"no parquet", key, honest=True), "train", files.fetch)
     del files.contents[key]
