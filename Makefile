@@ -38,11 +38,11 @@ ui: .venv/installed  ## Open MLflow's pages on http://127.0.0.1:5000 (PORT=… f
 	@$(BIN)/python -m pipelines.ui --port $(or $(PORT),5000) $(ARGS)
 
 lock: .venv/installed-dev  ## Resolve pyproject.toml anew into the lock files.
-	@for extra in "" dev; do \
+	@set -e; for lock in requirements requirements-dev; do \
+		extras="--extra search --extra cluster"; test $$lock = requirements || extras="$$extras --extra dev"; \
 		$(BIN)/pip-compile --quiet --upgrade --strip-extras --no-annotate --no-header --no-emit-index-url \
-			--no-emit-find-links --no-emit-trusted-host $${extra:+--extra $$extra} \
-			--output-file requirements$${extra:+-$$extra}.lock pyproject.toml || exit 1; \
-		sed -i.bak -E 's/^(torch==[0-9.]+)\+.*/\1/' requirements$${extra:+-$$extra}.lock; rm requirements$${extra:+-$$extra}.lock.bak; \
+			--no-emit-find-links --no-emit-trusted-host $$extras --output-file $$lock.lock pyproject.toml; \
+		sed -i.bak -E 's/^(torch==[0-9.]+)\+.*/\1/' $$lock.lock; rm $$lock.lock.bak; \
 	done
 
 clean:  ## Remove .venv; runs/ stays.

@@ -1,1 +1,1 @@
-"""Data in, models out: data sets, storage, tracking."""
+"""Data sets, training on Ray, evaluation, tracking with MLflow, storage, clusters, retraining and schedules."""

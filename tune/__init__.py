@@ -1,1 +1,1 @@
-"""The search: space, trials, scheduler, searcher, ledger and the trade-off map."""
+"""Architecture search with Optuna on Ray: search space, proposals, trials, records and the map."""

@@ -1,8 +1,9 @@
-"""What every command shares: options from a dataclass, and one clear line for a user's mistake."""
+"""Command line of every command: options from a dataclass, ``--version``, and one line for a user's mistake."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import os
 import re
@@ -12,6 +13,7 @@ from typing import TypeVar
 
 import tyro
 
+import fvae
 from fvae.config import ConfigError
 from pipelines.cli.stop_signals import in_a_hurry, treat_as_ctrl_c
 from pipelines.cli.terminal import tolerant_output, without_controls
@@ -24,11 +26,18 @@ BAD_INPUT = 2
 
 
 def parse(settings: type[Settings]) -> Settings:
-    """Read ``sys.argv`` into a dataclass with tyro. Raises ``ConfigError`` for options that do not fit."""
+    """Read ``sys.argv`` into a dataclass with tyro. Raises ``ConfigError`` for options that do not fit.
+
+    ``--help`` and ``--version`` print what they show and raise ``SystemExit(0)``.
+    """
+    if "--version" in sys.argv[1:]:
+        print(f"fvae {fvae.__version__}")
+        raise SystemExit(0)
     said = io.StringIO()
+    description = f"{(inspect.getdoc(settings) or '').strip()}\n\nThe option --version shows the version and exits."
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(settings, prog=_program())
+            return tyro.cli(settings, prog=_program(), description=description)
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise

@@ -15,9 +15,12 @@ from fvae.config import ConfigError
 
 ROOT = Path(__file__).parents[2]
 LOCK = "requirements.lock"
-FILES = ("pyproject.toml", LOCK, "README.md")
+FILES = ("pyproject.toml", LOCK, "README.md", "LICENSE")
 PACKAGES = ("fvae", "pipelines", "tune")
 OTHERS = (
+    "fvae/py.typed",
+    "pipelines/py.typed",
+    "tune/py.typed",
     "pipelines/cluster/aws_machine.sh",
     "pipelines/cluster/data_disk.sh",
     "pipelines/cluster/environment.sh",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import fvae
 from fvae.config import require
 from pipelines.cli import command_line
 from pipelines.cli.stop_signals import treat_as_ctrl_c
@@ -50,6 +51,34 @@ def test_a_mistake_is_one_line(
         command_line.run(lambda settings: 0, Settings)
     assert exit_.value.code == 2
     assert capsys.readouterr().err.strip() == line
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--count", "0", "--version"]])
+def test_the_version_is_that_of_the_library(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        command_line.run(lambda settings: 1, Settings)
+    assert exit_.value.code == 0
+    assert capsys.readouterr() == (f"fvae {fvae.__version__}\n", "")
+
+
+def test_help_describes_the_command_and_names_the_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["command", "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        command_line.run(lambda settings: 1, Settings)
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    assert "A command.\n\nThe option --version shows" in shown and "How many." in shown
+
+
+@pytest.mark.parametrize("command", [["tune/search.py"], ["-m", "pipelines.services"]])
+def test_a_command_shows_its_version_as_a_user_starts_it(command: list[str]) -> None:
+    done = subprocess.run([sys.executable, *command, "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"fvae {fvae.__version__}\n"), done.stderr
 
 
 @pytest.mark.parametrize("status", [0, 1])
