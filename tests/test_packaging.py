@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import fvae
 from pipelines.cluster.shipped_files import OTHERS, PACKAGES, shipped_files
@@ -106,3 +107,19 @@ def test_the_lock_files_hold_every_dependency() -> None:
 
 def test_what_a_wheel_is_made_of_goes_to_a_cluster_too() -> None:
     assert {"pyproject.toml", "README.md", "LICENSE"} <= set(OTHERS)
+
+
+def test_contributing_names_every_package_and_only_files_that_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"^    ((?:fvae|pipelines|tune)/[\w/]*?)/? +\w", text, re.MULTILINE))
+    inits = (path for package in PACKAGES for path in (ROOT / package).rglob("__init__.py"))
+    packages = {path.parent.relative_to(ROOT).as_posix() for path in inits}
+    assert {name.rstrip("/") for name in named} == packages
+    for path in re.findall(r"`([\w/]+\.(?:py|toml|txt))`", text):
+        assert (ROOT / path).is_file(), path
+
+
+def test_the_citation_and_the_changelog_are_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (fvae.__version__, PROJECT["license"])
+    assert f" {fvae.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -89,7 +89,7 @@ def test_every_page_is_read() -> None:
     assert {"README.md", "docs/cluster.md", "docs/training.md"} <= set(PAGES)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "CONTRIBUTING.md"])
 def test_every_link_leads_somewhere(page: str) -> None:
     """To a file of the repository, and to a heading where it names one."""
     text = (ROOT / page).read_text()
@@ -103,7 +103,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
         assert not heading or heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
 def test_every_target_of_make_is_there(page: str) -> None:
     """Also those that stand in a sentence or a comment."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

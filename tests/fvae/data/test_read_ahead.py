@@ -152,6 +152,6 @@ print("leaving")
 def test_a_stalled_store_does_not_keep_the_process() -> None:
     root = Path(fvae.__file__).parents[1]
     ended = subprocess.run(
-        [sys.executable, "-c", STALLED], cwd=root, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", STALLED], cwd=root, capture_output=True, text=True, timeout=500, check=False
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "leaving\n", "")
