@@ -21,7 +21,7 @@ from fvae.data.images import ImageSource, derived_seed, image_source
 from fvae.evaluation import ALONE, NonFiniteError, evaluate
 from fvae.model import Model
 from fvae.workers import Workers
-from pipelines.storage import SpoiltError, Storage, StorageError
+from pipelines.storage import CorruptError, Storage, StorageError
 
 BITS = "bits.parquet"
 _ABOUT = b"fvae"
@@ -99,7 +99,7 @@ class KeptReadings:
         try:
             table = pq.read_table(io.BytesIO(storage.read(BITS)), page_checksum_verification=True)
             about = json.loads(table.schema.metadata[_ABOUT])
-        except (FileNotFoundError, SpoiltError):
+        except (FileNotFoundError, CorruptError):
             return
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{storage.uri}/{BITS}: not an evaluation's; give another --output") from error

@@ -25,7 +25,7 @@ class StorageError(OSError):
     """
 
 
-class SpoiltError(StorageError):
+class CorruptError(StorageError):
     """An object whose content is not what was written, however often it is read."""
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from fvae.config import ConfigError
 from pipelines.storage import s3_multipart
-from pipelines.storage.base import READ_AHEAD, ChangedError, ObjectInfo, SpoiltError, Storage, check_key
+from pipelines.storage.base import READ_AHEAD, ChangedError, CorruptError, ObjectInfo, Storage, check_key
 from pipelines.storage.local import copy_stream, local_files
 from pipelines.storage.s3_file import CHECKSUM, RangedFile, verify
 from pipelines.storage.s3_retry import (
@@ -267,7 +267,7 @@ class S3Storage(Storage):
             with self.open(key) as file:
                 try:
                     copy_stream(file, path)
-                except SpoiltError as error:
+                except CorruptError as error:
                     raise DamagedError(str(error.__cause__)) from error
                 except ChangedError as error:
                     raise DamagedError("the object changed meanwhile") from error

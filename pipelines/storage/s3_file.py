@@ -6,7 +6,7 @@ import hashlib
 import io
 from typing import TYPE_CHECKING, Any
 
-from pipelines.storage.base import READ_AHEAD, SpoiltError, Storage, StorageError
+from pipelines.storage.base import READ_AHEAD, CorruptError, Storage, StorageError
 from pipelines.storage.s3_retry import DamagedError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class RangedFile(io.RawIOBase):
         try:
             verify(self._head, self._hash.hexdigest())
         except DamagedError as error:  # what was read before is with the caller already: too late to try again
-            raise SpoiltError(f"{self._storage.uri}/{self._key}: cannot read: {error} (1 attempt)") from error
+            raise CorruptError(f"{self._storage.uri}/{self._key}: cannot read: {error} (1 attempt)") from error
 
 
 def verify(answer: dict[str, Any], checksum: str) -> None:

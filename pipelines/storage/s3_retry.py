@@ -24,7 +24,7 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from fvae.config import ConfigError
-from pipelines.storage.base import ArchivedError, SpoiltError, StorageError
+from pipelines.storage.base import ArchivedError, CorruptError, StorageError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -271,7 +271,7 @@ def _explained(error: Exception, operation: str, uri: str, attempts: int, second
         if status == 404:
             return FileNotFoundError(errno.ENOENT, "no such object", uri)
     tries = "1 attempt" if attempts == 1 else f"{attempts} attempts in {seconds:.0f} s"
-    kind = SpoiltError if isinstance(error, DamagedError) else StorageError
+    kind = CorruptError if isinstance(error, DamagedError) else StorageError
     return kind(f"{uri}: cannot {operation}: {cause(error)} ({tries})")
 
 

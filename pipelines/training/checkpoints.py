@@ -12,7 +12,7 @@ import torch
 
 from fvae.config import ConfigError
 from fvae.training_state import TrainingState
-from pipelines.storage import SpoiltError, Storage
+from pipelines.storage import CorruptError, Storage
 from pipelines.storage.json_objects import address
 from pipelines.storage.local_copies import read_from, written_to
 
@@ -71,13 +71,13 @@ class CheckpointStore:
         for checkpoint in reversed(self.all()):
             try:
                 return checkpoint, self.load(checkpoint, device)
-            except SpoiltError as error:  # not what only could not be read: that may be whole
+            except CorruptError as error:  # not what only could not be read: that may be whole
                 log.warning("%s; the checkpoint before it is used", error)
                 self.storage.delete(checkpoint.key)
         return None
 
     def load(self, checkpoint: Checkpoint, device: torch.device) -> TrainingState:
-        """Read one and verify it. Raises ``SpoiltError`` for one that is damaged."""
+        """Read one and verify it. Raises ``CorruptError`` for one that is damaged."""
         with read_from(self.storage, checkpoint.key) as path:
             return self._verified(path, device)
 
@@ -85,7 +85,7 @@ class CheckpointStore:
         try:
             return TrainingState.read(path, device)
         except ConfigError as error:
-            raise SpoiltError(str(error).replace(str(path), address(self.storage, path.name))) from error
+            raise CorruptError(str(error).replace(str(path), address(self.storage, path.name))) from error
 
 
 class BackgroundWriter:

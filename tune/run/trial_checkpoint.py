@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fvae import ConfigError, Trainer
-from pipelines.storage import SpoiltError, Storage
+from pipelines.storage import CorruptError, Storage
 from pipelines.storage.local_copies import written_to
 from tune.records.ledger import Ledger
 
@@ -69,7 +69,7 @@ class Checkpoints:
                 self.storage.download(CHECKPOINT, path)
             except FileNotFoundError:
                 pass
-            except SpoiltError:
+            except CorruptError:
                 self.storage.delete(CHECKPOINT)
             yield path if path.exists() else None
 
