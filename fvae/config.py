@@ -27,6 +27,11 @@ class ConfigError(ValueError):
     """A setting that cannot work. The message is one line: the field, its value, what would do."""
 
 
+def one_line(message: object, limit: int | None = None) -> str:
+    """``str(message)`` with each run of blanks and line breaks as one blank, cut off after ``limit`` characters."""
+    return " ".join(str(message).split())[:limit]
+
+
 def require(condition: bool, message: str) -> None:
     """Raise ``ConfigError(message)`` unless ``condition`` holds."""
     if not condition:

@@ -130,8 +130,6 @@ def ray_address(shared_ray: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, requests to S3 are tried three times with hardly a wait, each for a second at most."""
-    from pipelines.storage import s3_retry as s3_requests
-    from tests.s3 import IMPATIENT
+    from tests.s3 import IMPATIENT, set_constants
 
-    for name, value in IMPATIENT.items():
-        monkeypatch.setattr(s3_requests, name, value)
+    set_constants(IMPATIENT, monkeypatch.setattr)

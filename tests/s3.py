@@ -9,8 +9,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tests.fault_proxy import FAULTS, FaultProxy, GroupedFaultProxy, Request, only
 
@@ -24,6 +25,7 @@ __all__ = [
     "impatient_environment",
     "moto_server",
     "only",
+    "set_constants",
 ]
 
 CREDENTIALS = {
@@ -43,7 +45,15 @@ IMPATIENT = {
     "CONNECT_TIMEOUT": 1.0,
     "READ_TIMEOUT": 1.0,
 }
-"""Constants of ``pipelines.storage.s3_retry`` with which a dead store is known as such at once: see ``impatient``."""
+"""Constants of requests to S3 with which a dead store is known as such at once: see :func:`set_constants`."""
+
+
+def set_constants(constants: Mapping[str, float], set_attribute: Callable[[Any, str, float], None] = setattr) -> None:
+    """Set constants of ``pipelines.storage.s3_client`` and ``s3_retry`` by their names, in this process."""
+    from pipelines.storage import s3_client, s3_retry
+
+    for name, value in constants.items():
+        set_attribute(s3_client if hasattr(s3_client, name) else s3_retry, name, value)
 
 
 def impatient_environment(**constants: float) -> dict[str, str]:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
+from fvae.config import one_line
+
 
 def field_docs(config: type) -> dict[str, str]:
     """The string below each field of a dataclass, on one line."""
@@ -20,7 +22,7 @@ def field_docs(config: type) -> dict[str, str]:
     docs = {}
     for field, below in itertools.pairwise(definition.body):
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            docs[ast.unparse(field.target)] = " ".join(str(below.value.value).split())
+            docs[ast.unparse(field.target)] = one_line(below.value.value)
     return docs
 
 

@@ -22,12 +22,12 @@ from ray.autoscaler.tags import NODE_KIND_HEAD, TAG_RAY_NODE_KIND
 
 from fvae.config import ConfigError, require
 from pipelines.cli.command_line import BAD_INPUT
-from pipelines.cluster.auth_token import TOKEN, make_token
 from pipelines.cluster.aws_disk import attach_disk, find_disk, make_disk
 from pipelines.cluster.aws_images import image_id
 from pipelines.cluster.aws_network import CLUSTER_TAG, security_groups, subnets_by_zone, zones_offering
 from pipelines.cluster.aws_roles import profile_name, stale_roles
 from pipelines.cluster.settings import ClusterSettings
+from pipelines.training.auth_token import TOKEN, make_token
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipelines.storage.lease_holder import boot_id, process_start
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunningProcess:
@@ -23,14 +25,9 @@ class RunningProcess:
 
     @classmethod
     def of(cls, pid: int) -> RunningProcess | None:
-        """The one that has this number now; None where none has, or it is dead already and only not yet buried."""
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        if fields[0] in "ZX":
-            return None
-        return cls(pid=pid, started=int(fields[19]), boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        """The process that has this id now; None where there is none, or it is a zombie."""
+        started = process_start(pid)
+        return None if started is None else cls(pid=pid, started=started, boot=boot_id())
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunningProcess:

@@ -31,7 +31,7 @@ from ray.autoscaler.tags import (
 
 from fvae.config import ConfigError, require
 from pipelines.cli.command_line import BAD_INPUT
-from pipelines.cluster.auth_token import TOKEN, make_token
+from pipelines.training.auth_token import TOKEN, make_token
 
 HEAD, WORKER = "head", "worker"
 """The types of machines, of which Ray's autoscaler asks."""

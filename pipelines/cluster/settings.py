@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from fvae.config import ConfigError, require
+from fvae.config import ConfigError, one_line, require
 
 _REGION = r"[a-z]{2}(-[a-z]+)+-\d"
 _BUCKET = r"(?!\d+\.\d+\.\d+\.\d+$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
@@ -86,7 +86,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{path}: is not YAML ({one_line(error)})") from error
     require(isinstance(config, dict) and "provider" in config, f"{path}: is no cluster file; it has no provider")
     return config
 

@@ -27,7 +27,7 @@ from typing import Any
 from fvae.config import ConfigError
 from fvae.files import write_bytes
 from pipelines.cluster.linux_processes import RunningProcess, find_process, start_detached
-from pipelines.cluster.reboot import start_at_boot
+from pipelines.services import crontab
 
 RECORD = Path("~/.ray/head.json")
 """What Ray was started with, and its processes."""
@@ -138,8 +138,19 @@ def start(options: list[str], autoscaling: str) -> int:
         monitor=monitor,
         monitor_command=monitor.command() if monitor else [],
     ).write()
-    start_at_boot("pipelines.cluster.start_head again")
+    start_at_boot()
     return 0
+
+
+def start_at_boot() -> None:
+    """Have Ray started at boot, by a line in this user's crontab. A warning where that is not possible."""
+    command = "python -m pipelines.cluster.start_head again"
+    environment = ". $HOME/fvae/pipelines/cluster/environment.sh"
+    line = f"@reboot {environment}; cd $HOME/fvae && {command} >> $HOME/.ray/boot.log 2>&1"
+    try:
+        crontab.set_line(line, lambda each: f" {command} " in each)
+    except ConfigError as error:
+        print(f"warning: {error}; have `cd ~/fvae && .venv/bin/{command}` run at boot")
 
 
 def restart_monitor(head: Head, autoscaling: str) -> None:

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fvae.config import ConfigError, require
+from fvae.config import ConfigError, one_line, require
 from pipelines.cli.run_settings import RunSettings
 from pipelines.cluster.shipped_files import LOCK, ROOT, shipped_files, staged
 from pipelines.cluster.shipped_files import SHIPPED as SHIPPED
@@ -215,4 +215,4 @@ def _lost(address: str, job: str, why: object) -> int:
 
 
 def _line(error: object) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error, 300) or type(error).__name__

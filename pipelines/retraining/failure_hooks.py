@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import IO
 from urllib.parse import urlsplit
 
-from fvae.config import ConfigError, require
+from fvae.config import ConfigError, one_line, require
 
 COMMAND_SECONDS, HTTP_SECONDS = 60.0, 20.0
 """How long a command may take before it is ended, and a web server before it is given up."""
@@ -71,7 +71,7 @@ def run_hook(hook: str, event: Mapping[str, str]) -> str | None:
     try:
         return _post(hook, event) if is_url(hook) else _run(hook, event)
     except Exception as error:  # noqa: BLE001 - what failed is to be told, not to fail once more
-        return f"hook: {type(error).__name__}" if is_url(hook) else f"hook: {_one_line(str(error))}"
+        return f"hook: {type(error).__name__}" if is_url(hook) else f"hook: {one_line(error, 200)}"
 
 
 def _run(command: str, event: Mapping[str, str]) -> str | None:
@@ -107,7 +107,7 @@ def _last_line(output: IO[bytes]) -> str:
     output.seek(max(0, size - 2000))
     lines = output.read().decode(errors="replace").split("\n")
     last = next((line for line in reversed(lines) if line.strip()), "")
-    return f" ({_one_line(last)})" if last else ""
+    return f" ({one_line(last, 200)})" if last else ""
 
 
 def _post(url: str, event: Mapping[str, str]) -> str | None:
@@ -124,7 +124,7 @@ def _post(url: str, event: Mapping[str, str]) -> str | None:
         except urllib.error.HTTPError as error:
             answers.append(f"hook at {host}: HTTP {error.code}")
         except urllib.error.URLError as error:
-            answers.append(f"hook at {host}: no answer ({_one_line(str(error.reason))})")
+            answers.append(f"hook at {host}: no answer ({one_line(error.reason, 200)})")
         except Exception as error:  # noqa: BLE001 - a thread's edge; the error's text may hold the address
             answers.append(f"hook at {host}: no answer ({type(error).__name__})")
 
@@ -133,7 +133,3 @@ def _post(url: str, event: Mapping[str, str]) -> str | None:
     thread.start()
     thread.join(2 * HTTP_SECONDS)
     return answers[0] if answers else f"hook at {host}: no answer within {2 * HTTP_SECONDS:g} s"
-
-
-def _one_line(text: str, limit: int = 200) -> str:
-    return " ".join(text.split())[:limit]

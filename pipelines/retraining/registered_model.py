@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import tenacity
 
-from fvae.config import ConfigError
+from fvae.config import ConfigError, one_line
 from fvae.model import Model
 from pipelines.cli.redaction import plain_url, without_secrets
 from pipelines.retraining.decision import Decision
@@ -232,7 +232,7 @@ class RegisteredModel:
         except (ConfigError, StorageError):
             raise
         except Exception as error:
-            line, place = without_secrets(" ".join(str(error).split()))[:300], plain_url(self.uri)
+            line, place = without_secrets(one_line(error))[:300], plain_url(self.uri)
             if _code(error) in _REFUSED:
                 raise ConfigError(f"{what}: refused by {place} ({line})") from error
             raise StorageError(f"{what}: {place} does not do what is asked ({line})") from error

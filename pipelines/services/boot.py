@@ -10,13 +10,13 @@ import hashlib
 import os
 import pwd
 import shlex
-import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from fvae.config import ConfigError
 from fvae.files import write_text
-from pipelines.services import supervision
+from pipelines.services import crontab, supervision
 from pipelines.services.paths import Places
 
 _SYSTEMD = Path("/run/systemd/system")
@@ -30,8 +30,9 @@ def install(places: Places) -> str:
     """
     if _SYSTEMD.is_dir() and _may_linger():
         return _install_unit(places)
-    if shutil.which("crontab"):
-        return _install_crontab_line(places)
+    if crontab.installed():
+        crontab.set_line(crontab_line(places), _is_ours(places))
+        return "crontab"
     raise ConfigError(
         f"--at-boot: neither systemd nor crontab is here for this user; have this run at boot: "
         f"{shlex.join(supervision.command(places))}"
@@ -45,11 +46,8 @@ def remove(places: Places) -> None:
         _wanted(unit).unlink(missing_ok=True)
         unit.unlink()
         _reload()
-    if shutil.which("crontab"):
-        before = _crontab()
-        after = _without(before, places)
-        if after != before:
-            _write_crontab(after)
+    if crontab.installed():
+        crontab.set_line(None, _is_ours(places))
 
 
 def unit(places: Places) -> str:
@@ -102,32 +100,12 @@ def _reload() -> None:
     _run(["systemctl", *([] if os.geteuid() == 0 else ["--user"]), "daemon-reload"])
 
 
-def _install_crontab_line(places: Places) -> str:
-    before = _crontab()
-    after = _without(before, places) + crontab_line(places) + "\n"
-    if after != before:
-        _write_crontab(after)
-    return "crontab"
-
-
 def _mark(places: Places) -> str:
     return f"# services of {places.data}"
 
 
-def _without(crontab: str, places: Places) -> str:
-    return "".join(line for line in crontab.splitlines(keepends=True) if not line.rstrip().endswith(_mark(places)))
-
-
-def _crontab() -> str:
-    found = subprocess.run(["crontab", "-l"], capture_output=True, text=True, check=False)
-    text = found.stdout if found.returncode == 0 else ""  # there is none yet
-    return text if text.endswith("\n") or not text else f"{text}\n"
-
-
-def _write_crontab(text: str) -> None:
-    done = subprocess.run(["crontab", "-"], input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ConfigError(f"--at-boot: crontab refuses ({' '.join(done.stderr.split())})")
+def _is_ours(places: Places) -> Callable[[str], bool]:
+    return lambda line: line.rstrip().endswith(_mark(places))
 
 
 def _run(words: list[str]) -> bool:

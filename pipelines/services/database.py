@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fvae.config import ConfigError, require
+from fvae.config import ConfigError, one_line, require
 from pipelines.services.paths import Places
 from pipelines.services.secret_files import ADMIN, server_users_file
 
@@ -67,7 +67,7 @@ def require_reachable(uri: str) -> None:
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
     except SQLAlchemyError as error:
-        cause = " ".join(str(getattr(error, "orig", None) or error).split())
+        cause = one_line(getattr(error, "orig", None) or error)
         raise ConfigError(f"--database={_shown(make_url(uri))}: cannot be used ({cause})") from error
     finally:
         engine.dispose()

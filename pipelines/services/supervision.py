@@ -20,6 +20,7 @@ from fvae.files import write_text
 from pipelines.services.paths import Places
 from pipelines.services.programs import digest
 from pipelines.services.settings import Program, ServiceSettings
+from pipelines.storage.lease_holder import process_start
 
 SUPERVISOR = "supervisord"
 """What its own log is called."""
@@ -136,10 +137,7 @@ def stop(places: Places, patience: float) -> bool:
 
 def lives(pid: int) -> bool:
     """Whether there is a process ``pid`` that has not ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except OSError:
-        return False
+    return process_start(pid) is not None
 
 
 def poll(done: Callable[[], bool], patience: float) -> bool:

@@ -18,10 +18,10 @@ READ_AHEAD = 8 * 2**20
 
 
 class StorageError(OSError):
-    """A store that does not answer, or does not keep what it is given, after every retry.
+    """A store does not answer, or does not keep what is written to it, after the last retry.
 
     ``str(error)`` is one line: the URI of the object, the operation, the cause and the attempts. What only the user
-    can mend (no such bucket, refused credentials) is ``ConfigError`` instead.
+    can correct (no such bucket, refused credentials) is ``ConfigError`` instead.
     """
 
 
@@ -136,7 +136,7 @@ class Storage(ABC):
     def clean_up(self, older_than_seconds: float = 0.0) -> int:
         """Remove what killed processes left half-written here; returns how many such things there were.
 
-        For whoever holds the lease of this place (:func:`pipelines.storage.lease.exclusive`): with
+        Only the holder of the lease of this place (:func:`pipelines.storage.lease.exclusive`) may call it: with
         ``older_than_seconds=0`` it also ends writes that other processes are still busy with.
         """
 

@@ -1,4 +1,4 @@
-"""A run's objects, read from wherever they lie: JSON, and many at once."""
+"""Objects of any storage: as JSON, several at once, and their addresses for messages."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 from fvae.files import parse_json
 from pipelines.storage import Storage
+from pipelines.storage.concurrency import in_threads
 
 
 def address(storage: Storage, key: str) -> str:
-    """Where an object lies, for users: a path or a URI."""
+    """An object's path or URI, as messages name it."""
     return f"{storage.uri}/{key}"
 
 
@@ -30,6 +31,4 @@ def read_present(storage: Storage, keys: Sequence[str]) -> list[bytes | None]:
 
     if storage.local_path is not None:
         return [read(key) for key in keys]
-    from pipelines.storage.s3_retry import in_threads  # boto3 takes a while to import: not for local runs
-
     return in_threads(read, keys)

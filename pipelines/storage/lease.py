@@ -1,4 +1,4 @@
-"""One holder at a time of a place on any storage, whatever happens to the holder."""
+"""Leases: a lock on a folder or a prefix of a bucket, which one process holds at a time, and none after a crash."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXPIRES_SECONDS = 180.0
 tried again: a store that is away for a while must not cost its holder the lease."""
 
 RELEASE_SECONDS = 10.0
-"""How long a failing store is asked to remove a lease: whoever holds none has nothing more to wait for."""
+"""After so long a failing store is no longer asked to remove a lease, which expires by itself."""
 
 log = logging.getLogger("pipelines.storage")
 
@@ -34,7 +34,7 @@ _abandoned: set[str] = set()
 
 
 class LeaseTaken(ConfigError):
-    """Somebody else holds the lease. ``str(error)`` is one line that names the place, process, host and since when."""
+    """Another process holds the lease. ``str(error)`` is one line: the place, the process, its host and since when."""
 
 
 class Lease:
@@ -42,15 +42,15 @@ class Lease:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        """Of the lease itself."""
+        """URI of the lease itself."""
 
     @property
     def lost(self) -> bool:
-        """Whether somebody else may hold it by now: it was taken over, or could not be renewed in time."""
+        """Whether another process may hold it by now: it was taken over, or could not be renewed in time."""
         return False
 
     def check(self) -> None:
-        """Raise ``StorageError`` where the lease is lost: to be asked before what only its holder may do."""
+        """Raise ``StorageError`` if the lease is lost: to be called before each step that only its holder may take."""
         if self.lost:
             raise StorageError(
                 f"{self.uri}: the lock was lost: the store took no renewal for {EXPIRES_SECONDS:g} s, or another "
@@ -64,7 +64,7 @@ def exclusive(storage: Storage, key: str = ".lock") -> Iterator[Lease]:
 
     On a local folder the lease goes with the process, however that ends. On a remote store it is an object that a
     thread renews; after a crash it is free again at once for the same machine, and for others after
-    ``EXPIRES_SECONDS``. Raises ``LeaseTaken`` at once where somebody else holds it; else as ``storage`` does.
+    ``EXPIRES_SECONDS``. Raises ``LeaseTaken`` at once where another process holds it, and what ``storage`` raises.
     """
     held = _remote(storage, key) if storage.local_path is None else _local(storage.local_path / key)
     with held as lease:
@@ -121,7 +121,7 @@ def _remote(storage: Storage, key: str) -> Iterator[Lease]:
 
 
 class _RemoteLease(Lease):
-    """The object says who holds it; only whoever saw its latest version may replace it."""
+    """A lease as an object that names its holder. Only a process that has read its latest version can replace it."""
 
     def __init__(self, storage: Storage, key: str) -> None:
         super().__init__(f"{storage.uri}/{key}")

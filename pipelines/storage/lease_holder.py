@@ -1,8 +1,7 @@
-"""Who holds a lease: enough to name the process to a user, and to see from the same machine that it is gone."""
+"""The process that holds a lease, as it is named to users and recognised as ended on the same machine."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -26,12 +25,12 @@ class Holder:
     started: str = ""
     """When the process started, so that another one with the same ``pid`` later is not taken for it."""
     token: str = ""
-    """Another one for each lease ever taken."""
+    """Unique for each lease that is taken."""
     renewals: int = 0
 
     @classmethod
     def this_process(cls, token: str = "") -> Holder:
-        """The process that asks, from now on."""
+        """The calling process, as the holder from now on."""
         pid = os.getpid()
         since = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(
@@ -40,7 +39,7 @@ class Holder:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Holder:
-        """What ``content`` says, as far as it says it; it may be empty, cut short or somebody else's."""
+        """The holder that ``content`` names; a value that is missing or of another type is the default."""
         try:
             values = json.loads(content)
         except ValueError:
@@ -65,19 +64,29 @@ class Holder:
         return f"process {self.pid} on {self.host}{since}" if self.pid else "an unknown process"
 
 
-def _machine() -> str:
-    """``""`` where the system does not say (other than Linux)."""
+def boot_id() -> str:
+    """The id of this boot of the machine. Raises ``OSError`` on systems other than Linux."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def process_start(pid: int) -> int | None:
+    """Clock ticks from boot to the start of a process; None where there is none, or it is a zombie. Linux only."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        # The second field, the name in brackets, may hold blanks and brackets itself.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _machine() -> str:
+    """``""`` on systems other than Linux."""
+    try:
+        return f"{boot_id()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 
 
 def _started(pid: int) -> str:
-    """Clock ticks from boot to the start of a process; ``""`` where there is none, or it has ended unburied."""
-    with contextlib.suppress(OSError):
-        # The second field, the name in brackets, may hold blanks and brackets itself.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    return ""
+    start = process_start(pid)
+    return "" if start is None else str(start)

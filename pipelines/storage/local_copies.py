@@ -15,7 +15,7 @@ def read_from(storage: Storage, key: str) -> Iterator[Path]:
     """A path of the key's last name to read the object, or the folder, from: itself, or a verified copy for as long as
     the block lasts.
 
-    Raises ``FileNotFoundError`` where a remote store has neither; of a local one whoever reads the path finds out.
+    Raises ``FileNotFoundError`` where a remote store has neither; a local path may be missing.
     """
     if storage.local_path is not None:
         yield storage.local_path / key

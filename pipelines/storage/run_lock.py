@@ -1,4 +1,4 @@
-"""A run's place: made writable, one command in it at a time, and what is said when its disk is full."""
+"""The lock of a run's folder or prefix, and errors of a full or read-only disk in one line."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from pipelines.storage.lease import Lease, LeaseTaken, exclusive
 
 @contextmanager
 def locked(run: Storage, what: str) -> Iterator[Lease]:
-    """One ``what`` ("search") at a time; a local folder that nothing was written to goes again. Raises ``ConfigError``
-    where there is another, or where nothing can be written."""
+    """Hold the run's lease while the block runs, so that one ``what`` ("search") at a time works on it.
+
+    A local folder that is empty afterwards is removed. Raises ``ConfigError`` where another process holds the lease, or
+    where nothing can be written.
+    """
     if run.local_path is not None:
         _make_writable(run.local_path)  # a remote store says as much when it refuses the lease
     try:

@@ -16,18 +16,12 @@ from typing import Any, BinaryIO, TypeVar
 from fvae.config import ConfigError
 from pipelines.storage import s3_multipart
 from pipelines.storage.base import READ_AHEAD, ChangedError, CorruptError, ObjectInfo, Storage, check_key
+from pipelines.storage.concurrency import cancelled_by, in_threads
 from pipelines.storage.local import copy_stream, local_files
+from pipelines.storage.s3_client import client, store_time
+from pipelines.storage.s3_errors import DamagedError, cause, status_and_code
 from pipelines.storage.s3_file import CHECKSUM, RangedFile, verify
-from pipelines.storage.s3_retry import (
-    DamagedError,
-    cancelled_by,
-    cause,
-    client,
-    in_threads,
-    request,
-    status_and_code,
-    store_time,
-)
+from pipelines.storage.s3_retry import request
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from pipelines.storage.base import READ_AHEAD, CorruptError, Storage, StorageError
-from pipelines.storage.s3_retry import DamagedError
+from pipelines.storage.s3_errors import DamagedError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -1,4 +1,9 @@
-"""Large objects: uploaded in parts, each tried again by itself, whole or absent."""
+"""Multipart uploads of large objects to S3: each part is retried by itself, and the object is whole or absent.
+
+boto3's own ``upload_fileobj`` is not used, because it leaves retries to botocore: those are limited by their number
+alone, not by the time for which a store may be away, and none is logged. Where the answer to CompleteMultipartUpload is
+lost, botocore's second attempt gets NoSuchUpload, and the upload fails although the object is complete.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +14,22 @@ from typing import Any, BinaryIO
 
 from fvae.config import ConfigError
 from pipelines.storage.base import StorageError
-from pipelines.storage.s3_retry import client, in_threads, request, store_time
+from pipelines.storage.concurrency import in_threads
+from pipelines.storage.s3_client import client, store_time
+from pipelines.storage.s3_retry import request
 
 THRESHOLD = 32 * 2**20
-"""Larger content, in bytes, goes in parts."""
+"""Bytes above which content is uploaded in parts."""
 PART = 16 * 2**20
 """Bytes of a part; more where there would be more than ``MOST_PARTS``."""
 MOST_PARTS = 10_000
 
 
 def upload(bucket: str, key: str, source: BinaryIO, size: int, metadata: dict[str, str]) -> None:
-    """Put ``size`` bytes of the seekable ``source`` at ``key``.
+    """Upload ``size`` bytes of the seekable ``source`` to ``key``.
 
     Raises as :func:`pipelines.storage.s3_retry.request` does; then the upload is aborted, and nothing is left of it
-    unless the store is gone.
+    unless the store does not answer.
     """
     uri = f"s3://{bucket}/{key}"
     part_size = max(PART, math.ceil(size / MOST_PARTS))
@@ -62,28 +69,19 @@ def _complete(place: dict[str, str], parts: list[dict[str, Any]], metadata: dict
 
 def abort_unfinished(bucket: str, prefix: str, older_than_seconds: float) -> int:
     """Abort the unfinished uploads below ``prefix`` that began so long ago; returns how many there were."""
-    uri = f"s3://{bucket}/{prefix}"
-    asked = {"Bucket": bucket, "Prefix": prefix}
-    found: list[dict[str, str]] = []
 
-    def next_page() -> dict[str, Any]:
-        return request("list", uri, lambda: client().list_multipart_uploads(**asked))
-
-    while True:
-        page = next_page()
-        now = store_time(page)
-        found += [
-            {"Bucket": bucket, "Key": each["Key"], "UploadId": each["UploadId"]}
-            for each in page.get("Uploads", ())
-            if each["Initiated"].timestamp() <= now - older_than_seconds
-        ]
-        if not page.get("IsTruncated"):
-            break
-        asked |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+    def pages() -> list[dict[str, Any]]:
+        return list(client().get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix))
 
     def abort(place: dict[str, str]) -> None:
         with contextlib.suppress(FileNotFoundError):
             request("abort", f"s3://{bucket}/{place['Key']}", lambda: client().abort_multipart_upload(**place))
 
+    found = [
+        {"Bucket": bucket, "Key": each["Key"], "UploadId": each["UploadId"]}
+        for page in request("list", f"s3://{bucket}/{prefix}", pages)
+        for each in page.get("Uploads", ())
+        if each["Initiated"].timestamp() <= store_time(page) - older_than_seconds
+    ]
     in_threads(abort, found)
     return len(found)

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
-from fvae.config import ConfigError
+from fvae.config import ConfigError, one_line
 from pipelines.cli.redaction import without_secrets
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.tracking import stores
@@ -325,7 +325,7 @@ def _parsed(content: bytes, place: Storage) -> dict[str, Any]:
 
 
 def _one_line(error: Exception, limit: int = 300) -> str:
-    text = without_secrets(" ".join(str(error).split()))
+    text = without_secrets(one_line(error))
     if isinstance(error, ConfigError | StorageError | DatabaseConflict):  # made to be read, and whole
         return text
     return f"{type(error).__name__}: {text if len(text) <= limit else text[: limit - 1] + '…'}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fvae.checkpoint import CONFIG, WEIGHTS
-from fvae.config import ConfigError, ModelConfig, require
+from fvae.config import ConfigError, ModelConfig, one_line, require
 from fvae.train_config import TrainConfig
 from pipelines.cli.redaction import plain_url, without_secrets
 from pipelines.storage import Storage, StorageError, open_storage
@@ -210,7 +210,7 @@ def _explained(what: str, tracking_uri: str) -> Iterator[None]:
     except ConfigError as error:
         raise ConfigError(f"{what}: {error}") from error
     except Exception as error:
-        line, place = without_secrets(" ".join(str(error).split())), plain_url(tracking_uri)
+        line, place = without_secrets(one_line(error)), plain_url(tracking_uri)
         if getattr(error, "error_code", "") in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}:
             raise ConfigError(f"{what}: not in {place} ({line})") from error
         raise StorageError(f"{what}: cannot be read from {place} ({line[:300]})") from error

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fvae.config import ConfigError, require
+from fvae.config import ConfigError, one_line, require
 from pipelines.cli.redaction import plain_url, without_secrets
 from pipelines.storage import Storage
 from pipelines.tracking.settings import default_tracking_uri, quiet_mlflow
@@ -136,7 +136,7 @@ def _database(uri: str) -> str | None:
                 connection.execute(text("SELECT count(*) FROM sqlite_master"))  # which a lock refuses
         MlflowClient(uri).search_experiments(max_results=1)
     except (ArgumentError, ValueError) as error:
-        line = without_secrets(" ".join(str(error).split()))
+        line = without_secrets(one_line(error))
         raise ConfigError(f"{plain_url(uri)}: no URL of a database ({line[:200]}); {_USE}") from error
     except Exception as error:
         line = _cause(error)
@@ -165,7 +165,7 @@ def _cause(error: BaseException) -> str:
     while (below := chain[-1].__cause__ or chain[-1].__context__) and below not in chain:
         chain.append(below)
     original = next((each.orig for each in chain if isinstance(each, DBAPIError) and each.orig), error)
-    return without_secrets(" ".join(str(original).split()))
+    return without_secrets(one_line(original))
 
 
 def _in_a_shell(uri: str) -> str:
@@ -185,5 +185,5 @@ def _knows(schema: str) -> bool:
 
 
 def _not_now(uri: str, why: object) -> str:
-    line = " ".join(str(why).split())[:200]
-    return f"{plain_url(uri)} does not answer ({without_secrets(line)}); the runs are logged there once it does"
+    line = without_secrets(one_line(why))[:200]
+    return f"{plain_url(uri)} does not answer ({line}); the runs are logged there once it does"

@@ -15,7 +15,7 @@ import ray
 
 from fvae.config import ConfigError
 from pipelines.cli.stop_signals import treat_as_ctrl_c
-from pipelines.cluster.auth_token import make_token
+from pipelines.training.auth_token import make_token
 from pipelines.training.autoscaler import await_machines
 from pipelines.training.ray_environment import PASSED_ON
 

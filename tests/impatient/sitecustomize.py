@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 
-from pipelines.storage import s3_retry as s3_requests
+from tests.s3 import set_constants
 
-for _name, _value in json.loads(os.environ["TEST_S3_CONSTANTS"]).items():
-    setattr(s3_requests, _name, _value)
+set_constants(json.loads(os.environ["TEST_S3_CONSTANTS"]))

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from pipelines.storage import open_storage
-from pipelines.storage import s3_retry as s3_requests
 from tests.commands import Called
-from tests.s3 import FaultProxy, GroupedFaultProxy, only
+from tests.s3 import FaultProxy, GroupedFaultProxy, only, set_constants
 from tests.tune.real_search import (
     EPOCHS,
     MAP,
@@ -38,8 +37,7 @@ OPTIONS = (*SMALL, "--streaming", "always", "--concurrent", "1")
 @pytest.fixture
 def hasty(ray_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints before every epoch, and a store that is given up after seconds, here and in the trials' processes."""
-    for name, value in IMPATIENT.items():
-        monkeypatch.setattr(s3_requests, name, value)
+    set_constants(IMPATIENT, monkeypatch.setattr)
     monkeypatch.setattr(engine, "TrialProcess", ImpatientProcess)
 
 

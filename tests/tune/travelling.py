@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipelines.storage import s3_retry as s3_requests
+from tests.s3 import set_constants
 from tune.run import trial_checkpoint
 from tune.run import trial_workers as trial_workers_module
 from tune.run.gpu_shares import assigned_share
@@ -28,7 +28,7 @@ IMPATIENT = {
     "PATIENCE": 3.0,
     "LONGEST_WAIT": 1.0,
 }
-"""Constants of ``pipelines.storage.s3_retry`` with which a store is given up after seconds instead of minutes."""
+"""Constants of requests to S3 with which a store is given up after seconds: see ``tests.s3.set_constants``."""
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
@@ -133,8 +133,7 @@ class ImpatientProcess(HastyProcess):
     """Besides, gives a store up that does not answer for seconds."""
 
     def setup(self, *arguments: Any, **options: Any) -> None:
-        for name, value in IMPATIENT.items():
-            setattr(s3_requests, name, value)
+        set_constants(IMPATIENT)
         super().setup(*arguments, **options)
 
 

@@ -107,7 +107,7 @@ def _why_lost(error: RayError) -> str:
         in_use = main_memory.was_in_use(room)
         return f"out of memory: {in_use}; the same command with --concurrent 1 reads one by one"
     if isinstance(error, RayTaskError):
-        message = " ".join(str(error.cause).split())[:200]
+        message = one_line(error.cause, 200)
         return f"{type(error.cause).__name__}: {message}; the same command tries it again"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"its process was lost ({(lines or [type(error).__name__])[0][:200]}); the same command goes on"

@@ -14,10 +14,9 @@ from fvae.data.manifest import Manifest
 from pipelines.data import writer as dataset_writer
 from pipelines.data.datasets import load_dataset
 from pipelines.storage import Storage, StorageError, open_storage
-from pipelines.storage import s3_retry as s3_requests
 from tests.pipelines.data.bad_inputs import archive
 from tests.pipelines.data.test_ingest import make, pixels, stored, tree
-from tests.s3 import FAULTS, FaultProxy
+from tests.s3 import FAULTS, FaultProxy, set_constants
 
 pytestmark = pytest.mark.core
 
@@ -42,9 +41,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory, several_shards: None) -> Path
 @pytest.fixture
 def proxy(strict_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
     """The strict server, which this process uses with small waits and the usual number of attempts."""
-    monkeypatch.setattr(s3_requests, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(s3_requests, "LONGEST_WAIT", 0.02)
-    monkeypatch.setattr(s3_requests, "READ_TIMEOUT", 0.5)
+    set_constants({"FIRST_WAIT": 0.01, "LONGEST_WAIT": 0.02, "READ_TIMEOUT": 0.5}, monkeypatch.setattr)
     monkeypatch.setenv("AWS_ENDPOINT_URL", strict_proxy.url)
     strict_proxy.reset()
     return strict_proxy

@@ -21,7 +21,7 @@ from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.storage import lease as lease_module
 from pipelines.storage.lease import LeaseTaken, exclusive
 from pipelines.storage.lease_holder import Holder
-from tests.s3 import FaultProxy, only
+from tests.s3 import FaultProxy, only, set_constants
 
 pytestmark = pytest.mark.core
 
@@ -246,11 +246,8 @@ def test_nobody_takes_a_lock_of_a_dead_store(s3: str, remote: Storage, monkeypat
 
 
 def test_the_end_does_not_wait_for_a_renewal(s3: str, remote: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines.storage import s3_retry as s3_requests
-
     monkeypatch.setattr(lease_module, "RENEW_SECONDS", 0.01)
-    monkeypatch.setattr(s3_requests, "FIRST_WAIT", 600.0)
-    monkeypatch.setattr(s3_requests, "LONGEST_WAIT", 600.0)
+    set_constants({"FIRST_WAIT": 600.0, "LONGEST_WAIT": 600.0}, monkeypatch.setattr)
     with FaultProxy(s3, {3: "500"}, counted=only("PUT")) as proxy:  # after the two that take the lease
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         with exclusive(remote):

@@ -19,9 +19,10 @@ from urllib.request import Request, urlopen
 import pytest
 
 from fvae.config import ConfigError
-from pipelines.storage import Storage, StorageError, open_storage
-from pipelines.storage import s3_retry as s3_requests
-from tests.s3 import FAULTS, FaultProxy, impatient_environment, only
+from pipelines.storage import Storage, StorageError, open_storage, s3_retry
+from pipelines.storage.concurrency import in_threads
+from pipelines.storage.s3_client import client
+from tests.s3 import FAULTS, FaultProxy, impatient_environment, only, set_constants
 
 pytestmark = [pytest.mark.core, pytest.mark.usefixtures("small_parts")]
 
@@ -137,8 +138,8 @@ def test_a_fault_costs_a_log_line(
 ) -> None:
     """The first request, and where there are more, the first one after its second attempt."""
     if fault == "stall":
-        monkeypatch.setattr(s3_requests, "READ_TIMEOUT", 0.3)
-        monkeypatch.setattr(s3_requests, "ATTEMPTS", 30)  # a busy machine may not answer within it either
+        # A busy machine may not answer within the time-out either.
+        set_constants({"READ_TIMEOUT": 0.3, "ATTEMPTS": 30}, monkeypatch.setattr)
     proxy.plan = {1: fault, 3: fault}
 
     assert OPERATIONS[operation](storage, tmp_path) == CONTENT
@@ -283,7 +284,7 @@ def test_nobody_at_the_endpoint(storage: Storage, monkeypatch: pytest.MonkeyPatc
 def test_a_store_that_never_answers_is_given_up(
     storage: Storage, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_requests, "READ_TIMEOUT", 0.1)
+    set_constants({"READ_TIMEOUT": 0.1}, monkeypatch.setattr)
     proxy.plan = dict.fromkeys(range(1, 10), "stall")
     with pytest.raises(StorageError, match=r"held: cannot read: no answer within 0\.1 s \(3 attempts"):
         storage.read("held")
@@ -332,7 +333,7 @@ def test_settings_that_cannot_be_are_one_line(
 
 def test_addresses_are_of_the_form_that_the_store_has(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def url() -> str:
-        return str(s3_requests.client().generate_presigned_url("get_object", {"Bucket": "bucket", "Key": "key"}))
+        return str(client().generate_presigned_url("get_object", {"Bucket": "bucket", "Key": "key"}))
 
     for endpoint in ("http://store.example:9000", "http://localhost:9000"):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
@@ -342,8 +343,7 @@ def test_addresses_are_of_the_form_that_the_store_has(s3: str, monkeypatch: pyte
 
 
 def test_one_failure_ends_the_waits_of_the_other_threads(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_requests, "FIRST_WAIT", 600.0)
-    monkeypatch.setattr(s3_requests, "LONGEST_WAIT", 600.0)
+    set_constants({"FIRST_WAIT": 600.0, "LONGEST_WAIT": 600.0}, monkeypatch.setattr)
     together = threading.Barrier(4)
 
     def work(number: int) -> None:
@@ -351,16 +351,15 @@ def test_one_failure_ends_the_waits_of_the_other_threads(impatient: None, monkey
             together.wait(60)
             raise ConnectionResetError if number else ValueError("this one")
 
-        s3_requests.request("read", f"s3://bucket/{number}", call)
+        s3_retry.request("read", f"s3://bucket/{number}", call)
 
     with pytest.raises(ValueError, match="this one"):
-        s3_requests.in_threads(work, range(4))
+        in_threads(work, range(4))
 
 
 def test_waits_grow_and_end(storage: Storage, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    for name, value in {"ATTEMPTS": 9, "FIRST_WAIT": 0.5, "LONGEST_WAIT": 20.0}.items():
-        monkeypatch.setattr(s3_requests, name, value)
+    set_constants({"ATTEMPTS": 9, "FIRST_WAIT": 0.5, "LONGEST_WAIT": 20.0}, monkeypatch.setattr)
     monkeypatch.setattr("random.uniform", lambda low, high: high)
     monkeypatch.setattr("time.sleep", waits.append)
     proxy.dead = True

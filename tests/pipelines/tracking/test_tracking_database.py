@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 
 from fvae.config import ConfigError
 from pipelines.storage import open_storage
-from pipelines.storage import s3_retry as s3_requests
 from pipelines.storage.s3 import S3Storage
 from pipelines.tracking import background as background_tracker
 from pipelines.tracking import database as tracking_database
@@ -30,7 +29,7 @@ from pipelines.tracking.database import DatabaseConflict, WorkingCopy, database_
 from pipelines.tracking.tracker import default_tracking_uri
 from tests.pipelines.dying import Died, die_at
 from tests.pipelines.tracking.tracked import Runs, ended
-from tests.s3 import FaultProxy, only
+from tests.s3 import FaultProxy, only, set_constants
 
 pytestmark = pytest.mark.core
 
@@ -383,8 +382,7 @@ def test_the_same_search_after_every_kind_of_fault(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Faults at fixed numbers among the requests for artifacts and the database; every retry is a log line."""
-    monkeypatch.setattr(s3_requests, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(s3_requests, "READ_TIMEOUT", 0.5)
+    set_constants({"FIRST_WAIT": 0.01, "READ_TIMEOUT": 0.5}, monkeypatch.setattr)
     plan = {1: "500", 3: "503", 6: "reset", 8: "truncate", 10: "stall", 12: "reset-upload", 15: "429", 17: "reset"}
     with (
         FaultProxy(s3, plan, counted=lambda _, path: "/ml" in path, strict=True) as proxy,

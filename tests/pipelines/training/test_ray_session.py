@@ -12,8 +12,8 @@ import pytest
 import ray
 
 from fvae.config import ConfigError
-from pipelines.cluster.auth_token import make_token
 from pipelines.training import ray_session as ray_session_module
+from pipelines.training.auth_token import make_token
 from pipelines.training.ray_session import ray_session
 from tests.services.head import free_port
 

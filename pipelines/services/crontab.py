@@ -1,0 +1,30 @@
+"""One line of this user's crontab: added, replaced or removed. All other lines stay as they are."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+
+from fvae.config import one_line, require
+
+
+def installed() -> bool:
+    """Whether there is a ``crontab`` command."""
+    return shutil.which("crontab") is not None
+
+
+def set_line(line: str | None, ours: Callable[[str], bool]) -> None:
+    """Replace all lines for which ``ours`` is true by ``line``, or by none.
+
+    Raises ``ConfigError`` where there is no ``crontab`` command, or where it refuses.
+    """
+    require(installed(), "crontab: not installed")
+    listed = subprocess.run(["crontab", "-l"], capture_output=True, text=True, check=False)
+    before = listed.stdout if listed.returncode == 0 else ""  # it fails where there is no crontab yet
+    after = "".join(f"{each}\n" for each in before.splitlines() if not ours(each))
+    if line is not None:
+        after += f"{line}\n"
+    if after != before:
+        done = subprocess.run(["crontab", "-"], input=after, capture_output=True, text=True, check=False)
+        require(done.returncode == 0, f"crontab: refuses the line ({one_line(done.stderr)})")
