@@ -6,18 +6,18 @@ python -m pipelines.services up --data ~/fvae-data --artifacts s3://BUCKET/mlflo
 from __future__ import annotations
 
 from pipelines.cli import command_line
-from pipelines.services import down, status, up
+from pipelines.services.commands import down, status, up
 from pipelines.services.settings import Command, Down, Up
 
 
 def main(settings: Command) -> int:
-    """Do what is asked; returns the exit status."""
+    """Run the command; returns the exit status."""
     command = settings.command
     if isinstance(command, Up):
-        return up.run(command)
+        return up(command)
     if isinstance(command, Down):
-        return down.run(command)
-    return status.run(command)
+        return down(command)
+    return status(command)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Have supervisord started when the machine starts: by systemd where it runs, else by a line in the crontab.
+"""Start supervisord when the machine starts: by systemd where it runs, else by a line in the crontab.
 
-root has a unit of the system. Anyone else has one of his own where systemd lets his services run without a session
-(``loginctl enable-linger``), which most distributions allow to administrators only: then it is the crontab.
+root has a system unit. Another user has a user unit where systemd lets their services run without a session
+(``loginctl enable-linger``), which most distributions allow to administrators only; otherwise it is the crontab.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LINGERING = Path("/var/lib/systemd/linger")
 
 
 def install(places: Places) -> str:
-    """Have the services started at every boot; returns how, for people. The same again changes nothing.
+    """Have the services started at every boot; returns how, for a message. Calling it again changes nothing.
 
     Raises ``ConfigError`` where the machine has neither systemd nor cron.
     """
@@ -34,7 +34,7 @@ def install(places: Places) -> str:
         crontab.set_line(crontab_line(places), _is_ours(places))
         return "crontab"
     raise ConfigError(
-        f"--at-boot: neither systemd nor crontab is here for this user; have this run at boot: "
+        f"--at-boot: there is neither systemd nor crontab for this user; have this run at boot: "
         f"{shlex.join(supervision.command(places))}"
     )
 
@@ -96,7 +96,7 @@ def _may_linger() -> bool:
 
 
 def _reload() -> None:
-    """systemd reads units at boot anyway; now, if it can be reached."""
+    """Have systemd read its units now, if it can be reached; at boot it does anyway."""
     _run(["systemctl", *([] if os.geteuid() == 0 else ["--user"]), "daemon-reload"])
 
 

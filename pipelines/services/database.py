@@ -1,14 +1,11 @@
-"""MLflow's database where it is PostgreSQL, and the password of its user admin wherever it is."""
+"""MLflow's PostgreSQL database: its URI from the option or the environment, and whether it can be reached."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fvae.config import ConfigError, one_line, require
-from pipelines.services.paths import Places
-from pipelines.services.secret_files import ADMIN, server_users_file
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -19,9 +16,9 @@ _PATIENCE = 10
 
 
 def asked_database(option: str | None, environment: Mapping[str, str]) -> tuple[str, str] | None:
-    """The database that ``--database`` or MLflow's own variable names: its URI without and with a password.
+    """The database that ``--database`` or MLflow's own variable names: its URI without and with its password.
 
-    ``None`` where neither does. Raises ``ConfigError`` for what cannot serve.
+    ``None`` where neither does. Raises ``ConfigError`` for a URI that cannot be used.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
@@ -57,7 +54,7 @@ def _shown(url: URL) -> str:
 
 
 def require_reachable(uri: str) -> None:
-    """Raise ``ConfigError``, one line, unless the PostgreSQL database ``uri`` lets this user in."""
+    """Raise ``ConfigError`` unless this user can connect to the PostgreSQL database ``uri``."""
     from sqlalchemy import create_engine, text
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
@@ -71,15 +68,3 @@ def require_reachable(uri: str) -> None:
         raise ConfigError(f"--database={_shown(make_url(uri))}: cannot be used ({cause})") from error
     finally:
         engine.dispose()
-
-
-def set_admin_password(places: Places, database: str, password: str) -> None:
-    """Give the user admin another password, where MLflow has made this user already."""
-    os.environ["MLFLOW_AUTH_CONFIG_PATH"] = str(server_users_file(places))  # the import reads it
-    from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
-
-    store = SqlAlchemyStore()
-    store.init_db(database)
-    if store.has_user(ADMIN):
-        store.update_user(ADMIN, password=password)
-    store.engine.dispose()

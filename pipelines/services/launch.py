@@ -1,7 +1,7 @@
 """Become a supervised program: ``python -m pipelines.services.launch PROGRAM DATA DIGEST``, for supervisord alone.
 
-It ends what a killed predecessor left, and gives the program the environment that was kept for it: at a boot there is
-no other. DIGEST is not read: a program with another one is another to supervisord, which starts it again.
+It ends what a killed predecessor left, and gives the program the environment that was kept for it: at boot there is
+no other. DIGEST is not read: supervisord restarts a program whose command has changed, and so one with another DIGEST.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import sys
 
 from fvae.config import ConfigError
 from fvae.files import read_json
-from pipelines.services.orphans import end_leftovers
 from pipelines.services.paths import Places
+from pipelines.services.processes import end_leftovers
 from pipelines.services.programs import started
 from pipelines.services.settings import PROGRAMS, ServiceSettings
 

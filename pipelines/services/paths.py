@@ -1,4 +1,4 @@
-"""Where the services keep what, below one data folder."""
+"""The files and folders of the services, below one data folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SOCKET_LENGTH = 80
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Places:
-    """The files and folders of one data folder. All are this user's alone."""
+    """The files and folders of one data folder. Only this user can read them."""
 
     data: Path
     """Absolute."""
 
     @classmethod
     def below(cls, data: str) -> Places:
-        """Those of ``data``, which need not exist. Raises ``ConfigError`` for a path that cannot serve."""
+        """Those of ``data``, which need not exist. Raises ``ConfigError`` for a path that cannot be used."""
         path = Path(data).expanduser().resolve()
         require(
             _PLAIN.fullmatch(str(path)) is not None,
@@ -56,7 +56,7 @@ class Places:
 
     @property
     def lock(self) -> Path:
-        """Held by whoever changes the services."""
+        """Held by `up` and `down` while they run."""
         return self.data / ".services.lock"
 
     @property

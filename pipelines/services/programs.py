@@ -1,4 +1,4 @@
-"""The programs that are supervised: their commands, their environments, and what makes them another."""
+"""The supervised programs: their commands, their environments, and digests that change when they must restart."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _PACKAGES = Path(pipelines.__file__).parent
 
 
 class Started(NamedTuple):
-    """What a program is started with."""
+    """The command and environment that a program is started with."""
 
     command: list[str]
-    """No part of it is secret: everyone on the machine can read it."""
+    """No part of it is secret: every user of the machine can read it."""
     environment: dict[str, str]
     """All of it; nothing is inherited."""
 
 
 def started(program: Program, places: Places, settings: ServiceSettings) -> Started:
-    """What ``program`` is started with, from the settings and from the secrets as they are kept."""
+    """The command and environment of ``program``, from the settings and the kept secrets."""
     return _mlflow(places, settings) if program == "mlflow" else _scheduler(places, settings)
 
 
 def digest(program: Program, places: Places, settings: ServiceSettings) -> str:
-    """16 hex digits that change when ``program`` has to be started again.
+    """16 hex digits that change when ``program`` has to be restarted.
 
     That is when its command or environment changes, the file of its users, a library, or the code that it runs.
     """
-    salt = secret_files.flask_key(places)  # the digest is public, and what it is made of could be guessed
+    salt = secret_files.flask_key(places)  # the digest is public, and its parts could be guessed
     parts = [salt, *started(program, places, settings), _code(program, places)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -60,8 +60,8 @@ def _mlflow(places: Places, settings: ServiceSettings) -> Started:
     command += ["--artifacts-destination", settings.artifacts]
     # One process, which serves about 150 requests a second: several would each remember passwords for themselves.
     command += ["--workers", "1", "--host", settings.host, "--port", str(settings.port)]
-    # Whoever makes a browser on this machine resolve another name to it is turned away, whatever the port: that is
-    # the tunnel's own.
+    # Against DNS rebinding: requests by any other host name are refused. The port does not matter: an ssh tunnel
+    # has one of its own.
     names = [*_LOCAL, *settings.public_names]
     command += ["--allowed-hosts", ",".join(entry for name in names for entry in (name, f"{name}:*"))]
     if settings.public_names:  # else their own pages could not write
@@ -73,7 +73,7 @@ def _mlflow(places: Places, settings: ServiceSettings) -> Started:
         "MLFLOW_AUTH_CONFIG_PATH": str(secret_files.server_users_file(places)),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secret_files.flask_key(places),
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ENABLE_AI_GATEWAY": "false",  # it would send requests where any user says
+        "MLFLOW_ENABLE_AI_GATEWAY": "false",  # it would send requests to any address that a user gives
     }
     return Started(command, environment)
 
@@ -94,7 +94,7 @@ def _kept(places: Places) -> dict[str, str]:
 
 
 def _code(program: Program, places: Places) -> list[str]:
-    """Of what is not in the command or the environment."""
+    """The files and versions of libraries that a program depends on, beside its command and environment."""
     versions: tuple[str, ...]
     if program == "mlflow":
         versions = ("mlflow", "sqlalchemy", "uvicorn", "flask")

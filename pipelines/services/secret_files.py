@@ -1,4 +1,4 @@
-"""What others must not read: passwords, keys, credentials of the environment. Files of mode 600, made once."""
+"""Secrets of the services: passwords, keys, credentials from the environment. Files of mode 600, made once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fvae.files import read_json, write_text
 from pipelines.services.paths import Places
 
 ADMIN = "admin"
-"""MLflow's user that may do everything; jobs of the head machine are this user."""
+"""MLflow's user with all permissions; jobs on the head machine log in as this user."""
 
 _PREFIXES = ("AWS_", "PG", "MLFLOW_S3_")
 _NAMES = frozenset(
@@ -34,12 +34,12 @@ _NAMES = frozenset(
 
 
 def admin_password(places: Places, *, new: bool = False) -> str:
-    """The password of MLflow's user admin: random, made where there is none yet or a ``new`` one is asked for."""
+    """The password of MLflow's user admin: random, made where there is none yet or a ``new`` one is requested."""
     return _kept(places.secrets / "mlflow-admin-password", new)
 
 
 def flask_key(places: Places) -> str:
-    """With which MLflow's server signs what its pages send back."""
+    """The key with which MLflow's server signs the forms of its pages."""
     return _kept(places.secrets / "flask-secret-key", new=False)
 
 
@@ -54,7 +54,7 @@ def keep_environment(places: Places, environment: Mapping[str, str]) -> None:
 
 
 def kept_environment(places: Places) -> dict[str, str]:
-    """What :func:`keep_environment` kept last."""
+    """The variables that :func:`keep_environment` kept last."""
     return read_json(places.secrets / "environment.json")
 
 
@@ -64,7 +64,7 @@ def keep_database(places: Places, uri: str) -> None:
 
 
 def database_uri(places: Places) -> str | None:
-    """What :func:`keep_database` kept last."""
+    """The URI that :func:`keep_database` kept last."""
     path = places.secrets / "database-uri"
     return path.read_text().strip() if path.exists() else None
 
@@ -75,11 +75,11 @@ def server_users_file(places: Places) -> Path:
 
 
 def write_server_users_file(places: Places, database: str, password: str) -> None:
-    """How MLflow's server knows its users: those in ``database``; admin is made at the first start.
+    """Write the authentication settings of MLflow's server: users are in ``database``; admin is made at first start.
 
-    Everyone who has a password reads all runs and models and changes his own. A password costs the server a quarter
-    of a second to check, at every request: it remembers for a minute that it was right. Of one server process,
-    which this one is, changes by MLflow's own pages and calls hold at once all the same.
+    Every user reads all runs and models and changes their own. To check a password takes the server a quarter of a
+    second at each request, so it is cached for a minute. As there is one server process, changes by MLflow's own pages
+    and calls take effect at once all the same.
     """
     _write(
         server_users_file(places),
@@ -94,9 +94,9 @@ def write_server_users_file(places: Places, database: str, password: str) -> Non
 
 
 def write_client_files(places: Places, url: str, password: str) -> str | None:
-    """What clients on this machine need: variables for a shell, and MLflow's own file of credentials.
+    """Write what clients on this machine need: variables for a shell, and MLflow's own file of credentials.
 
-    Returns a line to tell where that file, ``~/.mlflow/credentials``, is the user's own and stays.
+    Returns a note where that file, ``~/.mlflow/credentials``, is the user's own and is left unchanged.
     """
     variables = places.secrets / "client.env"
     _write(
@@ -106,7 +106,7 @@ def write_client_files(places: Places, url: str, password: str) -> str | None:
     ours = f"# Of the services in {places.data}: python -m pipelines.services up\n"
     path = Path(kept_environment(places)["HOME"]) / ".mlflow" / "credentials"
     if path.exists() and not path.read_text().startswith(ours):
-        return f"{path} is not of these services and stays as it is: clients need `set -a; . {variables}`"
+        return f"{path} was not written by these services and is left unchanged: clients need `set -a; . {variables}`"
     path.parent.mkdir(mode=0o700, exist_ok=True)
     _write(path, f"{ours}[mlflow]\nmlflow_tracking_username = {ADMIN}\nmlflow_tracking_password = {password}\n")
     return None
@@ -121,7 +121,7 @@ def _kept(path: Path, new: bool) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole, and never readable by others, not even for a moment."""
+    """Write a file atomically, and never readable by others, not even for a moment."""
     before = os.umask(0o077)
     try:
         if not path.exists() or path.read_text() != text:

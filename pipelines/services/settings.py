@@ -1,4 +1,4 @@
-"""What a user says of the services (``python -m pipelines.services``), and what they are then."""
+"""Options of ``python -m pipelines.services``, and the settings of the services that follow from them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ServiceSettings:
 
     def __post_init__(self) -> None:
         if is_remote(self.artifacts):
-            open_storage(self.artifacts)  # says what is wrong with it
+            open_storage(self.artifacts)  # raises where it is no location
         require_integer("--port", self.port, 1)
         require(self.port <= 65535, f"--port={self.port}: must be from 1 to 65535")
         require_integer("--log-copies", self.log_copies, 1)
@@ -67,7 +67,7 @@ class ServiceSettings:
 
     @property
     def url(self) -> str:
-        """Of MLflow, for clients on this machine."""
+        """MLflow's URL for clients on this machine."""
         host = "127.0.0.1" if self.host == "0.0.0.0" else self.host
         return f"http://{host}:{self.port}"
 
@@ -82,7 +82,7 @@ class ServiceSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ServiceSettings:
-        """Of what :meth:`to_dict` made. Raises ``ConfigError``."""
+        """The settings that :meth:`to_dict` wrote. Raises ``ConfigError`` for anything else."""
         try:
             tuples = {name: tuple(values[name]) for name in ("public_names", "programs")}
             return cls(**values | tuples)
@@ -98,7 +98,7 @@ def _is_loopback(host: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _OfData:
+class _DataFolder:
     data: str = "~/fvae-data"
     """Folder of what must survive: databases, secrets, logs."""
 
@@ -111,7 +111,7 @@ class _OfData:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Up(_OfData):
+class Up(_DataFolder):
     """Start the services, or bring them up to date: only what changed is restarted.
 
     Settings that are not given are as they were at the last `up`; at the first, the defaults in brackets. A database's
@@ -139,7 +139,7 @@ class Up(_OfData):
     reset_password: bool = False
     """Give MLflow's user admin a new password."""
     moved: bool = False
-    """Say that what --artifacts or --database pointed to was moved to where it points now."""
+    """The contents of the previous --artifacts or --database were moved to the new one."""
     patience: float = 180.0
     """Seconds until the services must answer."""
 
@@ -148,9 +148,9 @@ class Up(_OfData):
         require_positive("--patience", self.patience)
 
     def settings(self, before: ServiceSettings | None, database: str | None) -> ServiceSettings:
-        """What the services shall be, given what they were. Raises ``ConfigError``.
+        """The services' new settings, given those ``before``. Raises ``ConfigError``.
 
-        ``database`` is the URI that is asked for, without its password; ``None``: none was asked for.
+        ``database`` is the requested URI, without its password; ``None``: none was requested.
         """
         values = {} if before is None else before.to_dict()
         artifacts = self.artifacts
@@ -186,12 +186,12 @@ class Up(_OfData):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Status(_OfData):
+class Status(_DataFolder):
     """Show the services. Exit status 1 where one is down."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Down(_OfData):
+class Down(_DataFolder):
     """Stop the services and what supervises them, until the next `up`. Nothing is deleted."""
 
     patience: float = 90.0

@@ -1,4 +1,4 @@
-"""supervisord: its configuration, and how it is started, told of changes, asked and ended."""
+"""supervisord: its configuration file, and how it is started, updated, queried and stopped."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ from typing import Any, NamedTuple
 from xmlrpc.client import Fault, ServerProxy
 
 import pipelines
+from fvae.config import one_line
 from fvae.files import write_text
 from pipelines.services.paths import Places
 from pipelines.services.programs import digest
 from pipelines.services.settings import Program, ServiceSettings
+from pipelines.storage import StorageError
 from pipelines.storage.lease_holder import process_start
 
 SUPERVISOR = "supervisord"
-"""What its own log is called."""
+"""The name of its own log."""
 
 _TROUBLE = re.compile(r"\b\w*(Error|Exception)\b|\berror:", re.ASCII)
 
 _STARTED_AFTER = {"mlflow": 10, "scheduler": 5}
-"""Seconds after which a program that still runs is taken for started."""
+"""Seconds after which a program that still runs counts as started."""
 
 
 class Process(NamedTuple):
     """A supervised program."""
 
     state: str
-    """supervisord's word: RUNNING, STARTING, BACKOFF, FATAL, STOPPED, …"""
+    """supervisord's term: RUNNING, STARTING, BACKOFF, FATAL, STOPPED, …"""
     pid: int
     """0 where it does not run."""
     since: int
-    """When it was started last, in seconds since 1970."""
+    """When it was last started, in seconds since 1970."""
 
 
 def configuration(places: Places, settings: ServiceSettings) -> str:
@@ -60,7 +62,7 @@ def configuration(places: Places, settings: ServiceSettings) -> str:
         parts.append(
             f"[program:{program}]\ncommand={shlex.join(words)}\n"
             f"directory={Path(pipelines.__file__).parents[1]}\n"
-            # It is tried for ever, each time a second later than before: a database may be away for a night.
+            # It is retried for ever, each time a second later than before: a database may be away for a night.
             f"autorestart=true\nstartsecs={_STARTED_AFTER[program]}\nstartretries=1000000\n"
             "stopasgroup=true\nkillasgroup=true\nstopwaitsecs=20\n"
             f"redirect_stderr=true\nstdout_logfile={places.log(program)}\n"
@@ -70,7 +72,7 @@ def configuration(places: Places, settings: ServiceSettings) -> str:
 
 
 def command(places: Places) -> list[str]:
-    """What starts supervisord with all programs, from any folder and with any environment."""
+    """The command that starts supervisord with all programs, from any folder and in any environment."""
     return [sys.executable, "-m", "supervisor.supervisord", "-c", str(places.supervisor)]
 
 
@@ -87,7 +89,7 @@ def supervisor_pid(places: Places) -> int | None:
 
 
 def start(places: Places, patience: float) -> bool:
-    """Start supervisord, which goes on when this process ends; ``False`` where it does not answer in ``patience`` s."""
+    """Start supervisord, which outlives this process; ``False`` where it does not answer in ``patience`` seconds."""
     subprocess.run(
         command(places),
         env={"PATH": os.defpath, "HOME": str(Path.home())},
@@ -100,20 +102,19 @@ def start(places: Places, patience: float) -> bool:
 
 
 def update(places: Places) -> None:
-    """Have supervisord read its configuration again: programs that are another are started again, no others.
+    """Have supervisord read its configuration again and restart the programs that changed, no others.
 
-    As ``supervisorctl update`` does. One that had been given up or stopped is started too.
+    A program that was given up or stopped is started too. Raises ``StorageError`` where supervisord refuses.
     """
-    server = _server(places)
-    added, changed, removed = server.reloadConfig()[0]
-    for name in (*changed, *removed):
-        server.stopProcessGroup(name)
-        server.removeProcessGroup(name)
-    for name in (*added, *changed):
-        server.addProcessGroup(name)
+    control = [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(places.supervisor)]
+    done = subprocess.run([*control, "update"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StorageError(
+            f"{places.supervisor}: supervisord cannot be updated ({one_line(done.stdout + done.stderr)})"
+        )
     for name, process in processes(places).items():
         if process.state in {"STOPPED", "FATAL", "EXITED"}:
-            server.startProcess(name, False)
+            _server(places).startProcess(name, False)  # `supervisorctl start` would wait until it counts as started
 
 
 def processes(places: Places) -> dict[str, Process]:
@@ -126,18 +127,13 @@ def processes(places: Places) -> dict[str, Process]:
 
 
 def stop(places: Places, patience: float) -> bool:
-    """End the programs and supervisord; ``False`` where they live after ``patience`` seconds."""
+    """End the programs and supervisord; ``False`` where it still runs after ``patience`` seconds."""
     pid = supervisor_pid(places)
     if pid is None:
         return True
     with contextlib.suppress(OSError, Fault):  # it answers, or has gone first
         _server(places).shutdown()
-    return poll(lambda: not lives(pid), patience)
-
-
-def lives(pid: int) -> bool:
-    """Whether there is a process ``pid`` that has not ended."""
-    return process_start(pid) is not None
+    return poll(lambda: process_start(pid) is None, patience)
 
 
 def poll(done: Callable[[], bool], patience: float) -> bool:
@@ -151,7 +147,7 @@ def poll(done: Callable[[], bool], patience: float) -> bool:
 
 
 def last_trouble(places: Places, program: Program | str) -> str:
-    """Of the end of a program's log the last line that names an error, or the last at all."""
+    """The last line at the end of a program's log that names an error, or else the last line."""
     try:
         text = places.log(program).read_text(errors="replace")
     except OSError:

@@ -130,7 +130,7 @@ def test_nobody_has_the_assistant_which_runs_commands_on_the_machine(
     method = "PUT" if path == "config" and body else None
     code, text = shared_head.request(full, shared_head.admin, body, method)
     assert code == 403
-    assert "assistant is off" in text
+    assert "assistant is disabled" in text
     assert shared_head.request(full, None, body, method)[0] == 403
     assert shared_head.request(full.replace("assistant", "%61ssistant"), shared_head.admin, body, method)[0] == 403
     assert not (shared_head.home / ".mlflow" / "assistant").exists()
@@ -150,7 +150,7 @@ def test_another_head_has_other_secrets_and_leaves_credentials_of_another_server
     # Its MLflow is not waited for: all files are written before it starts.
     printed = head.run("up", "--port", str(head.port), "--programs", "mlflow", "--patience", "0.001").stdout
     until(lambda: head.pids()["supervisord"], "supervisord can be ended")
-    assert f"note: {own} is not of these services and stays" in printed
+    assert f"note: {own} was not written by these services and is left" in printed
     assert "mine" in own.read_text()
     for name in ("mlflow-admin-password", "flask-secret-key"):
         assert (head.data / "secrets" / name).read_text() != (shared_head.data / "secrets" / name).read_text()

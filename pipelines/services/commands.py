@@ -1,34 +1,35 @@
-"""``python -m pipelines.services up``: write what the services need, start what is not there, restart what changed."""
+"""What ``python -m pipelines.services`` does: start the services or bring them up to date, show them, stop them."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 
 from fvae.config import ConfigError, require
 from fvae.files import read_json, write_text
-from pipelines.services import boot, database, health, own_processes, secret_files, supervision
-from pipelines.services.lock import one_at_a_time
-from pipelines.services.orphans import end_leftovers
+from pipelines.services import boot, database, mlflow_server, processes, secret_files, supervision
 from pipelines.services.paths import Places
 from pipelines.services.programs import database_of, users_database_of
-from pipelines.services.settings import PROGRAMS, ServiceSettings, Up
+from pipelines.services.settings import PROGRAMS, Down, ServiceSettings, Status, Up
 from pipelines.services.supervision import SUPERVISOR, Process
 from pipelines.storage import is_remote, open_storage
 
 
-def run(options: Up) -> int:
-    """Bring the services up; returns 0, or 1 where one does not answer in time.
+def up(options: Up) -> int:
+    """Start the services, or restart those that changed; returns 0, or 1 where one does not answer in time.
 
-    Raises ``ConfigError`` for what cannot work, before anything that runs is touched; ``StorageError`` where S3 does
-    not answer.
+    Raises ``ConfigError`` for what cannot work, before anything that runs is touched; ``StorageError`` where S3 or
+    MLflow does not answer.
     """
     os.umask(0o077)
     places = options.places()
     places.make()
-    with one_at_a_time(places):
+    with _one_at_a_time(places):
         before = ServiceSettings.from_dict(read_json(places.settings)) if places.settings.exists() else None
         asked = database.asked_database(options.database, os.environ)
         settings = options.settings(before, asked and asked[0])
@@ -44,11 +45,68 @@ def run(options: Up) -> int:
             return 1
         if "mlflow" in settings.programs:
             require(
-                health.knows_admin(settings.url, password),
+                mlflow_server.knows_admin(settings.url, password),
                 f"the password in {places.secrets}/mlflow-admin-password is not that of MLflow's user "
                 f"{secret_files.ADMIN}: put it there, or add --reset-password",
             )
     return 0
+
+
+def status(options: Status) -> int:
+    """Print a table of what runs, since when, and where its log is; returns 1 where something is down, else 0."""
+    places = options.places()
+    if not places.settings.exists():
+        print(f"no services in {places.data}; start them with `python -m pipelines.services up --data {places.data}`")
+        return 1
+    settings = ServiceSettings.from_dict(read_json(places.settings))
+    supervisor = supervision.supervisor_pid(places)
+    known = supervision.processes(places)
+    rows: list[tuple[str, ...]] = [("program", "state", "pid", "since", "log")]
+    rows.append(
+        _row(SUPERVISOR, "down" if supervisor is None else "running", supervisor or 0, 0, places.log(SUPERVISOR))
+    )
+    well = supervisor is not None
+    for program in settings.programs:
+        process = known.get(program, Process("DOWN", 0, 0))
+        state = process.state.lower()
+        if program == "mlflow" and process.state in {"RUNNING", "STARTING"}:
+            state = "running" if mlflow_server.answers(settings.url) else "no answer"
+        well = well and state == "running"
+        rows.append(_row(program, state, process.pid, process.since if process.pid else 0, places.log(program)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0 if well else 1
+
+
+def down(options: Down) -> int:
+    """Stop the services and supervisord; returns 1 where supervisord does not end, else 0."""
+    places = options.places()
+    if not places.settings.exists():
+        print(f"no services in {places.data}")
+        return 0
+    with _one_at_a_time(places):
+        ran = supervision.supervisor_pid(places)
+        if not supervision.stop(places, options.patience):
+            print(f"error: supervisord (process {ran}) does not end; see {places.log(SUPERVISOR)}")
+            return 1
+        processes.end_leftovers(places, PROGRAMS)
+        if ServiceSettings.from_dict(read_json(places.settings)).at_boot:
+            boot.remove(places)
+    print("services stopped" if ran else "services did not run")
+    return 0
+
+
+@contextlib.contextmanager
+def _one_at_a_time(places: Places) -> Iterator[None]:
+    """Wait until no other ``up`` or ``down`` of the data folder runs. The lock goes with the process."""
+    with places.lock.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another `up` or `down` of {places.data}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _check(
@@ -64,7 +122,7 @@ def _check(
     if before is None or before.artifacts != settings.artifacts:
         _require_artifacts(settings.artifacts)
     if supervision.supervisor_pid(places) is None:
-        end_leftovers(places, PROGRAMS)
+        processes.end_leftovers(places, PROGRAMS)
     address = (settings.host, settings.port)
     if "mlflow" in settings.programs and not (
         before is not None and (before.host, before.port) == address and _listens(places, before, was)
@@ -73,17 +131,17 @@ def _check(
 
 
 def _listens(places: Places, before: ServiceSettings, was: dict[str, Process]) -> bool:
-    """Whether it is our own MLflow that listens."""
+    """Whether it is this data folder's own MLflow that listens."""
     state = was["mlflow"].state if "mlflow" in was else "DOWN"
     if state != "STARTING":
         return state == "RUNNING"
-    return own_processes.listens("mlflow", before.port, places)
+    return processes.listens("mlflow", before.port, places)
 
 
 def _require_artifacts(artifacts: str) -> None:
     storage = open_storage(artifacts)
     if is_remote(artifacts):
-        next(iter(storage.list()), None)  # says that there is no such bucket, or that it may not be read
+        next(iter(storage.list()), None)  # raises where there is no such bucket, or it cannot be read
         return
     try:
         assert storage.local_path is not None
@@ -106,10 +164,10 @@ def _require_free(host: str, port: int) -> None:
 
 
 def _write(places: Places, settings: ServiceSettings, database_uri: str | None, *, new_password: bool) -> str:
-    """All files; returns the password of MLflow's user admin."""
+    """Write all files; returns the password of MLflow's user admin."""
     secret_files.keep_environment(places, os.environ)
     if "AWS_SESSION_TOKEN" in os.environ:
-        print("note: AWS_SESSION_TOKEN is of credentials that end: run `up` again with new ones, or use a role")
+        print("note: AWS_SESSION_TOKEN belongs to temporary credentials: run `up` again with new ones, or use a role")
     if database_uri is not None:
         secret_files.keep_database(places, database_uri)
     password = secret_files.admin_password(places, new=new_password)
@@ -117,7 +175,7 @@ def _write(places: Places, settings: ServiceSettings, database_uri: str | None, 
         users = users_database_of(places, settings)
         secret_files.write_server_users_file(places, users, password)
         if new_password:
-            database.set_admin_password(places, users, password)
+            mlflow_server.set_admin_password(places, users, password)
         if note := secret_files.write_client_files(places, settings.url, password):
             print(f"note: {note}")
     write_text(places.settings, json.dumps(settings.to_dict(), indent=1))
@@ -141,7 +199,7 @@ def _well(places: Places, settings: ServiceSettings, was: dict[str, Process], pa
             process = supervision.processes(places).get(program)
             if process is not None:
                 starts.add(process.since)
-            # supervisord goes on trying; here it is said.
+            # supervisord goes on trying; the command ends with the reason.
             if time.monotonic() > deadline or len(starts) > 3 or (process and process.state == "FATAL"):
                 print(
                     f"error: {program} does not start: {supervision.last_trouble(places, program)} "
@@ -161,5 +219,10 @@ def _runs(places: Places, settings: ServiceSettings, program: str) -> bool:
     if process is None or process.state not in {"RUNNING", "STARTING"}:
         return False
     if program == "mlflow":
-        return health.answers(settings.url)
+        return mlflow_server.answers(settings.url)
     return process.state == "RUNNING"
+
+
+def _row(program: str, state: str, pid: int, since: int, log: object) -> tuple[str, ...]:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)) if since else "-"
+    return program, state, str(pid or "-"), when, str(log)
