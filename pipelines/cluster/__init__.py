@@ -1,1 +1,1 @@
-"""The cluster behind ``cluster.yaml``: what ``ray up`` makes on AWS, and what runs on its machines."""
+"""Clusters of ``cluster.yaml`` and ``cluster.onprem.yaml``: launching, what runs on their machines, submitting jobs."""

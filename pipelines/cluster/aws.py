@@ -1,4 +1,4 @@
-"""Ray's AWS launcher with what it lacks: checks before anything is made, our own groups, roles and data disk.
+"""Ray's AWS launcher, extended by checks before anything is made, security groups, roles and a data disk.
 
 Ray finds :class:`Provider` by ``provider.module`` in ``cluster.yaml``: on the machine that runs ``ray up``, where it
 resolves the file, and in the autoscaler on the head, where it launches and ends workers.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import sys
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError, WaiterError
@@ -21,42 +19,40 @@ from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import NODE_KIND_HEAD, TAG_RAY_NODE_KIND
 
 from fvae.config import ConfigError, require
-from pipelines.cli.command_line import BAD_INPUT
-from pipelines.cluster.aws_disk import attach_disk, find_disk, make_disk
-from pipelines.cluster.aws_images import image_id
-from pipelines.cluster.aws_network import CLUSTER_TAG, security_groups, subnets_by_zone, zones_offering
+from pipelines.cluster.aws_instances import attach_disk, find_disk, image_id, make_disk, zones_offering
+from pipelines.cluster.aws_network import CLUSTER_TAG, security_groups, subnets_by_zone
 from pipelines.cluster.aws_roles import profile_name, stale_roles
-from pipelines.cluster.settings import ClusterSettings
-from pipelines.training.auth_token import TOKEN, make_token
+from pipelines.cluster.settings import ClusterSettings, refuse, require_file_mounts
+from pipelines.training.auth_token import make_token
 
 logger = logging.getLogger(__name__)
 
 
 class Provider(AWSNodeProvider):
-    """Ray's node provider for AWS, as ``cluster.yaml`` wants it."""
+    """Ray's node provider for AWS, with the settings of ``cluster.yaml``."""
 
     @staticmethod
     def fillout_available_node_types_resources(cluster_config: dict[str, Any]) -> dict[str, Any]:
-        """Ray's first question to a provider: the place for checks. The file itself says what each type has."""
+        """Check the file, as Ray calls this first. The resources of each node type are those in the file."""
         try:
             _require_complete(cluster_config)
         except ConfigError as error:
-            _refuse(error)
+            refuse(error)
         return cluster_config
 
     @staticmethod
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
         """The file with everything filled in that Ray needs to launch machines.
 
-        First all that is only looked at, then what is made: token, groups, disk, key pair. A user's mistake ends the
-        process with one line and status 2, before anything was made.
+        Checks come first, then what is made: token, groups, disk, key pair. A user's mistake ends the process with one
+        line and status 2, before anything was made.
         """
         try:
             return _resolve(copy.deepcopy(cluster_config))
         except ConfigError as error:
-            _refuse(error)
+            refuse(error)
         except (BotoCoreError, ClientError) as error:
-            _refuse(ConfigError(f"AWS: {error}"))
+            refuse(ConfigError(f"AWS: {error}"))
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
         """Launch machines; the head gets its data disk."""
@@ -71,14 +67,14 @@ class Provider(AWSNodeProvider):
         try:
             attach_disk(ec2, self.provider_config["data_disk"]["volume"], instance)
         except (ClientError, WaiterError) as error:
-            ec2.terminate_instances(InstanceIds=[instance])  # a head without its disk would begin from nothing
-            _refuse(ConfigError(f"data disk {self.provider_config['data_disk']['volume']}: not attached ({error})"))
+            ec2.terminate_instances(InstanceIds=[instance])  # a head without its disk would start without its data
+            refuse(ConfigError(f"data disk {self.provider_config['data_disk']['volume']}: not attached ({error})"))
 
     def _create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> dict[str, Any]:
-        """Spot in every zone; what cannot be had so on demand in every zone, unless ``on_demand_fallback`` is off.
+        """Launch spot instances in any zone, and the rest on demand, unless ``on_demand_fallback`` is off.
 
-        Ray's autoscaler itself never changes over: a launch that EC2 refuses at once does not count against the type,
-        and is tried again as it was. And of several machines that it asks for, EC2 may launch fewer.
+        Ray's autoscaler itself never falls back: a launch that EC2 refuses at once does not count against the type, and
+        is tried again as it was. And EC2 may launch fewer machines than are requested.
         """
         markets = [node_config]
         if "InstanceMarketOptions" in node_config and self.provider_config.get("on_demand_fallback", True):
@@ -98,20 +94,9 @@ class Provider(AWSNodeProvider):
         return created
 
 
-def _refuse(error: ConfigError) -> NoReturn:
-    """Ray swallows or dresses up exceptions; this it lets through."""
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(BAD_INPUT)
-
-
 def _require_complete(config: dict[str, Any]) -> ClusterSettings:
     settings = ClusterSettings.from_config(config)
-    for local in config.get("file_mounts", {}).values():
-        if Path(local) != TOKEN:  # made when it lacks
-            require(
-                Path(local).expanduser().exists(),
-                f"file_mounts: there is no {local} here; run ray up in the folder of cluster.yaml",
-            )
+    require_file_mounts(config)
     disk = config["provider"].get("data_disk")
     require(
         isinstance(disk, dict) and isinstance(disk.get("gibibytes"), int) and disk["gibibytes"] > 0,
@@ -164,7 +149,7 @@ def _resolve(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_variables(config: dict[str, Any], settings: ClusterSettings, volume: str) -> dict[str, Any]:
-    """Its commands, with what they ask for as variables of the shell."""
+    """The file, whose commands set the shell variables that they use."""
     variables = {"AWS_DEFAULT_REGION": settings.region, "BUCKET": settings.bucket, "DATA_VOLUME": volume}
     for name in (
         "head_setup_commands",
@@ -173,7 +158,7 @@ def _with_variables(config: dict[str, Any], settings: ClusterSettings, volume: s
         "worker_start_ray_commands",
     ):
         config[name] = with_envs(config[name], variables)
-    config["setup_commands"] = []  # they are in the other two by now; the head's autoscaler would add them again
+    config["setup_commands"] = []  # they are in the other two already; the head's autoscaler would add them again
     return config
 
 
@@ -186,7 +171,7 @@ def _require_bucket(s3: Any, bucket: str) -> None:
 
 
 def _require_key(ec2: Any, settings: ClusterSettings) -> None:
-    """Both halves of the key or neither; Ray makes both where there is neither."""
+    """Raise ``ConfigError`` where only one half of the key exists; Ray makes both where there is neither."""
     found = ec2.describe_key_pairs(Filters=[{"Name": "key-name", "Values": [settings.key_name]}])["KeyPairs"]
     here = settings.private_key.exists()
     name = f"provider.key_pair.key_name={settings.key_name}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes Ubuntu's image a machine of the cluster: limits, shared memory, Python. Does nothing twice; holds over a reboot.
+# Sets up a machine of the cluster from Ubuntu's image: limits, shared memory, Python. Idempotent; persists over reboots.
 set -euo pipefail
 
 cloud-init status --wait >/dev/null || true # it holds apt's lock while the machine boots

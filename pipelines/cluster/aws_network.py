@@ -1,4 +1,4 @@
-"""Where the cluster's machines stand and who reaches them: subnets in several zones, two security groups."""
+"""The cluster's network on AWS: subnets in several availability zones, and two security groups."""
 
 from __future__ import annotations
 
@@ -30,26 +30,11 @@ def subnets_by_zone(ec2: Any, settings: ClusterSettings) -> tuple[str, dict[str,
     return vpc, {zone: by_zone[zone] for zone in settings.zones or by_zone}
 
 
-def zones_offering(ec2: Any, instance_type: str, zones: list[str]) -> list[str]:
-    """Those of ``zones`` where the instance type can be had. Raises ``ConfigError`` where none is left."""
-    pages = ec2.get_paginator("describe_instance_type_offerings").paginate(
-        LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": [instance_type]}]
-    )
-    offering = {offer["Location"] for page in pages for offer in page["InstanceTypeOfferings"]}
-    left = [zone for zone in zones if zone in offering]
-    require(
-        bool(left),
-        f"InstanceType={instance_type}: is not offered in {', '.join(zones)}"
-        + (f"; it is in {', '.join(sorted(offering))}" if offering else ""),
-    )
-    return left
-
-
 def security_groups(ec2: Any, vpc: str, settings: ClusterSettings) -> tuple[str, str]:
-    """The ids of the two groups, made where they lack, with these rules and no others.
+    """The ids of the two groups, made where they are missing, with these rules and no others.
 
     The first is for every machine and lets the cluster's own machines talk to each other; the second is for the
-    head alone and lets ``ssh_from`` reach port 22. A rule that was added by hand is taken away.
+    head alone and lets ``ssh_from`` reach port 22. A rule that was added by hand is removed.
     """
     cluster = _group(ec2, vpc, settings, "cluster", "The machines of one Ray cluster, among themselves")
     ssh = _group(ec2, vpc, settings, "ssh", "ssh to the head, from the networks in cluster.yaml")

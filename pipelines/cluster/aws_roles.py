@@ -18,7 +18,7 @@ _SPOT = "spot.amazonaws.com"
 
 
 def profile_name(cluster_name: str, role: Role) -> str:
-    """Of the instance profile and of its role."""
+    """The name of the instance profile and of its role."""
     return f"{cluster_name}-{role}"
 
 
@@ -29,7 +29,7 @@ def worker_instance_types(config: Mapping[str, Any]) -> list[str]:
 
 
 def trust_policy() -> dict[str, Any]:
-    """Who may take the roles: EC2's machines."""
+    """The trust policy of both roles: EC2 instances may assume them."""
     return json.loads((_POLICIES / "trust.json").read_text())
 
 
@@ -61,7 +61,7 @@ def _filled(part: Any, values: Mapping[str, str], instance_types: list[str]) -> 
 
 
 def make_roles(iam: Any, config: Mapping[str, Any], account: str, partition: str) -> list[str]:
-    """See that both roles and profiles are as the file says. Returns what was done, a line each; none when all was so.
+    """Make or update both roles and profiles. Returns what was done, a line each; none where all was up to date.
 
     Also makes EC2's own service role for spot instances, which an account has from its first spot request on.
     Raises ``ConfigError`` where a role of that name carries policies that are not ours.
@@ -78,7 +78,7 @@ def make_roles(iam: Any, config: Mapping[str, Any], account: str, partition: str
 
 
 def stale_roles(iam: Any, config: Mapping[str, Any], account: str, partition: str) -> list[str]:
-    """What of the roles does not fit the file, a reason each; none when ``ray up`` may go ahead."""
+    """Why the roles do not fit the file, a reason each; none where ``ray up`` may proceed."""
     reasons = []
     for role in ROLES:
         name = profile_name(config["cluster_name"], role)

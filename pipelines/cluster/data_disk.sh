@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Mounts a disk for good, and makes a file system on it only if there is nothing on it.
 #
-#   data_disk.sh DEVICE FOLDER OWNER [SECONDS]    to wait for the device, 60 unless told
+#   data_disk.sh DEVICE FOLDER OWNER [SECONDS]    to wait for the device, 60 by default
 set -euo pipefail
 
 device=$1 folder=$2 owner=$3 wait=${4:-60} fstab=${LIBMOUNT_FSTAB:-/etc/fstab}
@@ -9,7 +9,7 @@ device=$1 folder=$2 owner=$3 wait=${4:-60} fstab=${LIBMOUNT_FSTAB:-/etc/fstab}
 for _ in $(seq "$wait"); do [ -e "$device" ] && break || sleep 1; done
 [ -e "$device" ] || { echo "error: $device: the data disk is not attached" >&2; exit 2; }
 
-# blkid's status 2: it looked at the disk and recognised nothing. Anything else is an error, or somebody's data.
+# blkid's status 2: it looked at the disk and recognised nothing. Anything else is an error, or data.
 status=0
 type=$(blkid --probe --output value --match-tag TYPE "$device") || status=$?
 if [ "$status" -eq 2 ]; then

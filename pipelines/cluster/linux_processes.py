@@ -1,4 +1,4 @@
-"""This user's processes, as Linux tells of them in ``/proc``."""
+"""This user's running processes, from Linux's ``/proc``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipelines.storage.lease_holder import boot_id, process_start
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunningProcess:
-    """A process, and none that has its number later."""
+    """A process, distinguished from a later one with the same id by its start."""
 
     pid: int
     started: int
-    """Clock ticks from the machine's start to the process's."""
+    """Clock ticks from boot to the start of the process."""
     boot: str
-    """The machine's start, by its random id."""
+    """The random id of the machine's boot."""
 
     @classmethod
     def of(cls, pid: int) -> RunningProcess | None:
@@ -31,7 +31,7 @@ class RunningProcess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunningProcess:
-        """Of what ``dataclasses.asdict`` made."""
+        """The inverse of ``dataclasses.asdict``."""
         return cls(pid=values["pid"], started=values["started"], boot=values["boot"])
 
     def lives(self) -> bool:
@@ -39,7 +39,7 @@ class RunningProcess:
         return RunningProcess.of(self.pid) == self
 
     def command(self) -> list[str]:
-        """What it was started with. Raises ``OSError`` once it has ended."""
+        """Its command line. Raises ``OSError`` once it has ended."""
         return [part.decode() for part in Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0")[:-1]]
 
     def environment(self) -> dict[str, str]:
@@ -49,7 +49,7 @@ class RunningProcess:
         return {name: value for name, _, value in pairs}
 
     def end(self, seconds: float) -> None:
-        """Ask it to end, and make it after ``seconds``."""
+        """Send it SIGTERM, and SIGKILL after ``seconds``, until it has ended."""
         deadline = time.monotonic() + seconds
         while self.lives():
             try:
@@ -59,15 +59,15 @@ class RunningProcess:
             time.sleep(0.1)
 
 
-def find_process(marks: str) -> RunningProcess | None:
-    """This user's process that was started with an argument that ends in ``marks``."""
+def find_process(ending: str) -> RunningProcess | None:
+    """This user's process with one of its first arguments ending in ``ending``; None where there is none."""
     for folder in Path("/proc").glob("[0-9]*"):
         process = RunningProcess.of(int(folder.name))
         try:
             if (
                 process
                 and folder.stat().st_uid == os.getuid()
-                and any(part.endswith(marks) for part in process.command()[:6])
+                and any(part.endswith(ending) for part in process.command()[:6])
             ):
                 return process
         except OSError:
@@ -76,7 +76,7 @@ def find_process(marks: str) -> RunningProcess | None:
 
 
 def start_detached(command: list[str], environment: dict[str, str]) -> RunningProcess:
-    """A process that outlives this one and its terminal. Raises ``OSError`` where it does not start."""
+    """Start a process that outlives this one and its terminal. Raises ``OSError`` where it does not start."""
     started = subprocess.Popen(
         command,
         env=environment,

@@ -1,8 +1,8 @@
-"""Ray's launcher for machines reached by ssh, with what it lacks: checks first, every worker, and an end for all.
+"""Ray's launcher for machines reached by ssh, extended by checks, every worker, and a complete shutdown.
 
 Ray finds :class:`Provider` by ``provider.module`` in ``cluster.onprem.yaml``: on the machine that runs ``ray up``, and
-in the autoscaler on the head. Ray's own ``type: local`` (2.60) counts the head as one of the workers and so leaves one
-of them out, and ``ray down`` leaves Ray running on all of them.
+in the autoscaler on the head. Ray's own ``type: local`` (2.60) counts the head as one of the workers and so leaves
+one of them out, and ``ray down`` leaves Ray running on all of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import ipaddress
 import logging
 import shlex
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,26 +29,26 @@ from ray.autoscaler.tags import (
 )
 
 from fvae.config import ConfigError, require
-from pipelines.cli.command_line import BAD_INPUT
-from pipelines.training.auth_token import TOKEN, make_token
+from pipelines.cluster.settings import refuse, require_file_mounts
+from pipelines.training.auth_token import make_token
 
 HEAD, WORKER = "head", "worker"
-"""The types of machines, of which Ray's autoscaler asks."""
+"""The node types, as Ray's autoscaler names them."""
 STOP = "source ~/.bashrc; ! command -v ray || ray stop"
 STOP_SECONDS = 60.0
 CONNECT_SECONDS = 5
 NOTICING_SECONDS = 60.0
-"""How long a machine that was given up is not taken again; the autoscaler asks every 5 s."""
+"""How long a machine that was removed is not added again; the autoscaler asks every 5 s."""
 
 logger = logging.getLogger(__name__)
 
 
 class Provider(LocalNodeProvider):
-    """The machines of ``cluster.onprem.yaml``: always the same, and Ray on all of them or on none."""
+    """The machines of ``cluster.onprem.yaml``: a fixed set, on all of which Ray runs, or on none."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         self._unnoticed: set[str] = set()
-        """Machines given up since the autoscaler last asked which there are."""
+        """Machines removed since the autoscaler last listed the nodes."""
         self._asked = threading.Condition()
         super().__init__(provider_config, cluster_name)
         if self._on_head() and not self.non_terminated_nodes({TAG_RAY_NODE_KIND: NODE_KIND_HEAD}):
@@ -64,17 +63,16 @@ class Provider(LocalNodeProvider):
 
     @staticmethod
     def fillout_available_node_types_resources(cluster_config: dict[str, Any]) -> dict[str, Any]:
-        """Ray's first question to a provider: the place for checks. A user's mistake ends the process with one line."""
+        """Check the file, as Ray calls this first. A user's mistake ends the process with one line."""
         try:
             require_complete(cluster_config)
         except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(BAD_INPUT) from None  # Ray swallows or dresses up exceptions; this it lets through
+            refuse(error)
         return cluster_config
 
     @staticmethod
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
-        """The file with what follows from it: as many workers as addresses, a token, and ssh for the provider."""
+        """The file with as many workers as addresses and ssh settings for the provider; makes the token."""
         make_token()
         config = copy.deepcopy(cluster_config)
         count = len(config["provider"]["worker_ips"])
@@ -84,12 +82,12 @@ class Provider(LocalNodeProvider):
         return config
 
     def prepare_for_head_node(self, cluster_config: dict[str, Any]) -> dict[str, Any]:
-        """The file as the head's autoscaler reads it: its key lies elsewhere, and it needs no way through itself."""
+        """The file as the head's autoscaler reads it: its key is elsewhere, and it reaches workers directly."""
         cluster_config["provider"] |= {"auth": cluster_config["auth"], "here": HEAD}
         return cluster_config
 
     def non_terminated_nodes(self, tag_filters: dict[str, str]) -> list[str]:
-        """The machines that the cluster has, those that do not answer included."""
+        """The machines of the cluster, including those that do not answer."""
         found: list[str] = super().non_terminated_nodes(tag_filters)
         if not tag_filters:
             with self._asked:
@@ -98,21 +96,21 @@ class Provider(LocalNodeProvider):
         return found
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> None:
-        """Take machines that are in no use into the cluster.
+        """Add unused machines to the cluster.
 
-        One that was given up waits until the autoscaler has noticed: by its address it could not tell the old life from
-        the new one, and would wait minutes for the old one's end.
+        A machine that was removed waits until the autoscaler has noticed: it identifies machines by their addresses,
+        and would wait minutes for the end of the previous node.
         """
         with self._asked:
             self._asked.wait_for(lambda: not self._unnoticed, timeout=NOTICING_SECONDS)
         super().create_node(node_config, tags, count)
 
     def terminate_node(self, node_id: str) -> None:
-        """Stop Ray there, and forget the machine until it is wanted again."""
+        """Stop Ray on a machine, and remove it from the cluster."""
         self.terminate_nodes([node_id])
 
     def terminate_nodes(self, node_ids: list[str]) -> None:
-        """:meth:`terminate_node` for each, side by side. A machine that does not answer is said, and given up."""
+        """:meth:`terminate_node` for each, concurrently. A machine that does not answer is logged and removed."""
         with ThreadPoolExecutor(max_workers=16) as pool:
             for node_id, stopped in zip(node_ids, pool.map(self._stop_ray, node_ids), strict=True):
                 if not stopped:
@@ -123,7 +121,7 @@ class Provider(LocalNodeProvider):
                 super().terminate_node(node_id)
 
     def _stop_ray(self, node_id: str) -> bool:
-        """Whether Ray has been stopped there: through the head, which reaches every worker, or straight."""
+        """Whether Ray has been stopped there: through the head, which reaches every worker, or directly."""
         head = self.provider_config["head_ip"]
         through = [] if node_id == head or self._on_head() else [self._through(head)]
         return any(self._ssh_stop(node_id, proxy) for proxy in (*through, self._own_proxy()))
@@ -162,7 +160,7 @@ class Provider(LocalNodeProvider):
 
 
 def require_complete(config: dict[str, Any]) -> None:
-    """Raise ``ConfigError`` for what ``cluster.onprem.yaml`` lacks, or what cannot work. Touches nothing."""
+    """Raise ``ConfigError`` for what ``cluster.onprem.yaml`` lacks, or what cannot work. Changes nothing."""
     provider, auth = config["provider"], config.get("auth") or {}
     head, workers = provider.get("head_ip"), provider.get("worker_ips")
     _require_address("provider.head_ip", head, "10.0.0.10")
@@ -174,15 +172,12 @@ def require_complete(config: dict[str, Any]) -> None:
     for worker in workers:
         _require_address("provider.worker_ips", worker, "10.0.0.11")
     doubled = {each for each in [head, *workers] if [head, *workers].count(each) > 1}
-    require(not doubled, f"provider.worker_ips: {', '.join(sorted(doubled))} stands there twice, or is the head too")
+    require(not doubled, f"provider.worker_ips: {', '.join(sorted(doubled))} is given twice, or is the head too")
     require(bool(auth.get("ssh_user")), "auth.ssh_user: missing; give the user who may log in on every machine")
     key = auth.get("ssh_private_key", "")
     require(bool(key), "auth.ssh_private_key: missing; give the file of the key that may log in on every machine")
     require(Path(key).expanduser().is_file(), f"auth.ssh_private_key={key}: there is no such file here")
-    for local in (config.get("file_mounts") or {}).values():
-        if Path(local) != TOKEN:  # made when it lacks
-            exists = Path(local).expanduser().exists()
-            require(exists, f"file_mounts: there is no {local} here; run ray up in the project's folder")
+    require_file_mounts(config)
 
 
 def _require_address(name: str, value: Any, example: str) -> None:

@@ -34,7 +34,7 @@ class RolesSettings:
 
 
 def main(settings: RolesSettings) -> int:
-    """Make the roles and say what was done. Raises ``ConfigError`` for a file or an account that will not do."""
+    """Make the roles and print what was done. Raises ``ConfigError`` for a file or an account that cannot be used."""
     config = read_config(settings.cluster_file)
     cluster = ClusterSettings.from_config(config)
     try:

@@ -1,16 +1,19 @@
-"""The few things in ``cluster.yaml`` that only its user can know, and their checks."""
+"""The settings in ``cluster.yaml`` that its user gives, and their checks."""
 
 from __future__ import annotations
 
 import dataclasses
 import ipaddress
 import re
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from fvae.config import ConfigError, one_line, require
+from pipelines.cli.command_line import BAD_INPUT
+from pipelines.training.auth_token import TOKEN
 
 _REGION = r"[a-z]{2}(-[a-z]+)+-\d"
 _BUCKET = r"(?!\d+\.\d+\.\d+\.\d+$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
@@ -21,7 +24,7 @@ _WIDEST = {4: 8, 6: 32}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusterSettings:
-    """Where the cluster stands and who may reach it. Raises ``ConfigError`` for what is missing or cannot work."""
+    """Region, network and bucket of a cluster. Raises ``ConfigError`` for what is missing or cannot work."""
 
     cluster_name: str
     """Every resource on AWS carries it, in its name and as the tag ``ray-cluster-name``."""
@@ -32,7 +35,7 @@ class ClusterSettings:
     ssh_from: tuple[str, ...]
     """Networks in CIDR notation that may reach the head's port 22; nothing else is open."""
     key_name: str
-    """EC2 key pair; its private part lies in ``~/.ssh/KEY_NAME.pem``."""
+    """EC2 key pair; its private part is ``~/.ssh/KEY_NAME.pem``."""
     zones: tuple[str, ...] = ()
     """Availability zones, in order of preference. Empty: every zone of the region."""
     vpc: str | None = None
@@ -89,6 +92,20 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not YAML ({one_line(error)})") from error
     require(isinstance(config, dict) and "provider" in config, f"{path}: is no cluster file; it has no provider")
     return config
+
+
+def require_file_mounts(config: dict[str, Any]) -> None:
+    """Raise ``ConfigError`` where a file that ``ray up`` copies to the machines is missing here."""
+    for local in (config.get("file_mounts") or {}).values():
+        if Path(local) != TOKEN:  # made where it is missing
+            exists = Path(local).expanduser().exists()
+            require(exists, f"file_mounts: there is no {local} here; run ray up in the folder of the cluster file")
+
+
+def refuse(error: ConfigError) -> NoReturn:
+    """End the process with one line and exit status 2: other exceptions Ray catches or shows as a traceback."""
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(BAD_INPUT)
 
 
 def _article(what: str) -> str:

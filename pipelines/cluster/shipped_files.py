@@ -1,7 +1,7 @@
-"""What goes along with a command that becomes a job on a cluster: this product's files, by path, and nothing else.
+"""The files that a job on a cluster gets as its working directory: this product's files, and nothing else.
 
-Ray would pack a folder less what patterns exclude, so a folder whose name is no plain pattern would be packed too.
-Here the files that belong are copied to an empty folder, and that folder is what Ray packs.
+Ray packs a folder except for what patterns exclude, so a folder whose name is no plain pattern would be packed too.
+Here the files are copied to an empty folder, which Ray packs.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ OTHERS = (
     "configs/paper-64x64.toml",
     *FILES,
 )
-"""Files that are no modules of the packages and that a job may read."""
+"""Files other than Python modules that a job may read."""
 SHIPPED = tuple(dict.fromkeys((*PACKAGES, *(name.partition("/")[0] for name in OTHERS))))
 """What a job finds in its folder."""
 
 
 def shipped_files(root: Path = ROOT, config: str | None = None) -> list[str]:
-    """The files that go along, as paths relative to ``root``, sorted: nothing that a user keeps beside or among them.
+    """The files of a job, as paths relative to ``root``, sorted: nothing that a user keeps beside or among them.
 
-    ``config``, the path of one more file relative to ``root``, goes along too. Hidden files and links that lead out
-    of ``root`` stay here.
+    ``config`` is the path of one more file, relative to ``root``. Hidden files and links that lead out of ``root`` are
+    left out.
     """
     root = root.resolve()
     modules = (path for package in PACKAGES for path in (root / package).rglob("*.py"))
@@ -69,5 +69,5 @@ def staged(root: Path = ROOT, config: str | None = None) -> Path:
             shutil.copyfile(root / name, target)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise ConfigError(f"{error.filename}: cannot be sent along ({error.strerror})") from error
+        raise ConfigError(f"{error.filename}: cannot be sent with the job ({error.strerror})") from error
     return folder

@@ -1,10 +1,10 @@
-"""Drain this machine when EC2 takes its spot instance back, so that training checkpoints first.
+"""Drain this machine when EC2 interrupts its spot instance, so that training writes a checkpoint first.
 
     python -m pipelines.cluster.spot_watcher --address $RAY_HEAD_IP:6379
 
-EC2 says so two minutes ahead, on the instance's own metadata service. Ray then gives the machine no new work, and Ray
-Train tells its workers to write a checkpoint (``pipelines.train``). Runs until the notice was passed on, and then until
-the machine is gone; ``AWS_EC2_METADATA_SERVICE_ENDPOINT`` points elsewhere.
+EC2 announces it two minutes ahead, on the instance's own metadata service. Ray then gives the machine no new work, and
+Ray Train has its workers write a checkpoint (``pipelines.train``). The command runs until the machine is gone.
+``AWS_EC2_METADATA_SERVICE_ENDPOINT`` is the address of another metadata service.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ import time
 import urllib.error
 import urllib.request
 
-from fvae.config import ConfigError, require, require_positive
+from fvae.config import ConfigError, one_line, require, require_positive
 from pipelines.cli.command_line import run
 
 TOKEN_SECONDS = 21600
-"""Life of a session with the metadata service: its longest."""
+"""Lifetime of a session with the metadata service: the maximum."""
 ANSWER_SECONDS = 2.0
-"""The metadata service is on the same machine."""
+"""Seconds until the metadata service, which is on the same machine, must answer."""
 RETRY_SECONDS = 1.0
-"""Between attempts to reach the cluster's head, once there is a notice."""
+"""Seconds between attempts to reach the cluster's head, once there is a notice."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WatcherSettings:
-    """Whom to tell, and how often to look."""
+    """The cluster to notify, and how often to poll."""
 
     address: str
     """The head's GCS, ``HOST:PORT``."""
     seconds: float = 5.0
-    """Between two looks; AWS advises 5."""
+    """Seconds between two polls; AWS recommends 5."""
 
     def __post_init__(self) -> None:
         host, _, port = self.address.rpartition(":")
@@ -92,7 +92,7 @@ def read_notice(metadata: Metadata) -> Notice | None:
 
 
 def drain(address: str, instance: str, notice: Notice) -> int:
-    """Tell Ray that the machine with this EC2 instance id goes. Returns how many Ray nodes were drained.
+    """Have Ray drain the machine with this EC2 instance id. Returns how many Ray nodes were drained.
 
     Raises ``OSError``, or what Ray raises, where the head cannot be reached.
     """
@@ -120,7 +120,7 @@ def drain(address: str, instance: str, notice: Notice) -> int:
 
 
 def main(settings: WatcherSettings) -> int:
-    """Watch. Returns 0 when the machine's time is up. Raises ``ConfigError`` where this is no EC2 instance."""
+    """Watch for a notice. Returns 0 at the time of the interruption. Raises ``ConfigError`` outside EC2."""
     metadata = Metadata()
     try:
         instance = metadata.get("instance-id")
@@ -152,7 +152,7 @@ def _drained(address: str, instance: str, notice: Notice, before: bool) -> bool:
     try:
         count = drain(address, instance, notice)
     except Exception as error:  # noqa: BLE001  (whatever it is, trying again is all there is)
-        print(f"Ray at {address}: {str(error).splitlines()[0]}; trying again", flush=True)
+        print(f"Ray at {address}: {one_line(error, 200)}; trying again", flush=True)
         return before
     if count and not before:
         print(f"drained: Ray gives {instance} no new work", flush=True)

@@ -1,16 +1,19 @@
-"""Bring the head's Ray to what the cluster file says, and leave alone what is so already.
+"""Start Ray on the cluster's head, or restart what differs from the cluster file; running jobs are never ended.
 
     python -m pipelines.cluster.start_head --port=6379 --num-cpus=0 …       the options of `ray start --head`
-    python -m pipelines.cluster.start_head again                            as it was started last: after a reboot
+    python -m pipelines.cluster.start_head again                            with the last options: after a reboot
 
 ``ray up`` runs its start commands each time, also when nothing has changed; ``ray stop; ray start`` there would end
-every running job. This command looks first:
+every running job. This command compares first:
 
     nothing has changed                   nothing is done
-    the machines or commands of workers   the autoscaler alone starts again, and finds the workers that run
-    Ray's options, or the lock file       Ray starts again; while a job runs, it is said instead, and nothing is done
+    the machines or commands of workers   the autoscaler alone is restarted, and finds the workers that run
+    Ray's options, or the lock file       Ray is restarted; while a job runs, a warning is printed and nothing is done
 
-and it has a line in the crontab start Ray when the machine starts.
+A line in the crontab starts Ray when the machine starts. Ray is not a program of the supervisord that keeps the
+services: in the foreground, as supervisord needs it, `ray start --block` kills all of Ray, and so every job, as soon as
+any one of its processes crashes, the dashboard too; and `supervisorctl update` would restart a changed Ray under its
+running jobs.
 """
 
 from __future__ import annotations
@@ -24,17 +27,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fvae.config import ConfigError
+from fvae.config import ConfigError, one_line
 from fvae.files import write_bytes
 from pipelines.cluster.linux_processes import RunningProcess, find_process, start_detached
 from pipelines.services import crontab
 
 RECORD = Path("~/.ray/head.json")
-"""What Ray was started with, and its processes."""
+"""The file of what Ray was started with, and of its processes."""
 AUTOSCALING = Path("~/ray_bootstrap_config.yaml")
-"""Where ``ray up`` puts the cluster file on the head."""
+"""The cluster file on the head, written by ``ray up``."""
 CORE = {"gcs": "/gcs_server", "raylet": "/raylet/raylet"}
-"""Without these Ray does not run."""
+"""The processes without which Ray does not run, by the ends of their commands."""
 MONITOR = "/autoscaler/v2/monitor.py"
 JOB_SERVER = "http://127.0.0.1:8265"
 ENDING_SECONDS = 10.0
@@ -47,19 +50,19 @@ KEPT = (
     "AWS_DEFAULT_REGION",
     "MLFLOW_TRACKING_URI",
 )
-"""Beginnings of the variables that Ray starts with at boot, as it did at ``ray up``. Never credentials."""
+"""Prefixes of the variables that Ray has at boot as it had at ``ray up``. Never credentials."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Head:
-    """Ray as it was started on this machine."""
+    """Ray as it was last started on this machine."""
 
     options: list[str]
-    """Of ``ray start --head``."""
+    """The options of ``ray start --head``."""
     variables: dict[str, str]
-    """Of its environment: those of :data:`KEPT`."""
+    """The variables of its environment that :data:`KEPT` selects."""
     environment: str
-    """The virtual environment: another for each lock file."""
+    """The virtual environment: one for each lock file."""
     autoscaling: str
     """SHA-256 of the cluster file that the autoscaler has read."""
     core: dict[str, RunningProcess]
@@ -68,7 +71,7 @@ class Head:
 
     @classmethod
     def read(cls) -> Head | None:
-        """What was written last; None where nothing was, or it cannot be read."""
+        """The record of the last start; None where there is none, or it cannot be read."""
         try:
             values: dict[str, Any] = json.loads(RECORD.expanduser().read_text())
             core = {name: RunningProcess.from_dict(each) for name, each in values.pop("core").items()}
@@ -78,7 +81,7 @@ class Head:
             return None
 
     def write(self) -> None:
-        """Keep it for the next time."""
+        """Write the record."""
         write_bytes(RECORD.expanduser(), json.dumps(dataclasses.asdict(self), indent=1).encode())
 
     def lives(self) -> bool:
@@ -87,7 +90,7 @@ class Head:
 
 
 def main(arguments: list[str]) -> int:
-    """Look, and do what must be done. Returns the exit status."""
+    """Start or restart what is needed. Returns the exit status."""
     head = Head.read()
     if arguments == ["again"]:
         if head is None:
@@ -98,27 +101,29 @@ def main(arguments: list[str]) -> int:
 
 
 def bring_up(options: list[str], head: Head | None) -> int:
-    """Make Ray run with these options, given how it was started before. Returns the exit status."""
+    """Start, restart or keep Ray, so that it has these options. Returns the exit status."""
     autoscaling = _digest(AUTOSCALING.expanduser())
     if head is None or not head.lives():
         return start(options, autoscaling)
     if (head.options, head.variables, head.environment) != (options, _kept(), _environment()):
         if jobs := running_jobs():
-            print(f"warning: Ray stays as it is, because it runs {', '.join(jobs)}; `ray up` again when that has ended")
+            print(
+                f"warning: Ray is not restarted, because it runs {', '.join(jobs)}; `ray up` again when that has ended"
+            )
             return 0
-        print("What Ray is started with has changed: it starts again.")
+        print("What Ray is started with has changed: it is restarted.")
         return start(options, autoscaling)
     if head.autoscaling != autoscaling or not (head.monitor and head.monitor.lives()):
         restart_monitor(head, autoscaling)
-        print("The autoscaler has started again, with the cluster file as it is now. Ray runs on.")
+        print("The autoscaler is restarted with the new cluster file. Ray runs on.")
         return 0
     print("Ray runs as it should: nothing to do.")
     return 0
 
 
 def start(options: list[str], autoscaling: str) -> int:
-    """Stop whatever Ray there is, and start it. Returns the exit status."""
-    binaries = f"{_environment()}/bin"  # jobs' `python` is this environment's, also when .venv is another's by then
+    """Stop Ray where it runs, and start it. Returns the exit status."""
+    binaries = f"{_environment()}/bin"  # jobs' `python` stays this environment's when .venv is replaced
     environment = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}"}
     subprocess.run([f"{binaries}/ray", "stop"], env=environment, check=False)
     started = subprocess.run([f"{binaries}/ray", "start", "--head", *options], env=environment, check=False)
@@ -154,7 +159,7 @@ def start_at_boot() -> None:
 
 
 def restart_monitor(head: Head, autoscaling: str) -> None:
-    """Start the autoscaler anew; Ray's own processes and the workers' stay as they are."""
+    """Restart the autoscaler; Ray's other processes and the workers are left alone."""
     environment = head.core["gcs"].environment()
     if head.monitor:
         head.monitor.end(ENDING_SECONDS)
@@ -163,16 +168,16 @@ def restart_monitor(head: Head, autoscaling: str) -> None:
 
 
 def running_jobs() -> list[str]:
-    """The jobs that an end of Ray would end. Raises ``ConfigError`` where Ray does not tell."""
+    """The jobs that a restart of Ray would end. Raises ``ConfigError`` where Ray does not answer."""
     from ray.job_submission import JobSubmissionClient
 
-    os.environ.pop("RAY_ADDRESS", None)  # which stands above the address given here
+    os.environ.pop("RAY_ADDRESS", None)  # it takes precedence over the address given here
     try:
         jobs = JobSubmissionClient(JOB_SERVER).list_jobs()
-    except Exception as error:  # whatever it is, it must not end jobs
-        why = str(error).splitlines()[0]
+    except Exception as error:  # any error must not end jobs
+        why = one_line(error, 200)
         raise ConfigError(
-            f"{JOB_SERVER}: does not tell which jobs run ({why}), so Ray stays; `ray stop` ends it with all its jobs"
+            f"{JOB_SERVER}: cannot list the running jobs ({why}), so Ray is kept; `ray stop` ends it with all its jobs"
         ) from error
     return [job.submission_id or f"driver {job.job_id}" for job in jobs if job.status in ("PENDING", "RUNNING")]
 

@@ -1,4 +1,4 @@
-"""The token without which a cluster's Ray answers nobody."""
+"""The token that authenticates clients to a cluster's Ray, where RAY_AUTH_MODE is token."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import os
 import tempfile
 from pathlib import Path
 
-from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
-
 TOKEN = Path("~/.ray/auth_token")
-"""Where Ray looks for it on every machine; ``file_mounts`` carries it there."""
+"""Where Ray reads it on every machine; ``file_mounts`` in the cluster file copies it there."""
 
 
 def make_token() -> None:
-    """A token in this user's home, unless there is one; it is never readable by others (Ray's own is).
+    """Make a token in this user's home, unless there is one; it is never readable by others (one made by Ray is).
 
-    Of two processes that make one at once, both have the same.
+    Two processes that make one at once have the same.
     """
+    # Not at the top: importing it imports Ray, which takes seconds.
+    from ray._private.authentication.authentication_token_generator import generate_new_authentication_token
+
     path = TOKEN.expanduser()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):

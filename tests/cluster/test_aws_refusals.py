@@ -154,7 +154,7 @@ def test_files_that_are_not_here(account: Account, capsys: pytest.CaptureFixture
     config["file_mounts"]["~/fvae/more"] = "nothing-here"
     path.write_text(yaml.safe_dump(config))
     line = refused(path, account, capsys)
-    assert line == "error: file_mounts: there is no nothing-here here; run ray up in the folder of cluster.yaml"
+    assert line == "error: file_mounts: there is no nothing-here here; run ray up in the folder of the cluster file"
     assert account.made() == UNTOUCHED
 
 

@@ -58,7 +58,7 @@ def test_a_new_worker_joins_without_an_end_to_ray_or_its_jobs(cluster: OnPremise
     before = cluster.ray_processes()
     cluster.workers.append(cluster.add("worker3"))
 
-    assert "The autoscaler has started again" in cluster.up()
+    assert "The autoscaler is restarted" in cluster.up()
 
     cluster.await_workers()
     after = cluster.ray_processes()
@@ -75,7 +75,7 @@ def test_other_options_wait_for_the_jobs_that_run(cluster: OnPremises) -> None:
 
     said = cluster.up()
 
-    assert re.search(r"warning: Ray stays as it is, because it runs first;", said), said
+    assert re.search(r"warning: Ray is not restarted, because it runs first;", said), said
     assert cluster.ray_processes() == before
     (cluster.network.shared / "ended").touch()
     output, _ = job.communicate(timeout=PATIENCE)
