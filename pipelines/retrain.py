@@ -36,7 +36,7 @@ def main(settings: RetrainSettings) -> int:
         except Exception as error:
             if not settings.dry_run:
                 kind = "" if isinstance(error, ConfigError | StorageError) else f"{type(error).__name__}: "
-                command.tell(f"{kind}{error}", champion=None)
+                command.notify_failure(f"{kind}{error}", champion=None)
             raise
 
 

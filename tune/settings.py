@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Any, Literal, get_args
-
-import tyro
+from typing import Annotated, Literal, get_args
 
 from fvae.config import (
     FAMILIES,
@@ -19,6 +17,7 @@ from fvae.config import (
     require_seed,
 )
 from fvae.train_config import Precision
+from pipelines.cli.optional_fields import without_default as _unset
 from pipelines.cli.quantities import parse_bytes, parse_duration
 from pipelines.cli.run_settings import RunSettings, as_run_name
 from pipelines.storage import Storage
@@ -28,11 +27,6 @@ Goal = Literal["map", "front", "decide"]
 
 TRIALS = 48
 """Trials of a search that is given no budget at all."""
-
-
-def _unset(metavar: str) -> Any:
-    """An option that is None unless it is given: its help describes the default, and does not show ``None``."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Command line of every command: options from a dataclass, ``--version``, and one line for a user's mistake."""
+"""Command line of every command: options from a dataclass, ``--version``, exit statuses, and errors in one line."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def parse(settings: type[Settings]) -> Settings:
     if "--version" in sys.argv[1:]:
         print(f"fvae {fvae.__version__}")
         raise SystemExit(0)
-    said = io.StringIO()
+    printed = io.StringIO()
     description = f"{(inspect.getdoc(settings) or '').strip()}\n\nThe option --version shows the version and exits."
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(printed):
             return tyro.cli(settings, prog=_program(), description=description)
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
-        message = _first_message(said.getvalue())
-        # A setting that refused itself has said which option it is.
+        message = _first_message(printed.getvalue())
+        # The message of a setting's own check names the option.
         raise ConfigError(message.removeprefix(f"Error parsing {settings.__name__}: ")) from None
 
 
 def _program() -> str:
-    """What the user has typed before the options, for the usage line."""
+    """The command without its options, for the usage line."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python -m {spec.name}" if spec else f"python {sys.argv[0]}"
 

@@ -1,4 +1,4 @@
-"""Options of a command that override a config's fields, made from the config itself."""
+"""Options without a default: those that override a config's fields, made from the config itself, and single ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ import tyro
 from fvae.config import one_line
 
 
+def without_default(metavar: str) -> Any:
+    """tyro's settings of an option whose help names no default: its own text says what leaving it out means."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
 def field_docs(config: type) -> dict[str, str]:
     """The string below each field of a dataclass, on one line."""
     definition = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
@@ -29,7 +34,7 @@ def field_docs(config: type) -> dict[str, str]:
 def optional_fields(config: type, without: tuple[str, ...] = (), more: Mapping[str, str] | None = None) -> type:
     """A frozen dataclass with ``config``'s fields, each None unless it is given; its help is the config's own.
 
-    ``more`` are numbers beside them, each with its help.
+    ``more`` are further options that take a number, each with its help.
     """
     hints, docs = get_type_hints(config), field_docs(config)
     fields: list[Any] = []
@@ -43,7 +48,7 @@ def optional_fields(config: type, without: tuple[str, ...] = (), more: Mapping[s
         shown = tyro.conf.arg(help=text, help_behavior_hint="")
         fields.append((name, Annotated[float | None, shown], dataclasses.field(default=None)))
     made = dataclasses.make_dataclass(f"{config.__name__}Options", fields, frozen=True, kw_only=True)
-    made.__doc__ = "What is given here stands above the file's or the run's."
+    made.__doc__ = "An option given here overrides the file's or the run's."
     return made
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_SECONDS = 10.0
-"""Between two plain lines."""
+"""Seconds between two plain lines."""
 _STORAGE = logging.getLogger("pipelines.storage")
 
 Advance = Callable[[int], None]
@@ -27,19 +27,19 @@ class Steps:
     @contextmanager
     def step(self, what: str, total: int | None, unit: str) -> Iterator[Advance]:
         """A step over ``total`` units (None: not known before it ends); yields the function that counts them."""
-        started = said = time.monotonic()
+        started = printed = time.monotonic()
         done = 0
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
             task = bar.add_task(what, total=total)
 
             def advance(count: int) -> None:
-                nonlocal done, said
+                nonlocal done, printed
                 done += count
                 bar.advance(task, count)
                 now = time.monotonic()
-                if not self._console.is_terminal and now - said >= PLAIN_SECONDS:
-                    said = now
+                if not self._console.is_terminal and now - printed >= PLAIN_SECONDS:
+                    printed = now
                     left = f", {(now - started) / done * (total - done):.0f} s left" if total and done else ""
                     of = f" of {total:,}" if total else ""
                     self._console.print(f"{what}: {done:,}{of} {unit}{left}", highlight=False)
@@ -51,8 +51,8 @@ class Steps:
 
 
 class WarningLines(logging.Handler):
-    """Dim lines on a console, above its live table or bar: within the block, what :mod:`pipelines.storage` warns of
-    (each retry), and what it is told."""
+    """Dim lines on a console, above its live table or bar: within the block, the warnings of :mod:`pipelines.storage`
+    (each retry), and lines given to :meth:`say`."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.WARNING)

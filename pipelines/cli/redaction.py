@@ -1,4 +1,4 @@
-"""URLs as they may be shown: without the user, the password and the query that some have."""
+"""Redaction of URLs: without user, password and query, so that they can be shown."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def plain_url(url: str) -> str:
 
 
 def has_secret(url: str) -> bool:
-    """Whether a user stands in ``url``, or a parameter of its query has the name of a secret."""
+    """Whether ``url`` contains a user, or a parameter of its query has the name of a secret."""
     return bool(_USER.search(url) or _SECRET.search(url))

@@ -1,4 +1,4 @@
-"""What every command that makes a run is told: the images, and where the run lies."""
+"""Options of every command that makes a run: the data set, the run's name and its storage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Streaming = Literal["auto", "always", "never"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Raises ``ConfigError`` for a name or a place that cannot be one."""
+    """Options of a run. Raises ``ConfigError`` for a name or a storage location that cannot be one."""
 
     dataset: str = "digits"
     """'digits' or 'photos' (embedded); a folder, archive or file of images; a data set that
@@ -38,7 +38,7 @@ class RunSettings:
         )
         require(
             not _reserved(self.name or ""),
-            f"--name={self.name}: beside the runs lies what MLflow keeps under this name; give another",
+            f"--name={self.name}: reserved for MLflow's files beside the runs; give another name",
         )
         require(self.storage != "", "--storage: empty; give a folder or s3://bucket/prefix")
         self.all_runs()
@@ -52,12 +52,11 @@ class RunSettings:
 
 
 def as_run_name(dataset_name: str) -> str:
-    """A data set's name as a run may be called."""
+    """A run's name made from a data set's name."""
     name = re.sub(r"[^\w.-]|^[.-]", "-", dataset_name)
     return f"{name}-images" if _reserved(name) else name
 
 
 def _reserved(name: str) -> bool:
-    """Whether what lies beside the runs has the name: MLflow's artifacts, its database, working copies of remote
-    databases."""
+    """Whether a file beside the runs has the name: MLflow's artifacts, its database, copies of remote databases."""
     return name.lower() in {"mlartifacts", "s3"} or name.lower().startswith("mlflow.db")

@@ -1,6 +1,6 @@
-"""SIGTERM and SIGHUP do what Ctrl-C does: what a batch system, a service manager or a closed terminal sends.
+"""SIGTERM and SIGHUP, from a batch system, a service manager or a closed terminal, do what Ctrl-C does.
 
-Whoever sends SIGTERM may kill the process a few seconds later: three after ``ray job stop``.
+SIGKILL may follow SIGTERM a few seconds later: after three with ``ray job stop``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _hurried = False
 
 
 def in_a_hurry() -> bool:
-    """Whether a signal that SIGKILL may follow has ended the command: it still does what must be kept, and no more."""
+    """Whether a signal that SIGKILL may follow has interrupted the command: it only saves what must be kept."""
     return _hurried
 
 
@@ -31,7 +31,7 @@ def treat_as_ctrl_c() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Not through SIGINT's own handler: Tune has one while it runs, which first waits for the trials."""
+    """Raise ``KeyboardInterrupt``. SIGINT's own handler is not used: Tune's first waits for the trials."""
     global _hurried
     if _hurried:  # systemd and closed terminals send both; another interrupt would cut short what must be kept
         return

@@ -1,4 +1,4 @@
-"""What a command prints goes to a terminal, a pipe or a file, and whatever becomes of that never ends the command."""
+"""Standard output and error, on a terminal, a pipe or a file: no failure of theirs ends the command."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def make_console() -> Console:
 
 
 class _Tolerant(io.TextIOBase):
-    """A stream that says nothing more once it cannot be written: the disk behind it is full, the reader has gone.
+    """A stream that drops its output once it cannot be written: the disk is full, or the reader has gone.
 
-    A non-blocking one whose reader is slow is waited for. ``TextIOWrapper`` loses what does not go out at once, so the
-    text goes straight to the binary stream below it, which says how much has gone.
+    Writing to a non-blocking stream waits for a slow reader. ``TextIOWrapper`` loses what is not written at once, so
+    the text is written to the binary stream below it, which returns how much it took.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = _taking_any_character(stream)
         self.broken = False
         self._encoder = _encoder(self.stream)
-        self.flush()  # what was printed before comes first
+        self.flush()  # what was printed before
 
     def write(self, text: str) -> int:
         if not self.broken:
@@ -83,13 +83,13 @@ class _Tolerant(io.TextIOBase):
                 self._wait()
 
     def _wait(self) -> None:
-        """Until the stream takes more, or its reader has gone."""
+        """Wait until the stream takes more, or its reader has gone."""
         poll = select.poll()
         poll.register(self.stream.fileno(), select.POLLOUT)
         poll.poll()
 
     def reconfigure(self, **options: Any) -> None:
-        """As ``TextIOWrapper.reconfigure``; any character stays welcome."""
+        """``TextIOWrapper.reconfigure``; characters that the encoding lacks are still replaced."""
         if isinstance(self.stream, io.TextIOWrapper):
             self.flush()
             self.stream.reconfigure(**options)
@@ -120,10 +120,10 @@ class _Tolerant(io.TextIOBase):
 
 @contextlib.contextmanager
 def tolerant_output() -> Iterator[None]:
-    """Within the block standard output and error take any character and any fault.
+    """Within the block standard output and error accept any character, and their failures are ignored.
 
-    What an encoding lacks becomes a question mark. One that the shell has closed, which is None to Python, is a stream
-    that leads nowhere. After a fault the stream itself is given up, so that Python does not fail on it when it ends.
+    A character that the encoding lacks becomes a question mark. A stream that the shell has closed, which is None in
+    Python, is replaced by the null device, and so is one that failed: Python would fail on it when it exits.
     """
     before = sys.stdout, sys.stderr
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:

@@ -1,1 +1,1 @@
-"""Retraining: when the data changed, train, compare with the model in service, put the better one in its place."""
+"""Retraining: when the data changed, train, compare with the model in service, and promote the better one."""

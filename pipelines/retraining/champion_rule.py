@@ -1,4 +1,4 @@
-"""Whether one model is better than another on the same images: the paired difference and its interval."""
+"""The champion rule: whether one model is better on the same images, by a paired difference and its interval."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class Comparison(NamedTuple):
     """Challenger less champion, in bits/dim: below 0 the challenger is better."""
 
     challenger: float
-    """Its mean over images and noise."""
+    """The challenger's mean over images and noise."""
     champion: float
     difference: float
     low: float
     high: float
     """The ends of the interval of ``difference``; infinite where there is one image alone."""
     standard_error_images: float
-    """Of ``difference``, over images: how much other images, with other noise, would change it."""
+    """Standard error of ``difference`` over images: how much other images, with other noise, would change it."""
     standard_error_noise: float | None
-    """Of ``difference``, over seeds of noise: the part of it that more ``noise_seeds`` would lower. None of one."""
+    """Standard error of ``difference`` over seeds of noise, which more ``noise_seeds`` lower. None for one seed."""
     images: int
 
     def better_by(self, least_gain: float) -> bool:
@@ -35,9 +35,8 @@ def compare(challenger: np.ndarray, champion: np.ndarray) -> Comparison:
     """Compare bits/dim ``[noise seeds, images]`` of two models, measured on the same images with the same seeds.
 
     The interval is Student's over the images' own differences, each the mean over the seeds of noise. An image's noise
-    is drawn for it alone, so the spread of these means from image to image holds both: what the images differ by, and
-    what is left of the noise. Nothing of either is counted out because the models share it, but what they share does
-    not widen the interval: that is what the pairs are for.
+    is drawn for it alone, so the spread of these means over images includes both the differences between images and the
+    remaining noise. What the two models have in common cancels in each pair and does not widen the interval.
     """
     if challenger.shape != champion.shape:
         raise ValueError(f"bits/dim of shapes {challenger.shape} and {champion.shape}: not the same images and noise")

@@ -1,4 +1,4 @@
-"""What ``python -m pipelines.retrain`` does: retrain, roll back, or say what would be done."""
+"""What ``python -m pipelines.retrain`` does: retrain, roll back, or print what would be done."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pipelines.retraining.failure_hooks import run_hook
 from pipelines.retraining.holdout_reuse import image_hashes, require_parts
 from pipelines.retraining.job import Job, champion_of, nothing_new
 from pipelines.retraining.lease_wait import waited_for, writable
-from pipelines.retraining.paired_scores import SPLIT, Scales
-from pipelines.retraining.promotion import Desk, previous_of
+from pipelines.retraining.paired_scores import SPLIT, Scorer
+from pipelines.retraining.promotion import Promoter, previous_of
 from pipelines.retraining.recipe import require_fit, too_large, without_search
 from pipelines.retraining.registered_model import RegisteredModel, opened_tracking
 from pipelines.retraining.settings import RetrainSettings
@@ -30,13 +30,13 @@ from pipelines.training.worker_warnings import Notices
 
 
 class Command:
-    """The three things that the command does."""
+    """The actions of the command."""
 
     def __init__(self, settings: RetrainSettings, console: Console, notices: Notices) -> None:
         self._settings, self._console, self._notices = settings, console, notices
 
     def retrain(self) -> int:
-        """Train on what is new, weigh it, and put the better model into service."""
+        """Train on new data, compare, and put the better model into service. Returns the exit status."""
         settings, notices = self._settings, self._notices
         if settings.config is not None:
             read_tables(Path(settings.config))  # before anything is made or waited for
@@ -50,22 +50,22 @@ class Command:
         ):
             place.child("readings").clean_up()
             registered = self._registered(uri)
-            desk = self._desk(registered, database)
-            done = desk.complete()
+            promoter = self._promoter(registered, database)
+            done = promoter.complete()
             dataset = self._dataset()
             if done is not None and done.outcome != "rolled-back":
                 if done.dataset.get("hash") == dataset.content_hash():
                     self.say(done.text())
                     return status_of(done)
                 notices.say("The data set has changed since: going on with it")
-            job = Job(settings, dataset, registered, desk, place, lease, self._console, notices)
+            job = Job(settings, dataset, registered, promoter, place, lease, self._console, notices)
             decision, run_id = job.carry_out()
         self.say(decision.text(), style="red" if decision.status else "green")
         self.say(f"MLflow: experiment fvae/{settings.name}, run {run_id}")
         return status_of(decision)
 
     def roll_back(self) -> int:
-        """Put the champion's predecessor back."""
+        """Put the champion's predecessor back into service. Returns the exit status."""
         settings = self._settings
         place = settings.place()
         with opened_tracking(settings.runs()) as (uri, database):
@@ -79,8 +79,8 @@ class Command:
                 return 0
             writable(place)
             with explained_disk(place):
-                desk = self._desk(registered, database)
-                done = desk.complete(promote=False)
+                promoter = self._promoter(registered, database)
+                done = promoter.complete(promote=False)
                 if done is not None and done.outcome == "rolled-back":
                     self.say(done.text())
                     return 0
@@ -99,15 +99,17 @@ class Command:
                     dataset={key: data[key] for key in ("name", "hash") if key in data},
                     settled="hash" in data,
                 )
-                run_id = desk.carry_out(decision)
+                run_id = promoter.carry_out(decision)
         if run_id is None:
-            raise StorageError(f"{settings.model}: somebody else has changed the champion just now; look first")
+            raise StorageError(
+                f"{settings.model}: another process has just changed the champion; check it before another rollback"
+            )
         self.say(decision.text(), style="green")
         self.say(f"MLflow: experiment fvae/{settings.name}, run {run_id}")
         return 0
 
     def dry_run(self) -> int:
-        """Say what would happen."""
+        """Print what would happen. Returns the exit status."""
         settings = self._settings
         if settings.rollback:
             return self.roll_back()
@@ -117,7 +119,7 @@ class Command:
             registered = self._registered(uri)
             champion = None
             if registered.exists():
-                pending = self._desk(registered, None).pending()
+                pending = self._promoter(registered, None).pending()
                 if pending is not None:
                     self.say(f"A decision is being carried out, or was interrupted and would be: {pending.text()}")
                 champion = champion_of(registered)
@@ -133,7 +135,7 @@ class Command:
                     require_fit(settings, dataset, champion.configs.model, what)
                 model = registered.load(champion.version)
                 try:
-                    bits = Scales(settings, dataset, None, self._console).weigh(model, f"champion, {what}")
+                    bits = Scorer(settings, dataset, None, self._console).score(model, f"champion, {what}")
                     self.say(f"The champion, {what}: {bits.mean(settings.k[0]):.4f} bits/dim on the test images")
                 except NonFiniteError as error:
                     self.say(f"The champion, {what}, fails on the test images: {error}")
@@ -153,8 +155,8 @@ class Command:
         """Print a line."""
         self._console.print(line, style=style, soft_wrap=True, highlight=False, markup=False)
 
-    def tell(self, reason: str, champion: int | None) -> None:
-        """Tell the hook, where there is one, that the job has failed."""
+    def notify_failure(self, reason: str, champion: int | None) -> None:
+        """Run the failure hook, where there is one."""
         settings = self._settings
         if settings.on_failure is None:
             return
@@ -169,9 +171,9 @@ class Command:
         if problem := run_hook(settings.on_failure, event):
             self.say(f"warning: {problem}", style="yellow")
 
-    def _told(self, decision: Decision) -> None:
+    def _report(self, decision: Decision) -> None:
         if decision.outcome == "failed":
-            self.tell("; ".join(decision.reasons), decision.after)
+            self.notify_failure("; ".join(decision.reasons), decision.after)
 
     def _dataset(self) -> Dataset:
         settings = self._settings
@@ -187,15 +189,15 @@ class Command:
     def _registered(self, uri: str) -> RegisteredModel:
         return RegisteredModel(self._settings.model, self._settings.name, uri, self._settings.runs())
 
-    def _desk(self, registered: RegisteredModel, database: WorkingCopy | None) -> Desk:
+    def _promoter(self, registered: RegisteredModel, database: WorkingCopy | None) -> Promoter:
         settings = self._settings
-        return Desk(
+        return Promoter(
             settings.place(),
             registered,
             database,
             wait_seconds=settings.wait_seconds,
             say=self._notices.say,
-            told=self._told,
+            report=self._report,
         )
 
 

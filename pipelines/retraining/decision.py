@@ -1,4 +1,4 @@
-"""One decision about a registered model, as it is kept: JSON while it is carried out, then a tagged MLflow run."""
+"""A decision about a registered model: JSON while it is carried out, then a tagged MLflow run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Outcome = Literal["promoted", "kept", "unchanged", "failed", "rolled-back"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What a job has decided."""
+    """The outcome of a job, and its reasons."""
 
     id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
-    """Its own, by which its run in MLflow is found again."""
+    """Unique; identifies the decision's run in MLflow."""
     model: str
     """The registered model."""
     outcome: Outcome
@@ -31,15 +31,15 @@ class Decision:
     after: int | None
     """The champion's version from then on."""
     challenger: int | None = None
-    """The version that was weighed, where there was one."""
+    """The version that was compared, where there was one."""
     dataset: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What :func:`pipelines.data.datasets.describe` says of the data set; of a rollback, what is known of it."""
+    """The data set, as :func:`pipelines.data.datasets.describe` returns it; for a rollback, its known parts."""
     settled: bool = False
-    """Whether the data set is done with: as long as it stays the same, nothing is trained again."""
+    """Whether nothing is trained again as long as the data set stays the same."""
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
     """MLflow's metrics."""
     about: dict[str, str] = dataclasses.field(default_factory=dict)
-    """More tags: what the figures were measured on and how, where the training lies."""
+    """More tags: what the figures were measured on and how, and the training's run."""
     began: float = dataclasses.field(default_factory=time.time)
     """When the job began, seconds since 1970."""
 
@@ -54,7 +54,7 @@ class Decision:
         return 1 if self.outcome == "failed" else 0
 
     def text(self) -> str:
-        """One line for people."""
+        """One line: the outcome and the reasons."""
         return f"{self.headline()}: {'; '.join(self.reasons)}"
 
     def headline(self) -> str:
@@ -70,7 +70,7 @@ class Decision:
         }[self.outcome]
 
     def tags(self) -> dict[str, str]:
-        """Of its run."""
+        """Tags of the decision's run."""
         texts = {
             "decision": self.outcome,
             "reason": "; ".join(self.reasons),
@@ -86,16 +86,16 @@ class Decision:
         return {name: text[:4000] for name, text in texts.items()}
 
     def metrics(self) -> dict[str, float]:
-        """Of its run: the figures that are finite."""
+        """Metrics of the decision's run: the figures that are finite."""
         return {name: float(value) for name, value in self.figures.items() if math.isfinite(value)}
 
     def to_json(self) -> bytes:
-        """The whole of it."""
+        """The decision as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=1).encode()
 
     @classmethod
     def from_json(cls, content: bytes, where: str) -> Decision:
-        """:meth:`to_json` undone. Raises ``ConfigError`` that names ``where`` for anything else."""
+        """The inverse of :meth:`to_json`. Raises ``ConfigError`` that names ``where`` for anything else."""
         values = parse_json(content, where)
         return from_fields(cls, values | {"reasons": tuple(values.get("reasons", ()))})
 

@@ -1,4 +1,4 @@
-"""What is told when something has failed: a command that is run, or a URL that gets a JSON object.
+"""Failure hooks: a command that is run, or a URL that gets a JSON object, when something has failed.
 
 problem = run_hook("notify-send retraining", {"event": "failed", "model": "fvae-digits", "reason": "…"})
 problem = run_hook("https://hooks.example.org/T0/B0", {"event": "failed", …})
@@ -24,13 +24,13 @@ from urllib.parse import urlsplit
 from fvae.config import ConfigError, one_line, require
 
 COMMAND_SECONDS, HTTP_SECONDS = 60.0, 20.0
-"""How long a command may take before it is ended, and a web server before it is given up."""
+"""Time-outs of a command, which is then killed, and of a web server."""
 LONGEST = 8000
-"""Characters of a value that a command gets: a longer one is cut off."""
+"""Maximum length of a value that a command gets; longer ones are truncated."""
 
 
 def is_url(hook: str) -> bool:
-    """Whether the hook is a web address; else it is a command."""
+    """Whether the hook is a URL; otherwise it is a command."""
     return hook.lower().startswith(("http://", "https://"))
 
 
@@ -40,7 +40,7 @@ def require_hook(option: str, hook: str, *, here: bool = True) -> None:
     Args:
         option: the option's name, for the message.
         hook: the command or URL. Of a URL nothing but its host is ever shown: the rest is often a password.
-        here: it will run on this machine, so its program must be here.
+        here: whether it will run on this machine, so that its program must be installed here.
     """
     require(hook.strip() != "", f"{option}: empty; give a command or an http(s):// address")
     if is_url(hook):
@@ -61,23 +61,23 @@ def require_hook(option: str, hook: str, *, here: bool = True) -> None:
 
 
 def run_hook(hook: str, event: Mapping[str, str]) -> str | None:
-    """Tell the hook of an event; returns None, or in one line what went wrong. Never raises.
+    """Run a hook with an event; returns None, or one line about what went wrong. Never raises.
 
     - A command runs without a shell, its words split as a shell would, in this process's environment and
-      ``FVAE_<KEY>`` for each key of the event (``event`` → ``FVAE_EVENT``). After ``COMMAND_SECONDS`` it is ended, with
-      all that it started.
+      ``FVAE_<KEY>`` for each key of the event (``event`` → ``FVAE_EVENT``). After ``COMMAND_SECONDS`` it is killed,
+      with its process group.
     - A URL gets one POST of the event as a JSON object, and has ``HTTP_SECONDS`` to answer.
     """
     try:
         return _post(hook, event) if is_url(hook) else _run(hook, event)
-    except Exception as error:  # noqa: BLE001 - what failed is to be told, not to fail once more
+    except Exception as error:  # noqa: BLE001 - the failure is reported and must not hide the one that the hook is for
         return f"hook: {type(error).__name__}" if is_url(hook) else f"hook: {one_line(error, 200)}"
 
 
 def _run(command: str, event: Mapping[str, str]) -> str | None:
     words = shlex.split(command)
     values = {f"FVAE_{key.upper()}": value[:LONGEST].replace("\0", " ") for key, value in event.items()}
-    # Its output goes to a file: a pipe would be held open by whatever it leaves running.
+    # Its output goes to a file: a pipe would be held open by processes that it leaves running.
     with tempfile.TemporaryFile() as output:
         try:
             process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""How often test images have decided before: a ledger beside a model's decisions, and what repeated looks explain.
+"""Reuse of the holdout: a ledger of the decisions on the same test images, and a correction for repeated looks.
 
 Every decision on the same images is another chance for noise to look like a gain. The ledger keeps a sketch of the
 images of each decision, so that a split that grows or changes counts by the share that was read before.
@@ -22,12 +22,12 @@ from pipelines.retraining.champion_rule import CONFIDENCE, Comparison
 from pipelines.storage import Storage
 
 LEDGER = "looks.json"
-"""In the place of a model's retrainings."""
+"""Its key in the storage of a model's retrainings."""
 SKETCH = 256
-"""Hashes of a split that are kept: the smallest. They tell the share that two splits have in common to some 6%."""
+"""Hashes of a split that are kept: the smallest. They give the share that two splits have in common to some 6%."""
 HASHED_AT_ONCE = 256
 LEAST_IN_PART = 10
-"""Images of a part that decides: an interval from fewer is too wide for any gain that is to be expected."""
+"""Least number of images in a part that decides: an interval from fewer is too wide for any expected gain."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Look:
     """One decision between two models on test images."""
 
     pair: str
-    """Digests of the two models: a job that was interrupted looks once."""
+    """Digests of the two models, so that a job that was interrupted counts once."""
     time: float
     """Seconds since 1970."""
     part: int
@@ -52,7 +52,7 @@ class Looks:
     """The ledger of one registered model."""
 
     def __init__(self, place: Storage | None, guard: Callable[[], None] = lambda: None) -> None:
-        """``place``: of the model's retrainings; None: nothing is kept. ``guard`` is called before each write."""
+        """``place``: storage of the model's retrainings; None: nothing is kept. ``guard`` is called before a write."""
         self._place, self._guard = place, guard
         self._looks: list[Look] = []
         if place is not None and place.exists(LEDGER):
@@ -71,8 +71,8 @@ class Looks:
         return sum(look.parts == parts for look in self._looks) % parts
 
     def add(self, look: Look) -> float:
-        """Keep a look. Returns how many there have been at these images, this one included: one for each whole look,
-        and a part for each that had some of the images in common."""
+        """Record a look. Returns the number of looks at these images, including this one: one for each at the same
+        images, and a fraction for each that had some of the images in common."""
         others = [each for each in self._looks if (each.pair, each.parts) != (look.pair, look.parts)]
         self._looks = [*others, look]
         if self._place is not None:
@@ -118,7 +118,7 @@ def _smallest(hashes: np.ndarray, parts: int) -> int:
 
 
 def sketch(hashes: np.ndarray) -> tuple[int, ...]:
-    """The smallest hashes, of which :func:`overlap` is made."""
+    """The smallest hashes, from which :func:`overlap` is estimated."""
     return tuple(int(each) for each in np.unique(hashes)[:SKETCH])
 
 
@@ -131,14 +131,14 @@ def overlap(look: Look, earlier: Look) -> float:
 
 
 def _covered(look: Look) -> int:
-    """Up to which hash a sketch has every image's."""
+    """The hash up to which a sketch has that of every image."""
     return look.sketch[-1] if len(look.sketch) == SKETCH else 2**64
 
 
 def explained_by_looking(found: Comparison, looks: float, least_gain: float) -> str | None:
-    """A sentence where a gain passes at one look, but not at so many; None otherwise.
+    """A sentence where a gain is significant for one look, but not for so many; None otherwise.
 
-    By Bonferroni: each of m looks may err with (1 − 95%) / m.
+    By Bonferroni's correction: each of m looks may err with (1 − 95%) / m.
     """
     if looks <= 1 or found.images < 2 or not found.better_by(least_gain):
         return None

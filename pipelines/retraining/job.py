@@ -1,4 +1,4 @@
-"""One retraining: is there anything new, what is trained, is it better, and what follows from that."""
+"""A retraining job: whether there is new data, what is trained, the comparison with the champion, the decision."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from pipelines.retraining.holdout_reuse import (
     require_parts,
     sketch,
 )
-from pipelines.retraining.paired_scores import SPLIT, Bits, Scales
-from pipelines.retraining.promotion import Desk
+from pipelines.retraining.paired_scores import SPLIT, Bits, Scorer
+from pipelines.retraining.promotion import Promoter
 from pipelines.retraining.recipe import Champion, recipe, require_fit, too_large
 from pipelines.retraining.registered_model import CHALLENGER, ROLLED_BACK, RegisteredModel, Version
 from pipelines.retraining.sanity import problems
@@ -42,13 +42,13 @@ from pipelines.training.model_files import MODEL
 from pipelines.training.worker_warnings import Notices
 
 LOOKED_AT = 64
-"""Images that the checks of soundness use."""
+"""Images that the sanity checks use."""
 DECISIONS = 3
-"""How often it is decided anew because somebody has set the champion by hand meanwhile."""
+"""How often the job decides again because the champion was changed by another process meanwhile."""
 
 
 def champion_of(registered: RegisteredModel) -> Champion | None:
-    """What is in service."""
+    """The champion and its configuration; None where there is none."""
     version = registered.champion()
     return None if version is None else Champion(version, registered.configs(version))
 
@@ -70,43 +70,43 @@ def nothing_new(
 
 
 class Job:
-    """Raises ``StorageError`` where a store, the workers or MLflow fail: the next start goes on from there."""
+    """A retraining. Raises ``StorageError`` where a store, the workers or MLflow fail; the next start resumes it."""
 
     def __init__(
         self,
         settings: RetrainSettings,
         dataset: Dataset,
         registered: RegisteredModel,
-        desk: Desk,
+        promoter: Promoter,
         place: Storage,
         lease: Lease,
         console: Console,
         notices: Notices,
     ) -> None:
-        self._settings, self._dataset, self._registered, self._desk = settings, dataset, registered, desk
+        self._settings, self._dataset, self._registered, self._promoter = settings, dataset, registered, promoter
         self._place, self._lease, self._console, self._notices = place, lease, console, notices
         self._looks = Looks(place, lease.check)
-        self._scales = Scales(settings, dataset, place.child("readings"), console)
+        self._scorer = Scorer(settings, dataset, place.child("readings"), console)
         self._began = time.time()
         self._trained: Trained | None = None
         self._source = ""
 
     def carry_out(self) -> tuple[Decision, str]:
-        """Decide, and do it. Returns the decision and its run's id."""
+        """Train, decide and carry out the decision. Returns the decision and its run's id."""
         new = True
         for _ in range(DECISIONS):
             champion = champion_of(self._registered)
             decision = self._nothing_new(champion) if new else None
             new = False
-            decision = decision or self._weighed(champion)
-            run_id = self._desk.carry_out(decision, self._lease.check)
+            decision = decision or self._decide(champion)
+            run_id = self._promoter.carry_out(decision, self._lease.check)
             if run_id is not None:
                 self._clean_up()
                 return decision, run_id
-            self._notices.say("Somebody else has changed the champion meanwhile: deciding again, against the new one")
+            self._notices.say("Another process has changed the champion meanwhile: deciding again, against the new one")
         raise StorageError(
             f"{self._registered.name}: the champion was changed {DECISIONS} times while this was decided, and is left "
-            "as it is; start the same command again"
+            "unchanged; start the same command again"
         )
 
     def _nothing_new(self, champion: Champion | None) -> Decision | None:
@@ -116,7 +116,7 @@ class Job:
         why, failed = found
         return self._decision(champion, "unchanged", [why], about={"failed_before": "True"} if failed else {})
 
-    def _weighed(self, champion: Champion | None) -> Decision:
+    def _decide(self, champion: Champion | None) -> Decision:
         if champion is not None and champion.configs is not None:
             what = f"version {champion.version.number} of {self._settings.model}"
             require_fit(self._settings, self._dataset, champion.configs.model, what)
@@ -155,7 +155,7 @@ class Job:
         if wrong := self._unsound(model, trained):
             return decided("failed", *(f"version {version.number} is unsound: {line}" for line in wrong))
         try:
-            challenger = self._scales.weigh(model, f"challenger, version {version.number}")
+            challenger = self._scorer.score(model, f"challenger, version {version.number}")
         except NonFiniteError as error:
             return decided("failed", f"version {version.number} is unsound: {error}")
         figures |= {f"challenger/{_figure(k)}": challenger.mean(k) for k in settings.k}
@@ -168,7 +168,7 @@ class Job:
         if champion.version.number == version.number:
             return decided("kept", f"version {version.number} is the champion already")
         try:
-            theirs = self._scales.weigh(
+            theirs = self._scorer.score(
                 self._registered.load(champion.version), f"champion, version {champion.version.number}"
             )
         except NonFiniteError as error:
@@ -185,7 +185,7 @@ class Job:
         return image_hashes(self._dataset.images(SPLIT))
 
     def _compared(self, challenger: Bits, champion: Bits, figures: dict[str, float], pair: str) -> tuple[bool, str]:
-        """Whether the challenger is better, and the sentence that says so; adds to ``figures``, and keeps the look."""
+        """Whether the challenger is better, and the reason; adds to ``figures``, and records the look."""
         settings = self._settings
         part = self._looks.turn(pair, settings.rotate)
         chosen = in_part(self._hashes, part, settings.rotate)
@@ -267,7 +267,7 @@ class Job:
         )
 
     def _clean_up(self) -> None:
-        """What only an interrupted job would need. Not worth failing for."""
+        """Remove what only an interrupted job would need. A failure to do so is reported, and does not end the job."""
         steps: list[Callable[[], None]] = [lambda: self._place.child("readings").delete_prefix("")]
         if self._trained is not None:
             steps.append(self._trained.clean_up)

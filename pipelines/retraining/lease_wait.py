@@ -1,4 +1,4 @@
-"""A lease that is waited for."""
+"""Wait for a lease that another process holds."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ LOOK_SECONDS, LOOK_SECONDS_REMOTE = 0.5, 5.0
 
 @contextlib.contextmanager
 def waited_for(storage: Storage, what: str, seconds: float, say: Callable[[str], None]) -> Iterator[Lease]:
-    """Hold ``storage`` alone, as :func:`pipelines.storage.lease.exclusive` does, once whoever holds it has ended.
+    """Hold ``storage`` alone, as :func:`pipelines.storage.lease.exclusive` does, once its holder has ended.
 
     Args:
         storage: the place.
-        what: is going on there ("another retraining of fvae-digits"), for the line that ``say`` gets.
-        seconds: to wait at most. ``StorageError`` then: nobody's mistake, and the same command may be started again.
+        what: what holds it ("another retraining of fvae-digits"), for the line that ``say`` gets.
+        seconds: the longest wait. ``StorageError`` then: the same command may be started again.
         say: gets one line where there is something to wait for.
     """
-    began, told = time.monotonic(), False
+    began, reported = time.monotonic(), False
     while True:
         with contextlib.ExitStack() as stack:
             try:
@@ -34,11 +34,11 @@ def waited_for(storage: Storage, what: str, seconds: float, say: Callable[[str],
                 holder = str(taken).removesuffix("; wait until it has ended")
                 if time.monotonic() - began >= seconds:
                     raise StorageError(f"{what} still runs after {duration(seconds)} of waiting ({holder})") from taken
-                if not told:
+                if not reported:
                     say(f"Waiting for {what}: {holder}")
-                    told = True
+                    reported = True
             else:
-                if told:
+                if reported:
                     say(f"It has ended, after {duration(time.monotonic() - began)} of waiting")
                 yield lease
                 return
@@ -46,7 +46,7 @@ def waited_for(storage: Storage, what: str, seconds: float, say: Callable[[str],
 
 
 def writable(storage: Storage) -> None:
-    """Raise ``ConfigError`` where the folder cannot be written; a remote store says as much when it is asked."""
+    """Raise ``ConfigError`` where the folder cannot be made; a remote store raises when the lease is taken."""
     if storage.local_path is not None:
         try:
             storage.local_path.mkdir(parents=True, exist_ok=True)

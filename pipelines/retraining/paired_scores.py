@@ -1,4 +1,4 @@
-"""Challenger and champion on the same test images, with the same noise; what is measured is kept until the decision."""
+"""Paired scores: challenger and champion on the same test images, with the same noise; kept until the decision."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class Bits(NamedTuple):
     by_k: dict[int, np.ndarray]
 
     def mean(self, k: int) -> float:
-        """Over all."""
+        """Mean over noise seeds and images."""
         return float(self.by_k[k].mean())
 
 
-class Scales:
+class Scorer:
     """Measures models on the test images of one data set."""
 
     def __init__(self, settings: RetrainSettings, dataset: Dataset, kept: Storage | None, console: Console) -> None:
-        """``kept``: where readings are kept from one start of the job to the next; None: nowhere."""
+        """``kept`` is the storage of readings for the next start of the job; None: they are not kept."""
         self._settings, self._dataset, self._kept, self._console = settings, dataset, kept, console
 
-    def weigh(self, model: Model, what: str) -> Bits:
-        """Measure a model, or bring what was measured. Raises ``NonFiniteError``; else as workers and stores do."""
+    def score(self, model: Model, what: str) -> Bits:
+        """Measure a model, or return its kept scores. Raises ``NonFiniteError``, and what workers and stores raise."""
         settings = self._settings
         readings = [Reading(k, noise) for k in settings.k for noise in range(settings.noise_seeds)]
         on_workers = settings.workers > 1 or settings.gpus_per_worker > 0
@@ -51,7 +51,7 @@ class Scales:
         done: dict[Reading, Measured] = {}
         kept = None
         if self._kept is not None:
-            # One place for each identity: what differs is measured anew, never refused.
+            # One folder for each identity: other settings are measured separately, never refused.
             kept = KeptReadings(self._kept.child("-".join(identity.values())), identity)
             done = {reading: found for reading in readings if (found := kept.get(reading)) is not None}
         missing = [reading for reading in readings if reading not in done]

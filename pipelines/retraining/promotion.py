@@ -1,7 +1,7 @@
-"""Where decisions are carried out: one at a time, each wholly, and the alias last.
+"""Promotion: decisions are carried out one at a time, each completely, with the alias 'champion' moved last.
 
-    STORAGE/retrain-fvae-NAME/decision/.lock            held for the seconds that it takes
-    STORAGE/retrain-fvae-NAME/decision/pending.json     the decision that is being carried out; gone when that is done
+    STORAGE/retrain-fvae-NAME/decision/.lock            held for a few seconds
+    STORAGE/retrain-fvae-NAME/decision/pending.json     the decision that is being carried out; removed afterwards
 
 A process that dies on the way leaves ``pending.json``, and the next one completes it: the run in MLflow is found again
 by the decision's id, so there is one. A rollback waits for no training, only for this.
@@ -24,8 +24,9 @@ from pipelines.tracking.database import WorkingCopy
 PENDING = "pending.json"
 
 
-class Desk:
-    """Every method raises ``StorageError`` where the store or MLflow fails: what was begun is completed by the next."""
+class Promoter:
+    """Carries out decisions. Methods raise ``StorageError`` where the store or MLflow fails; the next start completes
+    what was begun."""
 
     def __init__(
         self,
@@ -35,17 +36,17 @@ class Desk:
         *,
         wait_seconds: float,
         say: Callable[[str], None],
-        told: Callable[[Decision], None],
+        report: Callable[[Decision], None],
     ) -> None:
-        """``told`` is called with each decision once it is carried out, before it is forgotten here: at least once."""
+        """``report`` is called at least once with each decision that is carried out."""
         self._place = place.child("decision")
         self._registered, self._database = registered, database
-        self._wait_seconds, self._say, self._told = wait_seconds, say, told
+        self._wait_seconds, self._say, self._report = wait_seconds, say, report
 
     def carry_out(self, decision: Decision, check: Callable[[], None] = lambda: None) -> str | None:
-        """Do it, and return its run's id; None, with nothing done, where the champion is no longer ``decision.before``.
+        """Carry out a decision; returns its run's id, or None where the champion is no longer ``decision.before``.
 
-        ``check`` is called when nothing has been done yet, and may raise.
+        ``check`` is called before anything is done, and may raise.
         """
         with self._held() as lease:
             check()
@@ -55,10 +56,10 @@ class Desk:
             return self._do(decision, lease)
 
     def complete(self, *, promote: bool = True) -> Decision | None:
-        """Complete what a process that died had begun; returns the decision, None where there was none.
+        """Complete the decision of a process that died; returns it, or None where there was none.
 
-        None too where it can no longer be: its run says ``kept`` then. That is so where somebody has set the champion
-        by hand meanwhile, and, where the alias has not moved yet, without ``promote``.
+        None too where it can no longer be carried out; its run is ``kept`` then. That is so where the champion was set
+        by hand meanwhile and, if the alias has not moved yet, without ``promote``.
         """
         with self._held() as lease:
             self._place.clean_up()
@@ -76,14 +77,14 @@ class Desk:
             return decision if now is decision else None
 
     def pending(self) -> Decision | None:
-        """What a process that died has left to do, or one that lives is just doing. Nothing is changed."""
+        """The decision of a process that died or is at work; None where there is none. Nothing is changed."""
         try:
             return Decision.from_json(self._place.read(PENDING), f"{self._place.uri}/{PENDING}")
         except FileNotFoundError:
             return None
 
     def _as_it_is_now(self, decision: Decision, promote: bool) -> Decision | None:
-        """The decision, or what has become of it; None where the version that it is about is no longer there."""
+        """The decision as it can be carried out now; None where its version was deleted."""
         now = _number(self._registered.champion())
         if not decision.moves or now == decision.after:
             return decision
@@ -112,11 +113,11 @@ class Desk:
                 registered.set_tag(decision.before, ROLLED_BACK, f"{'; '.join(decision.reasons)} (run {run_id})")
             elif decision.before is not None:
                 registered.set_tag(decision.after, PREVIOUS, str(decision.before))
-            lease.check()  # by now another may be at it, where the store took no renewal
+            lease.check()  # another process may hold it by now, if the store took no renewal
             registered.set_alias(CHAMPION, decision.after)
         registered.finish(run_id)
         put(self._database)
-        self._told(decision)
+        self._report(decision)
         self._place.delete(PENDING)
         return run_id
 
@@ -128,7 +129,7 @@ class Desk:
 
 
 def previous_of(champion: Version | None, registered: RegisteredModel) -> int:
-    """The version that a rollback puts back. Raises ``ConfigError``, one line, where there is none."""
+    """The version that a rollback puts back into service. Raises ``ConfigError`` where there is none."""
     name = registered.name
     if champion is None:
         raise ConfigError(f"--rollback: {name} has no champion; set the alias 'champion' in MLflow, or train a model")

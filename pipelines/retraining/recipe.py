@@ -1,4 +1,4 @@
-"""What is trained: the champion's own configuration, a file's, or the best that a search finds."""
+"""The recipe: the configuration to train, which is the champion's own, a file's, or the best of a search."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from pipelines.training.settings import TrainSettings
 
 
 class Champion(NamedTuple):
-    """What is in service, and what its run says of it."""
+    """The version in service, and the configuration in its run."""
 
     version: Version
     configs: RunConfigs | None
-    """None where it was registered by other means than a training of ours."""
+    """None where it was not registered by ``pipelines.train`` or ``pipelines.retrain``."""
 
     @property
     def content_hash(self) -> str | None:
-        """Of the data set that it was trained on."""
+        """Content hash of the data set that it was trained on."""
         return self.configs.data.get("hash") if self.configs else None
 
 
 def recipe(
     settings: RetrainSettings, dataset: Dataset, champion: Champion | None, say: Callable[[str], None]
 ) -> tuple[TrainConfigs, str]:
-    """What to train, and where that comes from in a few words.
+    """The configuration to train, and its source in a few words.
 
-    Runs the search where one is asked for. Raises ``ConfigError`` where there is nothing to go by, or where it does not
+    Runs the search where one is requested. Raises ``ConfigError`` where there is no configuration, or where it does not
     fit the images; ``StorageError`` where the search ends without a result.
     """
     if settings.search is not None:
@@ -48,7 +48,7 @@ def recipe(
 def without_search(
     settings: RetrainSettings, dataset: Dataset, champion: Champion | None, say: Callable[[str], None]
 ) -> tuple[TrainConfigs, str]:
-    """:func:`recipe` where no search is asked for."""
+    """:func:`recipe` where no search is requested."""
     if settings.config is None and champion is not None:
         if champion.configs is None:
             raise ConfigError(
@@ -62,7 +62,7 @@ def without_search(
 
 
 def require_fit(settings: RetrainSettings, dataset: Dataset, model: ModelConfig, what: str) -> None:
-    """Raise ``ConfigError`` unless a model is for images such as the data set's."""
+    """Raise ``ConfigError`` unless a model is for images of the data set's shape and levels."""
     mine, theirs = (model.image_shape, model.bins), (tuple(dataset.shape), dataset.bins)
     require(
         mine == theirs,
@@ -72,7 +72,7 @@ def require_fit(settings: RetrainSettings, dataset: Dataset, model: ModelConfig,
 
 
 def too_large(settings: RetrainSettings, model: ModelConfig) -> list[str]:
-    """How a model breaks the limits of size, a sentence each."""
+    """The limits of size that a model exceeds, a sentence each."""
     parameters, flops = parameters_and_flops(model)
     found = []
     if settings.max_params is not None and parameters > settings.max_params:

@@ -1,4 +1,4 @@
-"""One registered model and the decisions about it, as MLflow has them.
+"""A registered model of MLflow, its aliases and tags, and the runs of the decisions about it.
 
 with opened_tracking(runs) as (uri, database):
     model = RegisteredModel("fvae-digits", uri, runs)
@@ -34,13 +34,13 @@ if TYPE_CHECKING:  # a second to import
 T = TypeVar("T")
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-"""The aliases: what is in service, and what was weighed against it last."""
+"""The aliases: the version in service, and the one that was last compared with it."""
 PREVIOUS = "previous_champion"
-"""Tag of a version that is or was champion: the version that was it before."""
+"""Tag of a version that is or was champion: the previous champion's version."""
 ROLLED_BACK = "rolled_back"
-"""Tag of a version that was taken out of service: why."""
+"""Tag of a version that was rolled back: the reason."""
 PATIENCE = 60.0
-"""Seconds for which MLflow is asked again where it does not answer: a service that starts anew is there again then."""
+"""Seconds for which requests to MLflow are retried: a service that restarts answers again by then."""
 
 _DECISION, _MODEL = "fvae.decision", "fvae.decision.model"
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
@@ -53,13 +53,13 @@ class Version(NamedTuple):
 
     number: int
     run_id: str
-    """The training's run; empty where it was registered by other means."""
+    """The training's run; empty where it was not registered by a training."""
     tags: dict[str, str]
 
 
 @contextlib.contextmanager
 def opened_tracking(runs: Storage) -> Iterator[tuple[str, WorkingCopy | None]]:
-    """MLflow's URI, and this machine's copy of its database where that lies on S3: for as long as the block runs.
+    """MLflow's URI, and this machine's copy of its database where that is on S3, while the block runs.
 
     Raises ``StorageError`` and ``ConfigError`` as :meth:`WorkingCopy.bring` does.
     """
@@ -73,7 +73,7 @@ def opened_tracking(runs: Storage) -> Iterator[tuple[str, WorkingCopy | None]]:
 
 
 def put(database: WorkingCopy | None) -> None:
-    """Put the database into its store, where there is one. Raises ``StorageError`` where that cannot be."""
+    """Upload the database to its store, where there is one. Raises ``StorageError`` where that fails."""
     if database is not None:
         try:
             database.put()
@@ -90,7 +90,7 @@ class RegisteredModel:
         self._client: MlflowClient | None = None
 
     def exists(self) -> bool:
-        """Whether there may be anything: False where the database file is missing, which any method would make."""
+        """Whether the database exists: False where its file is missing, which any other method would make."""
         return not self.uri.startswith("sqlite:///") or Path(self.uri.removeprefix("sqlite:///")).exists()
 
     def champion(self) -> Version | None:
@@ -98,7 +98,7 @@ class RegisteredModel:
         return self.of_alias(CHAMPION)
 
     def of_alias(self, alias: str) -> Version | None:
-        """The version that an alias names."""
+        """The version that an alias names; None where there is none."""
 
         def find(client: MlflowClient) -> Version | None:
             try:
@@ -125,17 +125,19 @@ class RegisteredModel:
         return self._ask(f"{self.name} version {number}", find)
 
     def configs(self, version: Version) -> RunConfigs | None:
-        """What a version's run trained, and on what; None where it has no run of ours."""
+        """The configuration and data set of a version's run; None where it has no run of a training."""
         if not version.run_id:
             return None
-        self._ask("MLflow", lambda client: client.search_experiments(max_results=1))  # it is there, or we have waited
+        self._ask(
+            "MLflow", lambda client: client.search_experiments(max_results=1)
+        )  # retried while MLflow does not answer
         try:
             return run_configs(version.run_id, self.uri)
         except ConfigError:
             return None
 
     def load(self, version: Version) -> Model:
-        """The model, as whoever serves it reads it. ``ConfigError`` where it is missing or damaged."""
+        """The model, read as a serving process reads it. ``ConfigError`` where it is missing or damaged."""
         from fvae.checkpoint import load
 
         location = f"models:/{self.name}/{version.number}"
@@ -146,7 +148,7 @@ class RegisteredModel:
                 raise ConfigError(str(error).replace(str(folder), location)) from error
 
     def set_alias(self, alias: str, number: int) -> None:
-        """Point an alias at a version: at once."""
+        """Point an alias at a version, atomically."""
         what = f"{self.name}@{alias}"
         self._ask(what, lambda client: client.set_registered_model_alias(self.name, alias, str(number)))
 
@@ -156,7 +158,7 @@ class RegisteredModel:
         self._ask(what, lambda client: client.set_model_version_tag(self.name, str(number), key, value[:4000]))
 
     def settled(self, content_hash: str) -> dict[str, str] | None:
-        """The tags of the last decision that was done with a data set; None where there is none."""
+        """The tags of the last decision that settled a data set; None where there is none."""
 
         def find(client: MlflowClient) -> dict[str, str] | None:
             experiment = client.get_experiment_by_name(self._experiment)
@@ -176,7 +178,7 @@ class RegisteredModel:
         return self._ask(f"experiment {self._experiment}", find)
 
     def write(self, decision: Decision) -> str:
-        """The run of a decision, made or brought to what it is by now, still RUNNING. Returns its id."""
+        """Make or update the run of a decision, which is still RUNNING. Returns its id."""
         from mlflow.entities import Metric, RunTag
         from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
@@ -190,21 +192,21 @@ class RegisteredModel:
                 name = f"{decision.outcome}-{decision.id[:6]}"
                 began = int(decision.began * 1000)
                 run = client.create_run(experiment_id, start_time=began, tags=tags, run_name=name)
-            told = {key: value for key, value in tags.items() if run.data.tags.get(key) != value}
+            changed = {key: value for key, value in tags.items() if run.data.tags.get(key) != value}
             new = {key: value for key, value in metrics.items() if key not in run.data.metrics}
-            if told or new:
+            if changed or new:
                 time_ms = int(decision.began * 1000)
                 client.log_batch(
                     run.info.run_id,
                     metrics=[Metric(key, value, time_ms, 0) for key, value in new.items()],
-                    tags=[RunTag(key, value) for key, value in told.items()],
+                    tags=[RunTag(key, value) for key, value in changed.items()],
                 )
             return run.info.run_id
 
         return self._ask(f"experiment {self._experiment}", bring)
 
     def finish(self, run_id: str) -> None:
-        """The decision is carried out."""
+        """Mark the run of a decision as FINISHED."""
         self._ask(f"run {run_id}", lambda client: client.set_terminated(run_id, status="FINISHED"))
 
     def _find(self, client: MlflowClient, decision_id: str) -> Run | None:
@@ -220,7 +222,7 @@ class RegisteredModel:
         return find_experiment(client, self._experiment, artifact_location(self.uri, self._runs))
 
     def _ask(self, what: str, question: Callable[[MlflowClient], T]) -> T:
-        """The answer to a question that may be asked again, also where the first answer was lost."""
+        """The answer to an idempotent request, which is retried while MLflow does not answer."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: _code(error) in _PASSING),
             wait=tenacity.wait_exponential(multiplier=0.2, max=5),
@@ -235,7 +237,7 @@ class RegisteredModel:
             line, place = without_secrets(one_line(error))[:300], plain_url(self.uri)
             if _code(error) in _REFUSED:
                 raise ConfigError(f"{what}: refused by {place} ({line})") from error
-            raise StorageError(f"{what}: {place} does not do what is asked ({line})") from error
+            raise StorageError(f"{what}: {place} fails ({line})") from error
 
     def _connected(self) -> MlflowClient:
         if self._client is None:

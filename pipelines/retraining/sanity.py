@@ -1,4 +1,4 @@
-"""Whether a model does what every sound one does, whatever its bits/dim: sampling, the way there and back, the disk."""
+"""Sanity checks of a model, whatever its bits/dim: its samples, the inverse of its flow, saving and loading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLES = 64
 ROUND_TRIP = 1e-3
 """Largest |F⁻¹(F(w)) − w| in float32, where the range of a pixel is 1: a quarter of one of 256 levels."""
 LEAST_SPREAD = 0.1
-"""Samples vary from one to the next, per pixel, by at least this share of what images do."""
+"""Least ratio of the samples' standard deviation per pixel to that of images."""
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def problems(model: Model, images: Tensor, seed: int) -> list[str]:
     Args:
         model: on the CPU, in evaluation mode.
         images: some of the data set's, integer ``[B, C, H, W]``, B ≥ 1.
-        seed: of the samples and the noise.
+        seed: seed of the samples and the noise.
     """
     found = _samples(model, images, seed)
     found += _there_and_back(model, images)
@@ -50,7 +50,7 @@ def _samples(model: Model, images: Tensor, seed: int) -> list[str]:
         theirs, mine = _spread(images), _spread(samples)
         if mine < LEAST_SPREAD * theirs:
             return [f"samples are all alike: their pixels vary by {mine:.3g} levels, those of images by {theirs:.3g}"]
-    # Images may well be mostly black and white; samples may not be so in most places where images are not.
+    # Images may be mostly black and white; samples may not be so where images are not.
     theirs, mine = _extreme(images, bins), _extreme(samples, bins)
     if mine > theirs + (1 - theirs) / 2 and bins > 2:
         return [

@@ -1,4 +1,4 @@
-"""The search, opened again for a data set that has changed: a process of its own, resumed where it was interrupted."""
+"""The search of a retraining: a process that runs ``tune.search`` on the new data, resumed where it was interrupted."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from pipelines.storage.json_objects import read_json
 from pipelines.tracking.registry import finished_runs, tracking_uri_of
 from pipelines.training.configs import TrainConfigs
 
-# The search must not outlive us: it holds the run that the next retraining opens again. Linux then interrupts it, as
-# Ctrl-C does; elsewhere the next one waits for it. Arranged by the new process itself, before it becomes the search.
+# The search must not outlive this process: it holds the run that the next retraining opens again. On Linux it then gets
+# SIGINT, as by Ctrl-C; elsewhere the next retraining waits for it. The new process requests that before it becomes the
+# search.
 _START = """\
 import os, signal, sys
 if sys.platform == "linux":
@@ -39,7 +40,7 @@ class Found(NamedTuple):
 
     configs: TrainConfigs
     what: str
-    """Where it comes from, in a few words."""
+    """Its source, in a few words."""
 
 
 class NothingFound(Exception):
@@ -54,20 +55,20 @@ def search_name(dataset: Dataset) -> str:
 def search_for(
     settings: RetrainSettings, dataset: Dataset, start: TrainConfigs | None, say: Callable[[str], None]
 ) -> Found:
-    """Search, or go on with it, or read what it found.
+    """Run or resume the search, or read its result.
 
     Args:
-        settings: with the time budget and the limits of size.
-        dataset: to search on.
+        settings: the time budget and the limits of size.
+        dataset: the data set to search on.
         start: the champion's configuration: the search has its epochs, batch size, precision and seed.
-        say: told what goes on.
+        say: takes a line about each step.
 
     Raises :class:`NothingFound`; ``ConfigError`` or ``StorageError`` with the search's own line where it ends so.
     """
     name = search_name(dataset)
     run = settings.runs().child(name)
     with waited_for(run, "the search that another retraining has begun", settings.wait_seconds, say):
-        pass  # one that has lost its parent ends by itself
+        pass  # a search that has lost its parent ends by itself
     options = options_of(settings, name, start)
     warm = _warm_start(settings)
     say(f"Searching for {settings.search}: python tune/search.py {' '.join(options + warm)}")
@@ -124,12 +125,12 @@ def _warm_start(settings: RetrainSettings) -> list[str]:
     try:
         known = finished_runs(experiment, tracking_uri_of(settings.runs()))
     except ConfigError:
-        return []  # nothing was ever trained
+        return []  # no training yet
     return ["--warm-start", f"mlflow:{experiment}"] if known else []
 
 
 def _run(options: list[str]) -> tuple[int, str]:
-    """Its exit status, and the last line of what it said on standard error; all of it is shown."""
+    """Run the search; returns its exit status and its last line on standard error, which is passed through."""
     command = [sys.executable, "-c", _START, str(os.getpid()), *options]
     last: deque[str] = deque(maxlen=1)
     interrupted = False
@@ -144,7 +145,7 @@ def _run(options: list[str]) -> tuple[int, str]:
                 status = process.wait()
                 break
             except KeyboardInterrupt:
-                interrupted = True  # and so was the search, which puts its trials in order first
+                interrupted = True  # and so was the search, which saves its trials first
                 if in_a_hurry():  # by a signal to this process alone
                     process.terminate()
     if interrupted:

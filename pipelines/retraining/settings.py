@@ -1,4 +1,4 @@
-"""What a retraining is told: the options of ``python -m pipelines.retrain``."""
+"""Options of ``python -m pipelines.retrain``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import dataclasses
 import math
 import re
 import shlex
-from typing import Annotated, Any
-
-import tyro
+from typing import Annotated
 
 from fvae.config import ConfigError, require, require_integer, require_positive, require_seed
+from pipelines.cli.optional_fields import without_default
 from pipelines.cli.quantities import parse_duration
 from pipelines.cli.run_settings import Streaming
 from pipelines.retraining.failure_hooks import require_hook
@@ -19,10 +18,6 @@ from pipelines.training.settings import TrainSettings
 from pipelines.training.worker_resources import WorkerResources
 
 PREFIX = "fvae-"
-
-
-def _unset(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,23 +30,23 @@ class RetrainSettings:
     it was interrupted, and does nothing while the data set is the same. Exit status: 0 decided, 1 failed, 2 bad input.
     """
 
-    model: Annotated[str, _unset("fvae-NAME")]
+    model: Annotated[str, without_default("fvae-NAME")]
     """The registered model. NAME is the data set's name."""
-    dataset: Annotated[str | None, _unset("URI")] = None
+    dataset: Annotated[str | None, without_default("URI")] = None
     """The images: as python -m pipelines.train takes them. Needed unless --rollback."""
     streaming: Streaming = "auto"
     """Hold the images in memory ('never'), read them from the data set's files as they are needed ('always'), or
     hold them where they fit ('auto')."""
     storage: str = "runs"
     """Where all runs lie: a folder, on a cluster one that all machines share, or s3://bucket/prefix."""
-    config: Annotated[str | None, _unset("FILE")] = None
+    config: Annotated[str | None, without_default("FILE")] = None
     """Train what this TOML or JSON file says (tables 'model' and 'train') instead of the champion's own configuration.
     Without a champion and without a file: the defaults of python -m pipelines.train."""
-    search: Annotated[str | None, _unset("TIME")] = None
+    search: Annotated[str | None, without_default("TIME")] = None
     """Search for a better configuration for so long first, such as 2h: python tune/search.py with that time budget,
     the champion's epochs and batch size, and a warm start from what was trained before. Its best model on the
     validation images, within the limits of size, is trained."""
-    search_options: Annotated[str | None, _unset("'OPTIONS'")] = None
+    search_options: Annotated[str | None, without_default("'OPTIONS'")] = None
     """More options for that search: --search-options='--families flow --concurrent 4', with the = in it."""
     again: bool = False
     """Go through it although the data set has not changed: after another --config, or for a longer --search."""
@@ -67,11 +62,11 @@ class RetrainSettings:
     the more seldom. An image stays in its part. 1: all of them decide every time."""
     seed: int = 0
     """Seeds the noise of the comparison."""
-    max_params: Annotated[int | None, _unset("N")] = None
+    max_params: Annotated[int | None, without_default("N")] = None
     """Put no model with more parameters into service."""
-    max_flops: Annotated[float | None, _unset("N")] = None
+    max_flops: Annotated[float | None, without_default("N")] = None
     """Put no model into service that takes more FLOPs for one image (forward, 2 per multiply-add)."""
-    on_failure: Annotated[str | None, _unset("HOOK")] = None
+    on_failure: Annotated[str | None, without_default("HOOK")] = None
     """A command, run without a shell and with FVAE_EVENT, FVAE_MODEL, FVAE_REASON … in its environment, or an
     http(s):// address that gets the same as a JSON object, when the job fails."""
     wait: str = "6h"
@@ -84,13 +79,13 @@ class RetrainSettings:
     """With --rollback: why, for the record."""
     workers: int = 1
     """Processes that train together, and share the test images, as in python -m pipelines.train."""
-    elastic: Annotated[str | None, _unset("LEAST:MOST")] = None
+    elastic: Annotated[str | None, without_default("LEAST:MOST")] = None
     """Train on 2:8 workers, for example, instead of --workers: as many as there is room for."""
     cpus_per_worker: int = 1
     """Cores (and torch threads) of each worker."""
     gpus_per_worker: float = 0.0
     """GPUs of each worker: 1, or a part of one for a single worker."""
-    micro_batch_size: Annotated[int | None, _unset("N")] = None
+    micro_batch_size: Annotated[int | None, without_default("N")] = None
     """Images that go through the model at once, where a worker's share of a batch does not fit its memory."""
     checkpoint_minutes: float = 10.0
     """Minutes from one checkpoint to the next in mid-epoch; there is one after every epoch too."""

@@ -1,4 +1,4 @@
-"""The challenger: trained as ``python -m pipelines.train --register`` does it, on images that are already at hand."""
+"""Training of the challenger, as ``python -m pipelines.train --register`` does it, on a data set that is open."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class Trained(NamedTuple):
     """A training that has ended."""
 
     name: str
-    """Its files lie in STORAGE/NAME."""
+    """Its files are in STORAGE/NAME."""
     run: Storage
-    """That place."""
+    """The storage of its files."""
     configs: TrainConfigs
     result: TrainResult
     run_id: str | None
-    """MLflow's."""
+    """Id of its run in MLflow."""
     version: int | None
-    """Of the registered model; None where the training failed."""
+    """Version of the registered model; None where the training failed."""
 
     def clean_up(self) -> None:
-        """Remove its checkpoints: nobody will go on from them, and a training comes every night."""
+        """Remove its checkpoints, which are not needed any more."""
         self.run.delete_prefix(CHECKPOINTS)
 
 
 def training_name(dataset: Dataset, configs: TrainConfigs) -> str:
-    """The same for the same images and configuration: that is how a job that was killed finds its training again."""
+    """The same for the same images and configuration, so that a job that was killed finds its training again."""
     digest = job_digest(identity(dataset, configs))[:8]
     return f"retrain-{as_run_name(dataset.name)}-{configs.model.family}-{dataset.content_hash()[:8]}-{digest}"
 
@@ -47,7 +47,7 @@ def training_name(dataset: Dataset, configs: TrainConfigs) -> str:
 def train(
     settings: RetrainSettings, dataset: Dataset, configs: TrainConfigs, console: Console, notices: Notices
 ) -> Trained:
-    """Train, or go on, or see that it is done; register what is trained.
+    """Run or resume the training, and register the model, unless that is done.
 
     Raises ``StorageError`` where a store, the workers or MLflow fail, ``ConfigError`` as the training does,
     ``KeyboardInterrupt``: the next start goes on from the last checkpoint.

@@ -1,1 +1,1 @@
-"""Jobs at set times: when they are due, what is known of each run, and the Ray jobs that they are."""
+"""Schedules of Ray jobs: cron expressions, the store of runs, submission, retries and failure hooks."""

@@ -54,7 +54,7 @@ def add(store: Store, command: Add, arguments: tuple[str, ...], console: Console
 
 
 def _check_retraining(arguments: tuple[str, ...]) -> None:
-    """Raise ``ConfigError`` now for options that the retraining would refuse at three in the morning."""
+    """Raise ``ConfigError`` now for options that the retraining would refuse when it is due."""
     from pipelines.retraining.settings import RetrainSettings
 
     words, sys.argv = sys.argv, ["pipelines.retrain", *arguments]
@@ -76,7 +76,7 @@ def change(store: Store, command: Pause | Resume | Remove, console: Console) -> 
 
 
 def run_now(store: Store, command: RunNow, console: Console) -> int:
-    """Begin a run outside the slots and follow it; returns 0 if it succeeded."""
+    """Start a run outside the slots and follow it; returns 0 if it succeeded."""
     from pipelines.scheduling.ray_jobs import RayJobs, RayUnreachable
     from pipelines.scheduling.run_steps import advance  # Ray takes a second to import
     from pipelines.scheduling.server import describe
@@ -90,7 +90,7 @@ def run_now(store: Store, command: RunNow, console: Console) -> int:
         return 0
     try:
         while run.state in OPEN:
-            with contextlib.suppress(RayUnreachable):  # it answered before; what it runs is not lost
+            with contextlib.suppress(RayUnreachable):  # it answered before; its jobs are not lost
                 advance(store, jobs, run)
             moved = store.run(run.id)
             if moved.state != run.state:
@@ -105,7 +105,7 @@ def run_now(store: Store, command: RunNow, console: Console) -> int:
 
 
 def serve(store: Store, command: Serve) -> None:
-    """Keep the schedules; SIGTERM and Ctrl-C end it at once."""
+    """Serve the schedules; SIGTERM and Ctrl-C end it at once."""
     from pipelines.scheduling.ray_jobs import RayJobs
     from pipelines.scheduling.server import Scheduler
 
@@ -113,8 +113,8 @@ def serve(store: Store, command: Serve) -> None:
         print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}", flush=True)
 
     def end(number: int, _frame: object) -> None:
-        # Whatever it was in the middle of may be left there, as after kill -9. Not by an exception, which may come up
-        # where somebody swallows it, in a callback for example.
+        # Anything in progress may be left as it is, as after kill -9. An exception could be caught, by a callback
+        # for example.
         os.write(1, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} ended by {signal.Signals(number).name}\n".encode())
         os._exit(0)
 

@@ -3,8 +3,8 @@
     cron = Cron("30 2 * * 1-5", "Europe/Berlin")
     cron.next_slot(datetime.now(UTC))
 
-What cron means by its fields holds here too, where APScheduler alone would differ: 0 and 7 are Sunday, and where both
-the day of the month and that of the week are given, either will do. In the two nights in which clocks change:
+Fields mean what they mean to cron, where APScheduler alone would differ: 0 and 7 are Sunday, and where both the day of
+the month and that of the week are given, one of them has to match. In the two nights in which clocks change:
 
 - A time of day that does not exist comes as much later as the clocks went forward: 02:30 at 03:30.
 - A time of day that comes twice counts once, the first time, unless the schedule runs in every hour of the day: that
@@ -42,7 +42,7 @@ NICKNAMES = {
     "@annually": "0 0 1 1 *",
 }
 KEPT = 500
-"""Missed slots that are told one by one, the newest; older ones are not worth a line each."""
+"""Number of missed slots, the newest, that are recorded one by one."""
 
 _ITEM = re.compile(r"(?P<first>\*|\w+)(?:-(?P<last>\w+))?(?:/(?P<step>\d+))?", re.ASCII)
 _MINUTE = timedelta(minutes=1)
@@ -119,7 +119,7 @@ class Cron:
         return abs(near[1] - near[0])
 
     def slots(self, after: datetime, until: datetime) -> list[datetime]:
-        """Those later than ``after`` and not later than ``until``, in order; of very many the last :data:`KEPT`."""
+        """The slots after ``after`` and up to ``until``, in order; at most the last :data:`KEPT`."""
         back = timedelta(hours=1)
         while True:
             begin = max(after, until - back)
@@ -135,12 +135,12 @@ class Cron:
 
 @functools.lru_cache(maxsize=256)
 def cron(expression: str, zone: str) -> Cron:
-    """A :class:`Cron` that was read before."""
+    """A cached :class:`Cron`."""
     return Cron(expression, zone)
 
 
 def _times(trigger: BaseTrigger, after: datetime) -> Iterator[datetime]:
-    """All times that are later, in order."""
+    """All times of the trigger after ``after``, in order."""
     while (after := trigger.get_next_fire_time(None, after + timedelta(microseconds=1))) is not None:
         yield after
 

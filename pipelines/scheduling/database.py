@@ -1,8 +1,8 @@
 """The database of schedules: SQLite or PostgreSQL, given by its URI.
 
-Why not APScheduler's own SQLAlchemy job store: it keeps jobs pickled, and whoever can write there would run code here;
-it knows a slot only while it is due and nothing of what became of it; and two schedulers on one store both run every
-slot. So plain rows of our own are what lasts, and APScheduler says when a slot is due (``slots.py``).
+APScheduler's own SQLAlchemy job store is not used: it pickles jobs, so that every user who can write to it could run
+code here; it records no outcome of a slot; and two schedulers on one store both run every slot. So the tables here are
+what lasts, and APScheduler computes when a slot is due (``cron.py``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pipelines.scheduling.runs import ACTIVE
 from pipelines.storage import StorageError
 
 ANSWER_SECONDS = 10
-"""How long a server may take to accept a connection, and a SQLite file to become free."""
+"""Time-out in seconds of a connection to a server, and of a SQLite file's lock."""
 
 _tables = MetaData()
 
@@ -67,11 +67,11 @@ runs = Table(
     Column("started_at", Float),
     Column("next_at", Float),
     Column("ended_at", Float),
-    Column("hook_due", Boolean, nullable=False, default=False),  # the failure hook is still to be told
-    Column("hook_at", Float),  # when somebody began to tell it
-    UniqueConstraint("schedule", "slot"),  # whoever notes a slot first has it
+    Column("hook_due", Boolean, nullable=False, default=False),  # the failure hook is still to be run
+    Column("hook_at", Float),  # when a process started to run it
+    UniqueConstraint("schedule", "slot"),  # the process that records a slot first has it
 )
-Index(  # one run of a model at a time, whoever starts it
+Index(  # one run of a model at a time, by all processes
     "one_active_run",
     runs.c.exclusive,
     unique=True,
@@ -98,7 +98,7 @@ class Database:
         create: whether a SQLite file may be missing, and is made then (readable by its owner alone: it may hold the
             address of a hook).
 
-    Raises ``ConfigError`` for a URI that will not do, ``StorageError`` for a database that cannot be reached.
+    Raises ``ConfigError`` for a URI that cannot be used, ``StorageError`` for a database that cannot be reached.
     """
 
     def __init__(self, uri: str, *, create: bool) -> None:
@@ -114,7 +114,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """All of it happens, or nothing. Raises ``IntegrityError`` where somebody else has the unique place already."""
+        """A transaction around the block. Raises ``IntegrityError`` where another process has taken a unique place."""
         try:
             with self._engine.begin() as connection:
                 yield connection
@@ -146,7 +146,7 @@ def _parse(uri: str) -> URL:
     )
     require(
         url.password is None and "password" not in url.query,
-        "--store: everyone on this machine can read a command line; its password goes into ~/.pgpass, or PGPASSWORD",
+        "--store: every user of this machine can read a command line; put the password into ~/.pgpass, or PGPASSWORD",
     )
     return url
 
@@ -164,7 +164,7 @@ def _prepare_file(shown: str, path: Path, create: bool) -> None:
 
 def _engine(url: URL) -> Engine:
     if url.get_backend_name() == "postgresql":
-        url = url.set(drivername="postgresql+psycopg2")  # the one that is in the lock file
+        url = url.set(drivername="postgresql+psycopg2")  # the installed driver
         return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": ANSWER_SECONDS})
     engine = create_engine(url, connect_args={"timeout": ANSWER_SECONDS})
 
@@ -175,7 +175,7 @@ def _engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")  # who reads first and writes then must not be overtaken
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # a transaction that reads and then writes must not be overtaken
 
     return engine
 

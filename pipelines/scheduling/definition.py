@@ -1,4 +1,4 @@
-"""What a schedule is: when, what, and how often it may be tried. The job's own options are passed on as given."""
+"""The definition of a schedule: cron expression, command, attempts, limits. The job's own options are passed on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.scheduling.cron import Cron, cron
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 LONGEST_BACKOFF = 3600.0
-"""Seconds between two attempts at most."""
+"""Longest wait between two attempts, in seconds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,15 +30,15 @@ class Schedule:
     zone: str
     """The time zone whose clock ``cron`` is read on."""
     arguments: tuple[str, ...]
-    """Of the command."""
+    """Arguments of the command."""
     entrypoint: tuple[str, ...] = ()
     """The command; empty: ``python -m pipelines.retrain``."""
     directory: str
     """Absolute; where the command runs, on the machine of Ray's head."""
     exclusive: str
-    """Of all runs with this key one is under way at a time: the model's name, or the schedule's."""
+    """One run with this key is active at a time: the model's name, or the schedule's."""
     attempts: int = 3
-    """How often a run is begun before it has failed."""
+    """Number of attempts after which a run has failed."""
     backoff: float = 60.0
     """Seconds from a failed attempt to the next; doubled each time, up to :data:`LONGEST_BACKOFF`."""
     limit: float | None = None
@@ -46,7 +46,7 @@ class Schedule:
     grace: float | None = None
     """Seconds after its slot in which a run may still begin; None: however late."""
     on_failure: str | None = None
-    """A command or a URL that is told when a run has failed."""
+    """The failure hook: a command or a URL, called when a run has failed."""
 
     def __post_init__(self) -> None:
         require(
@@ -70,7 +70,7 @@ class Schedule:
 
     @property
     def times(self) -> Cron:
-        """When it is due."""
+        """The slots at which it is due."""
         return cron(self.cron, self.zone)
 
     def command(self) -> str:

@@ -1,4 +1,4 @@
-"""Ray's job server: submit a job under an id of our own, ask how it is, stop it.
+"""Ray's job server: submit a job under a given id, query its status, stop it.
 
 Importing this imports Ray.
 """
@@ -32,7 +32,7 @@ class RayUnreachable(StorageError):
 
 
 class _Client(JobSubmissionClient):
-    """With a time-out: without one a server that hangs would hold a scheduler for ever."""
+    """A client with a time-out: a server that hangs would block a scheduler for ever."""
 
     def _do_request(self, *arguments: Any, **options: Any) -> requests.Response:
         return super()._do_request(*arguments, **({"timeout": ANSWER_SECONDS} | options))
@@ -43,7 +43,7 @@ class RayJobs:
 
     Args:
         address: ``http://HOST:PORT`` of its dashboard; None: ``RAY_API_SERVER_ADDRESS``, or :data:`DEFAULT_ADDRESS`.
-            (``RAY_ADDRESS`` names the cluster's other port; Ray would prefer both variables to what it is told.)
+            (``RAY_ADDRESS`` names the cluster's other port; Ray prefers both variables to an argument.)
 
     Raises ``ConfigError`` for another kind of address; its methods raise :class:`RayUnreachable`.
     """
@@ -62,13 +62,13 @@ class RayJobs:
         self._call("GET version", lambda client: client.get_version())
 
     def find(self, submission_id: str) -> JobDetails | None:
-        """How a job is; None where this Ray was never given it, as one that was started again knows no old jobs."""
+        """Details of a job; None where this Ray does not know it, as after a restart."""
         return self._call(f"find {submission_id}", lambda client: client.get_job_info(submission_id), missing=None)
 
     def submit(self, submission_id: str, command: str, metadata: dict[str, str]) -> None:
-        """Submit a job, unless Ray has one of that id: whoever gave it, it is the same job."""
+        """Submit a job, unless Ray has one of that id: jobs with the same id are the same job."""
         variables = {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", *PASSED_ON) if name in os.environ}
-        # They stand in Ray's own records, so no password goes along.
+        # They are kept in Ray's own records, so passwords are left out.
         variables = {name: value for name, value in variables.items() if not has_secret(value)}
 
         def submitted(client: _Client) -> None:

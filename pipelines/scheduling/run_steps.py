@@ -1,8 +1,8 @@
-"""One step of a run at a time: what is to be done next for it, done so that any process may do it, at any moment.
+"""The state machine of a run: one step at a time, which any process can take at any moment.
 
-Each function looks at the run as the store has it, asks Ray, does one thing, and notes it. If this process dies
-between the two, the next one finds the run as it was, and the same thing done again changes nothing: a job of the same
-submission id is taken by Ray only once, and a step is noted only once.
+Each function reads the run from the store, queries Ray, does one thing, and records it. If this process dies in
+between, the next one finds the run as it was, and repeating the step changes nothing: Ray accepts a job of the same
+submission id only once, and a step is recorded only once.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
 BAD_INPUT = 2
-"""Exit status of our commands for what trying again would not change."""
+"""Exit status of commands for bad input, which is not retried."""
 LONGEST_REASON = 300
-"""Characters of what a job said."""
+"""Maximum length of a reason taken from a job's log."""
 _OF_RAY = re.compile(r"^Running entrypoint for job |\bjob_manager\.py:\d+ -- ")
 """Lines in a job's log that are not its own, and in no order with its own."""
 
 
 def advance(store: Store, jobs: RayJobs, run: Run) -> Run | None:
-    """Bring a run one step further; returns it as it is then, or None where there was nothing to do.
+    """Take the next step of a run; returns the run after it, or None where there was nothing to do.
 
     Raises ``RayUnreachable`` and ``StorageError``; nothing is lost by that.
     """
@@ -61,7 +61,7 @@ def _waiting(store: Store, jobs: RayJobs, run: Run) -> Run | None:
 
 
 def _submitting(store: Store, jobs: RayJobs, run: Run) -> Run | None:
-    if jobs.find(run.submission_id) is None:  # else it was submitted by somebody who died, or by another scheduler
+    if jobs.find(run.submission_id) is None:  # otherwise a process that died, or another scheduler, has submitted it
         if _late(run):
             return store.move(run, TIMED_OUT, reason=_limit(run))
         jobs.submit(run.submission_id, run.job.command(), {"schedule": run.job.name, "slot": run.slot})
@@ -71,12 +71,12 @@ def _submitting(store: Store, jobs: RayJobs, run: Run) -> Run | None:
 def _running(store: Store, jobs: RayJobs, run: Run) -> Run | None:
     job = jobs.find(run.submission_id)
     if job is None:
-        return _attempt_failed(store, run, "Ray was started again meanwhile and does not know the job any more")
+        return _attempt_failed(store, run, "Ray was restarted meanwhile and does not know the job any more")
     status = str(job.status.value)
     if status == "SUCCEEDED":
         return store.move(run, SUCCEEDED)
     if status == "STOPPED":
-        return store.move(run, STOPPED, reason="somebody stopped the Ray job")
+        return store.move(run, STOPPED, reason="the Ray job was stopped by hand")
     if status == "FAILED":
         code = job.driver_exit_code
         if code == BAD_INPUT:
@@ -90,7 +90,7 @@ def _running(store: Store, jobs: RayJobs, run: Run) -> Run | None:
 def _stopping(store: Store, jobs: RayJobs, run: Run) -> Run | None:
     job = jobs.find(run.submission_id)
     if job is None or job.status.is_terminal():
-        done = job is not None and str(job.status.value) == "SUCCEEDED"  # in the very moment
+        done = job is not None and str(job.status.value) == "SUCCEEDED"  # at the same moment
         return store.move(run, SUCCEEDED, reason="") if done else store.move(run, TIMED_OUT)
     jobs.stop(run.submission_id)
     return None
@@ -123,12 +123,12 @@ def _limit(run: Run) -> str:
 
 
 def _why(job: JobDetails) -> str:
-    """In one line: the exit status, and the last line that the command itself said; else what Ray says."""
-    said, _, log = (job.message or "the job failed").partition("\n")
+    """The exit status and the last line that the command itself printed, in one line; or Ray's own message."""
+    message, _, log = (job.message or "the job failed").partition("\n")
     lines = [line.strip() for line in log.splitlines() if line.strip() and not _OF_RAY.search(line)]
     last = lines[-1][:LONGEST_REASON] if lines else ""
     if job.driver_exit_code is None:
-        return last or said[:LONGEST_REASON]
+        return last or message[:LONGEST_REASON]
     return f"exit status {job.driver_exit_code}" + (f": {last}" if last else "")
 
 

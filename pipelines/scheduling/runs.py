@@ -1,4 +1,4 @@
-"""What is known of one run of a schedule, and the states that it goes through.
+"""A run of a schedule, and its states.
 
 waiting → submitting → running → succeeded
              ↑            ├────→ backing off (then submitting again, the next attempt) or failed
@@ -23,33 +23,33 @@ ACTIVE = (SUBMITTING, RUNNING, STOPPING, BACKING_OFF)
 OPEN = (WAITING, *ACTIVE)
 """Not over yet."""
 UNSUCCESSFUL = (FAILED, TIMED_OUT)
-"""What the failure hook is told of."""
+"""States in which the failure hook is run."""
 
 MANUAL = "now-"
-"""How the name of a slot begins that no cron expression asked for."""
+"""Prefix of the slot names of runs that were started by hand."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A slot of a schedule and what became of it; times are seconds since 1970."""
+    """A slot of a schedule and its outcome; times are seconds since 1970."""
 
     id: int
     slot: str
-    """:func:`~pipelines.scheduling.cron.slot_name`, or ``now-…`` for one asked for by hand."""
+    """:func:`~pipelines.scheduling.cron.slot_name`, or ``now-…`` for a run started by hand."""
     job: Schedule
     """The schedule as it was when the slot came: a later change concerns later slots."""
     state: str
     attempt: int = 0
     """Counted from 1 with the first submission."""
     submission_id: str = ""
-    """Of the latest attempt."""
+    """Submission id of the latest attempt."""
     reason: str = ""
     claimed_at: float
-    """When the slot was noted."""
+    """When the slot was recorded."""
     started_at: float | None = None
     """When the first attempt began."""
     next_at: float | None = None
-    """When the next attempt begins, where one is waited for."""
+    """When the next attempt begins, where there is one."""
     ended_at: float | None = None
 
     @property
@@ -65,5 +65,5 @@ class Run:
         return None if self.started_at is None or self.ended_at is None else self.ended_at - self.started_at
 
     def submission(self, attempt: int) -> str:
-        """The submission id of an attempt: the same from whoever submits it, and Ray takes each only once."""
+        """The submission id of an attempt: the same from every process, as Ray accepts each only once."""
         return f"{self.job.name}-{self.slot}" + (f"-retry{attempt - 1}" if attempt > 1 else "")

@@ -1,7 +1,7 @@
-"""The process that keeps schedules: notes the slots that are due, and brings every run on, until it is ended.
+"""The scheduler process: records the slots that are due, advances every run, and runs failure hooks.
 
-It holds nothing that is not in the store: ended at any moment, by SIGTERM or by kill -9, and started again, it goes on
-with what it finds there. Several may serve one store.
+It keeps no state outside the store: ended at any moment, by SIGTERM or by kill -9, and started again, it resumes from
+there. Several may serve one store.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ class Scheduler:
     """Serves a store.
 
     Args:
-        store: of the schedules.
-        jobs: the Ray that runs them.
+        store: the schedules and runs.
+        jobs: the Ray cluster that runs the jobs.
         say: takes a line about each thing that happens.
     """
 
     def __init__(self, store: Store, jobs: RayJobs, say: Say) -> None:
         self._store, self._jobs, self._say = store, jobs, say
         self._trouble: str | None = None
-        self._telling: threading.Thread | None = None
+        self._hook: threading.Thread | None = None
 
     def serve(self, poll_seconds: float) -> None:
-        """For ever; a pass over everything, then a pause.
+        """Repeat :meth:`turn` for ever, with a pause in between.
 
-        By the monotonic clock: a clock that is put back an hour must not leave runs alone for an hour. That is why
-        APScheduler is asked for the slots, but does not wait for them.
+        Pauses use the monotonic clock: a system clock that is set back an hour must not stop runs for an hour. That is
+        why APScheduler computes the slots, but does not wait for them.
         """
         while True:
             began = time.monotonic()
@@ -49,7 +49,7 @@ class Scheduler:
             time.sleep(max(0.0, began + poll_seconds - time.monotonic()))
 
     def turn(self) -> None:
-        """One pass: slots, runs, hooks. What is out of reach is said once, and tried again in the next pass."""
+        """One pass over slots, runs and hooks. An outage is reported once, and retried in the next pass."""
         try:
             trouble = self._turn()
         except StorageError as error:
@@ -64,34 +64,34 @@ class Scheduler:
         for entry in self._store.entries():
             slot = None if entry.paused else entry.next_slot()
             if slot is not None and slot <= now:
-                self._tell(self._store.claim(entry.schedule.name, now))
+                self._report(self._store.claim(entry.schedule.name, now))
         for run in self._store.open_runs():
             try:
-                self._tell(advance(self._store, self._jobs, run))
+                self._report(advance(self._store, self._jobs, run))
             except RayUnreachable as error:
                 trouble = str(error)
-        self._tell_hooks()
+        self._start_hook()
         return trouble
 
-    def _tell(self, run: Run | None) -> None:
+    def _report(self, run: Run | None) -> None:
         if run is not None:
             self._say(describe(run))
 
-    def _tell_hooks(self) -> None:
-        """In a thread of its own: a hook may take a minute, and jobs have limits."""
-        if self._telling is None or not self._telling.is_alive():
+    def _start_hook(self) -> None:
+        """Run the next hook in a thread of its own: a hook may take a minute, and jobs have limits."""
+        if self._hook is None or not self._hook.is_alive():
             run = self._store.take_hook()
             if run is not None:
-                self._telling = threading.Thread(target=self._tell_hook, args=(run,), name="hook", daemon=True)
-                self._telling.start()
+                self._hook = threading.Thread(target=self._run_hook, args=(run,), name="hook", daemon=True)
+                self._hook.start()
 
-    def _tell_hook(self, run: Run) -> None:
-        problem = tell_hook(self._store, run)
-        self._say(f"{run.job.name} {run.slot}: {problem or 'the failure hook was told'}")
+    def _run_hook(self, run: Run) -> None:
+        problem = run_failure_hook(self._store, run)
+        self._say(f"{run.job.name} {run.slot}: {problem or 'the failure hook was run'}")
 
 
-def tell_hook(store: Store, run: Run) -> str | None:
-    """Tell a run's failure hook, and note that; returns what went wrong, in one line."""
+def run_failure_hook(store: Store, run: Run) -> str | None:
+    """Run the failure hook of a run, and record that; returns what went wrong, in one line."""
     assert run.job.on_failure is not None
     event = {
         "event": run.state,
@@ -104,9 +104,9 @@ def tell_hook(store: Store, run: Run) -> str | None:
     }
     problem = run_hook(run.job.on_failure, event)
     try:
-        store.hook_told(run, problem)
+        store.finish_hook(run, problem)
     except StorageError as error:
-        logging.getLogger(__name__).debug("%s", error)  # it is told again later
+        logging.getLogger(__name__).debug("%s", error)  # it is run again later
     return problem
 
 

@@ -1,19 +1,16 @@
-"""What ``python -m pipelines.schedule`` is told: its commands and their options."""
+"""Commands and options of ``python -m pipelines.schedule``."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from fvae.config import require_integer, require_positive
+from pipelines.cli.optional_fields import without_default
 
 POLL_SECONDS = 2.0
-
-
-def _unset(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
@@ -27,7 +24,7 @@ class _Stored:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _OnRay(_Stored):
-    address: Annotated[str | None, _unset("URL")] = None
+    address: Annotated[str | None, without_default("URL")] = None
     """Ray's dashboard, which takes the jobs. Default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265."""
     poll_seconds: float = POLL_SECONDS
     """Seconds from one look at the jobs to the next."""
@@ -50,15 +47,15 @@ class Add(_Stored):
     """How often a run is tried before it has failed. Bad input (exit status 2) is not tried again."""
     backoff: str = "1m"
     """From a failed attempt to the next; doubled each time, up to an hour."""
-    limit: Annotated[str | None, _unset("TIME")] = None
+    limit: Annotated[str | None, without_default("TIME")] = None
     """A run is stopped after this time, from the start of its first attempt, e.g. 6h."""
-    grace: Annotated[str | None, _unset("TIME")] = None
+    grace: Annotated[str | None, without_default("TIME")] = None
     """A run that cannot begin within this time after its slot is left out, e.g. 2h. Default: it begins however late."""
-    on_failure: Annotated[str | None, _unset("HOOK")] = None
-    """A command or an http(s):// address that is told of a run that has failed."""
-    exclusive: Annotated[str | None, _unset("KEY")] = None
-    """Of all runs with this key, one runs at a time. Default: the model after --model, or the schedule's name."""
-    entrypoint: Annotated[str | None, _unset("COMMAND")] = None
+    on_failure: Annotated[str | None, without_default("HOOK")] = None
+    """A command or an http(s):// address that is called when a run has failed."""
+    exclusive: Annotated[str | None, without_default("KEY")] = None
+    """One run with this key is active at a time. Default: the model after --model, or the schedule's name."""
+    entrypoint: Annotated[str | None, without_default("COMMAND")] = None
     """Another command than `python -m pipelines.retrain`."""
     directory: str = "."
     """Where the command runs, on the machine of Ray's head."""
@@ -76,7 +73,7 @@ class Pause(_Stored):
     """Begin no more runs of a schedule, nor the attempts that wait; a job that runs goes on."""
 
     name: Name
-    """Of the schedule."""
+    """The schedule's name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +81,7 @@ class Resume(_Stored):
     """Go on with a schedule that was paused; what it missed meanwhile is not made up."""
 
     name: Name
-    """Of the schedule."""
+    """The schedule's name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,9 +89,9 @@ class RunNow(_OnRay):
     """Run a schedule's job now, outside its slots, and wait for it. Ctrl-C leaves it to `serve`."""
 
     name: Name
-    """Of the schedule."""
+    """The schedule's name."""
     detach: bool = False
-    """Do not wait: `serve` begins it, and sees to it."""
+    """Do not wait: `serve` starts and follows it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,15 +99,15 @@ class Remove(_Stored):
     """Remove a schedule. Its history stays; a job that runs goes on."""
 
     name: Name
-    """Of the schedule."""
+    """The schedule's name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class History(_Stored):
     """Show what became of the slots."""
 
-    name: Annotated[str | None, tyro.conf.Positional, _unset("[NAME]")] = None
-    """Of one schedule only."""
+    name: Annotated[str | None, tyro.conf.Positional, without_default("[NAME]")] = None
+    """Show one schedule only."""
     last: int = 20
     """How many."""
     steps: bool = False

@@ -1,7 +1,7 @@
-"""What is known of schedules and their runs, for any number of processes at once.
+"""The store of schedules and runs, shared by any number of processes.
 
-Every step of a run is one transaction that holds only if the run is still as this process knew it: of two schedulers,
-one makes the step and the other learns that it came too late.
+Every step of a run is one transaction that succeeds only if the run is still in the state that this process read: of
+two schedulers, one takes the step and the other is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipelines.scheduling.runs import (
 )
 
 HOOK_SECONDS = 180.0
-"""After so long without an end, whoever began to tell a hook is taken for dead, and it is told again."""
+"""After so many seconds without a result, the process that runs a hook counts as dead, and the hook is run again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,16 +41,16 @@ class Entry:
     schedule: Schedule
     paused: bool
     since: float
-    """Slots count that are later than this (seconds since 1970)."""
+    """Only slots after this moment count (seconds since 1970)."""
     last: str | None
-    """Its latest slot that is noted."""
+    """Its latest recorded slot."""
 
     def next_slot(self) -> datetime | None:
-        """The earliest slot that is not noted yet; it may be past."""
+        """The earliest slot that is not recorded yet; it may be past."""
         return self.schedule.times.next_slot(self.after())
 
     def after(self) -> datetime:
-        """The moment after which slots are still to be noted."""
+        """The moment after which slots are still to be recorded."""
         since = datetime.fromtimestamp(self.since, UTC)
         return since if self.last is None else max(since, slot_time(self.last))
 
@@ -69,7 +69,7 @@ class Store:
     # Schedules
 
     def add(self, schedule: Schedule, *, paused: bool = False) -> None:
-        """Raises ``ConfigError`` where there is one of that name."""
+        """Add a schedule. Raises ``ConfigError`` where there is one of that name."""
         values = {"name": schedule.name, "job": schedule.to_dict(), "paused": paused, "since": time.time()}
         try:
             with self._database.transaction() as connection:
@@ -87,27 +87,27 @@ class Store:
         return [_entry(row, last) for row in rows]
 
     def entry(self, name: str) -> Entry:
-        """Raises ``ConfigError``, with the names that there are, for another."""
+        """A schedule by its name. Raises ``ConfigError`` for an unknown one, with the known names."""
         entries = {entry.schedule.name: entry for entry in self.entries()}
         require(name in entries, f"NAME={name!r}: no such schedule; there is {', '.join(entries) or 'none'}")
         return entries[name]
 
     def pause(self, name: str) -> None:
-        """From now on nothing begins: slots do not count, what waits is cancelled. A job that runs goes on."""
+        """Pause a schedule: no slot counts from now on, waiting runs are cancelled, a running job continues."""
         self.entry(name)
         with self._database.transaction() as connection:
             connection.execute(update(schedules).where(schedules.c.name == name).values(paused=True))
             _cancel(connection, name, "the schedule was paused")
 
     def resume(self, name: str) -> None:
-        """Slots count from now on."""
+        """Resume a schedule: slots count from now on."""
         if self.entry(name).paused:
             with self._database.transaction() as connection:
                 change = update(schedules).where(schedules.c.name == name)
                 connection.execute(change.values(paused=False, since=time.time()))
 
     def remove(self, name: str) -> None:
-        """Its history stays; what waits is cancelled; a job that runs goes on, and how it ends is noted."""
+        """Remove a schedule: waiting runs are cancelled, a running job goes on and is recorded, the history is kept."""
         self.entry(name)
         with self._database.transaction() as connection:
             connection.execute(delete(schedules).where(schedules.c.name == name))
@@ -116,7 +116,7 @@ class Store:
     # Runs
 
     def claim(self, name: str, now: datetime) -> Run | None:
-        """Note the slots of a schedule that are due. One run waits then, for the last of them; returns it.
+        """Record the slots of a schedule that are due. One run waits then, for the last of them; returns it.
 
         Earlier ones, and one that still waits, are coalesced into it.
         """
@@ -137,7 +137,7 @@ class Store:
             return _insert(connection, entry.schedule, names[-1], {"state": WAITING})
 
     def add_run(self, name: str) -> Run:
-        """A run outside the slots. Raises ``ConfigError`` for an unknown schedule, and twice in a second."""
+        """Add a run outside the slots. Raises ``ConfigError`` for an unknown schedule, and twice in a second."""
         schedule = self.entry(name).schedule
         slot = MANUAL + datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         try:
@@ -147,7 +147,7 @@ class Store:
             raise ConfigError(f"NAME={name!r}: a run was begun in this very second already") from None
 
     def move(self, run: Run, state: str, **changes: Any) -> Run | None:
-        """One step of a run; None where it is not as it was any more, or where another of its kind is under way.
+        """Take a step of a run; None where its state has changed, or where another run of its key is active.
 
         ``changes`` are columns. A run that has failed is due for its hook from the same moment on.
         """
@@ -163,7 +163,7 @@ class Store:
             return None
 
     def open_runs(self) -> list[Run]:
-        """Those that are not over, the oldest first."""
+        """The runs that have not ended, the oldest first."""
         with self._database.transaction() as connection:
             return [
                 _run(row) for row in connection.execute(select(runs).where(runs.c.state.in_(OPEN)).order_by(runs.c.id))
@@ -189,9 +189,9 @@ class Store:
     # Failure hooks
 
     def take_hook(self) -> Run | None:
-        """A run whose hook is to be told, for this process to do; :meth:`hook_told` ends it.
+        """A run whose hook this process is to run; :meth:`finish_hook` records the result.
 
-        A hook is told at least once: if this process dies meanwhile, it is told again.
+        A hook is run at least once: if this process dies meanwhile, it is run again.
         """
         now = time.time()
         free = (runs.c.hook_due, func.coalesce(runs.c.hook_at, 0.0) < now - HOOK_SECONDS)
@@ -203,11 +203,11 @@ class Store:
             connection.execute(update(runs).where(runs.c.id == row.id).values(hook_at=now))
             return _run(row)
 
-    def hook_told(self, run: Run, problem: str | None) -> None:
-        """The hook knows, or could not be told."""
-        said = run.reason if problem is None else f"{run.reason}; {problem}"
+    def finish_hook(self, run: Run, problem: str | None) -> None:
+        """Record that a run's hook was run; ``problem`` is appended to the run's reason."""
+        reason = run.reason if problem is None else f"{run.reason}; {problem}"
         with self._database.transaction() as connection:
-            connection.execute(update(runs).where(runs.c.id == run.id).values(hook_due=False, reason=said))
+            connection.execute(update(runs).where(runs.c.id == run.id).values(hook_due=False, reason=reason))
 
 
 def _entry(row: Row[Any], last: dict[str, str]) -> Entry:

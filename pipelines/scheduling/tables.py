@@ -1,4 +1,4 @@
-"""Schedules and runs as tables for people."""
+"""Tables of schedules and runs for the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.scheduling.runs import MANUAL, Run
 from pipelines.scheduling.store import Entry, Store
 
 PLAIN_WIDTH = 400
-"""Columns where there is no terminal: nothing is cut off for a program that reads it."""
+"""Columns where there is no terminal: nothing is truncated for a program that reads it."""
 
 
 def show_schedules(console: Console, entries: Sequence[Entry], open_runs: Sequence[Run]) -> None:

@@ -132,7 +132,7 @@ def test_parts_are_looked_at_before_anything_is_trained(monkeypatch: pytest.Monk
     waiting = job.Job.__new__(job.Job)
     waiting._settings, waiting._trained, waiting._dataset = night, None, load_dataset("digits")
     with pytest.raises(ConfigError, match="--rotate=500: "):
-        waiting._weighed(None)
+        waiting._decide(None)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"looks": 3}', '{"looks": [3]}', "[]", "{"])

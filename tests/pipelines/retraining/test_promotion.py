@@ -12,7 +12,7 @@ import pytest
 
 from fvae import ConfigError
 from pipelines.retraining.decision import Decision
-from pipelines.retraining.promotion import PENDING, Desk, previous_of
+from pipelines.retraining.promotion import PENDING, Promoter, previous_of
 from pipelines.retraining.registered_model import CHAMPION, PREVIOUS, ROLLED_BACK, RegisteredModel
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.storage.lease import exclusive
@@ -48,7 +48,7 @@ class Place:
         self.runs, self.uri = runs, uri
         self.registry = Registry(uri)
         self.said: list[str] = []
-        self.told: list[Decision] = []
+        self.reported: list[Decision] = []
 
     @property
     def pending(self) -> Path:
@@ -58,14 +58,14 @@ class Place:
     def registered(self) -> RegisteredModel:
         return RegisteredModel(MODEL, NAME, self.uri, self.runs)
 
-    def desk(self, registered: RegisteredModel | None = None, wait_seconds: float = 60.0) -> Desk:
-        return Desk(
+    def promoter(self, registered: RegisteredModel | None = None, wait_seconds: float = 60.0) -> Promoter:
+        return Promoter(
             self.runs.child(f"retrain-{MODEL}"),
             registered or self.registered(),
             None,
             wait_seconds=wait_seconds,
             say=self.said.append,
-            told=self.told.append,
+            report=self.reported.append,
         )
 
 
@@ -91,7 +91,7 @@ BACK = {"outcome": "rolled-back", "before": 2, "after": 1, "reasons": ("blurred"
 
 def test_a_promotion_is_a_run_with_its_reasons_and_figures_and_moves_the_alias(place: Place) -> None:
     decision = promotion()
-    run_id = place.desk().carry_out(decision)
+    run_id = place.promoter().carry_out(decision)
     (run,) = place.registry.decisions()
     assert run.info.run_id == run_id and run.info.status == "FINISHED"
     assert place.registry.alias() == 2
@@ -100,12 +100,12 @@ def test_a_promotion_is_a_run_with_its_reasons_and_figures_and_moves_the_alias(p
     wanted |= {"challenger": "2", "model": MODEL, "data.hash": DATA["hash"], "data.test": "3", "settled": "True"}
     assert wanted.items() <= run.data.tags.items()
     assert run.data.metrics == {"difference/bpd": -0.5}
-    assert not place.pending.exists() and place.told == [decision]
+    assert not place.pending.exists() and place.reported == [decision]
 
 
 @pytest.mark.parametrize("changes", [KEPT, FAILED], ids=["kept", "failed"])
 def test_what_promotes_nothing_moves_nothing(place: Place, changes: dict[str, Any]) -> None:
-    assert place.desk().carry_out(promotion(**changes))
+    assert place.promoter().carry_out(promotion(**changes))
     assert place.registry.alias() == 1
     assert place.registry.outcomes() == [changes["outcome"]]
     assert PREVIOUS not in place.registry.tags(2)
@@ -113,9 +113,9 @@ def test_what_promotes_nothing_moves_nothing(place: Place, changes: dict[str, An
 
 def test_a_champion_that_was_changed_by_hand_is_left_alone(place: Place) -> None:
     place.registry.client.set_registered_model_alias(MODEL, CHAMPION, "3")
-    assert place.desk().carry_out(promotion()) is None
+    assert place.promoter().carry_out(promotion()) is None
     assert place.registry.alias() == 3
-    assert place.registry.decisions() == [] and not place.pending.exists() and place.told == []
+    assert place.registry.decisions() == [] and not place.pending.exists() and place.reported == []
 
 
 def test_what_may_be_done_is_asked_before_anything_is(place: Place) -> None:
@@ -123,7 +123,7 @@ def test_what_may_be_done_is_asked_before_anything_is(place: Place) -> None:
         raise StorageError("the lock was lost")
 
     with pytest.raises(StorageError, match="the lock was lost"):
-        place.desk().carry_out(promotion(), check)
+        place.promoter().carry_out(promotion(), check)
     assert place.registry.alias() == 1 and place.registry.decisions() == [] and not place.pending.exists()
 
 
@@ -155,15 +155,15 @@ class Dying(RegisteredModel):
 def die(place: Place, decision: Decision, step: str, when: str) -> None:
     """Carry ``decision`` out up to there."""
     registered = Dying(MODEL, NAME, place.uri, place.runs, step=step, when=when)
-    desk = place.desk(registered)
+    promoter = place.promoter(registered)
     if step == "told":
 
         def told(_: Decision) -> None:
             raise Died
 
-        desk._told = told
+        promoter._told = told
     with pytest.raises(Died):
-        desk.carry_out(decision)
+        promoter.carry_out(decision)
 
 
 MOMENTS = [*((step, when) for step in STEPS[:-1] for when in ("before", "after")), ("told", "before")]
@@ -179,11 +179,11 @@ def test_whatever_a_dead_process_has_begun_is_completed_once(place: Place, step:
         (run,) = place.registry.decisions()
         assert run.data.tags["decision"] == "promoted" and run.data.metrics == {"difference/bpd": -0.5}
         assert place.registry.tags(2)[PREVIOUS] == "1"
-    assert place.desk().complete() == decision
+    assert place.promoter().complete() == decision
     assert place.registry.alias() == 2 and place.registry.tags(2)[PREVIOUS] == "1"
     assert place.registry.outcomes() == ["promoted"]
-    assert place.told == [decision] and not place.pending.exists()
-    assert place.desk().complete() is None
+    assert place.reported == [decision] and not place.pending.exists()
+    assert place.promoter().complete() is None
     assert place.registry.outcomes() == ["promoted"]
 
 
@@ -197,7 +197,7 @@ def test_a_run_whose_creation_was_not_answered_is_no_second_one(place: Place) ->
 def test_a_hand_that_was_faster_than_the_completion_wins(place: Place, step: str, when: str) -> None:
     die(place, promotion(), step, when)
     place.registry.client.set_registered_model_alias(MODEL, CHAMPION, "3")
-    assert place.desk().complete() is None  # decide again
+    assert place.promoter().complete() is None  # decide again
     assert place.registry.alias() == 3
     (run,) = place.registry.decisions()
     assert run.data.tags["decision"] == "kept" and run.data.tags["champion.after"] == "3"
@@ -209,13 +209,13 @@ def test_a_hand_that_was_faster_than_the_completion_wins(place: Place, step: str
 def test_a_version_that_was_deleted_meanwhile_is_forgotten(place: Place) -> None:
     die(place, promotion(), "write", "before")
     place.registry.client.delete_model_version(MODEL, "2")
-    assert place.desk().complete() is None
+    assert place.promoter().complete() is None
     assert place.registry.alias() == 1 and place.registry.decisions() == [] and not place.pending.exists()
 
 
 def test_a_rollback_before_the_alias_has_moved_ends_the_promotion(place: Place) -> None:
     die(place, promotion(), "set_alias", "before")
-    assert place.desk().complete(promote=False) is None
+    assert place.promoter().complete(promote=False) is None
     assert place.registry.alias() == 1
     assert place.registry.outcomes() == ["kept"]
     (run,) = place.registry.decisions()
@@ -226,12 +226,12 @@ def test_a_rollback_before_the_alias_has_moved_ends_the_promotion(place: Place) 
 
 
 def test_back_and_back_again(place: Place) -> None:
-    registered, desk = place.registered(), place.desk()
-    assert desk.carry_out(promotion()) and desk.carry_out(promotion(before=2, after=3, challenger=3))
+    registered, promoter = place.registered(), place.promoter()
+    assert promoter.carry_out(promotion()) and promoter.carry_out(promotion(before=2, after=3, challenger=3))
     assert previous_of(registered.champion(), registered) == 2
-    assert desk.carry_out(promotion(**BACK | {"before": 3, "after": 2, "challenger": 3}))
+    assert promoter.carry_out(promotion(**BACK | {"before": 3, "after": 2, "challenger": 3}))
     assert previous_of(registered.champion(), registered) == 1
-    assert desk.carry_out(promotion(**BACK))
+    assert promoter.carry_out(promotion(**BACK))
     assert place.registry.alias() == 1
     assert place.registry.outcomes() == ["promoted", "promoted", "rolled-back", "rolled-back"]
     assert [ROLLED_BACK in place.registry.tags(number) for number in (1, 2, 3)] == [False, True, True]
@@ -241,12 +241,12 @@ def test_back_and_back_again(place: Place) -> None:
 
 
 def test_a_rollback_that_died_is_completed_and_not_done_twice(place: Place) -> None:
-    assert place.desk().carry_out(promotion())
-    assert place.desk().carry_out(promotion(before=2, after=3, challenger=3))
+    assert place.promoter().carry_out(promotion())
+    assert place.promoter().carry_out(promotion(before=2, after=3, challenger=3))
     back = promotion(**BACK | {"before": 3, "after": 2, "challenger": 3})
     die(place, back, "finish", "before")
     assert place.registry.alias() == 2
-    assert place.desk().complete(promote=False) == back
+    assert place.promoter().complete(promote=False) == back
     assert place.registry.alias() == 2
     assert place.registry.outcomes() == ["promoted", "promoted", "rolled-back"]
 
@@ -257,7 +257,7 @@ def test_there_is_nothing_to_go_back_to(place: Place) -> None:
         previous_of(registered.champion(), registered)
     with pytest.raises(ConfigError, match="has no champion"):
         previous_of(None, registered)
-    assert place.desk().carry_out(promotion())
+    assert place.promoter().carry_out(promotion())
     place.registry.client.delete_model_version(MODEL, "1")
     with pytest.raises(ConfigError, match="version 1 of fvae-scans, the champion before, was deleted"):
         previous_of(registered.champion(), registered)
@@ -267,11 +267,11 @@ def test_there_is_nothing_to_go_back_to(place: Place) -> None:
 
 
 def test_a_data_set_is_done_with_once_a_decision_says_so(place: Place) -> None:
-    registered, desk = place.registered(), place.desk()
+    registered, promoter = place.registered(), place.promoter()
     assert registered.settled(DATA["hash"]) is None
-    desk.carry_out(promotion(**KEPT, settled=False))
+    promoter.carry_out(promotion(**KEPT, settled=False))
     assert registered.settled(DATA["hash"]) is None
-    desk.carry_out(promotion(**KEPT))
+    promoter.carry_out(promotion(**KEPT))
     found = registered.settled(DATA["hash"])
     assert found is not None and (found["decision"], found["reason"]) == ("kept", "not better")
     assert registered.settled("another") is None
@@ -301,7 +301,7 @@ def test_two_that_decide_at_once_do_it_one_after_the_other(place: Place) -> None
     results: dict[str, str | None] = {}
     with exclusive(place.runs.child(f"retrain-{MODEL}").child("decision")):
         threads = [
-            threading.Thread(target=lambda each=each: results.update({each.id: place.desk().carry_out(each)}))
+            threading.Thread(target=lambda each=each: results.update({each.id: place.promoter().carry_out(each)}))
             for each in (promotion(), promotion(after=3, challenger=3))
         ]
         for thread in threads:
@@ -322,5 +322,5 @@ def test_waiting_has_an_end(place: Place) -> None:
         exclusive(place.runs.child(f"retrain-{MODEL}").child("decision")),
         pytest.raises(StorageError, match="another decision about fvae-scans still runs after .* of waiting"),
     ):
-        place.desk(wait_seconds=0.2).carry_out(promotion())
+        place.promoter(wait_seconds=0.2).carry_out(promotion())
     assert place.registry.alias() == 1

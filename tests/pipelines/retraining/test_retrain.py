@@ -19,8 +19,8 @@ from pipelines.data.datasets import load_dataset
 from pipelines.evaluation.image_scores import Reading
 from pipelines.retraining import failure_hooks
 from pipelines.retraining.champion_rule import compare
-from pipelines.retraining.paired_scores import Scales
-from pipelines.retraining.promotion import Desk
+from pipelines.retraining.paired_scores import Scorer
+from pipelines.retraining.promotion import Promoter
 from pipelines.storage import open_storage
 from pipelines.storage.lease import exclusive
 from pipelines.tracking.registry import model_location
@@ -359,18 +359,18 @@ def test_a_champion_set_by_hand_meanwhile_is_what_the_challenger_must_beat(
     two: tuple[Path, tuple[str, ...], Registry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, options, registry = two
-    weigh, calls = Scales.weigh, []
+    score, calls = Scorer.score, []
 
-    def weighing(self: Scales, model: Any, what: str) -> Any:
+    def scoring(self: Scorer, model: Any, what: str) -> Any:
         calls.append(what)
         if len(calls) == 2:  # while the champion is measured
             registry.client.set_registered_model_alias(MODEL, "champion", "2")
-        return weigh(self, model, what)
+        return score(self, model, what)
 
-    monkeypatch.setattr(Scales, "weigh", weighing)
+    monkeypatch.setattr(Scorer, "score", scoring)
     said = called(runs, *options)
     assert said.status == 0, said
-    assert "Somebody else has changed the champion meanwhile: deciding again" in said.out
+    assert "Another process has changed the champion meanwhile: deciding again" in said.out
     assert calls == ["challenger, version 3", "champion, version 1", "challenger, version 3", "champion, version 2"]
     assert said.out.count("Training ") == 1
     last = registry.decisions()[-1].data
@@ -380,15 +380,15 @@ def test_a_champion_set_by_hand_meanwhile_is_what_the_challenger_must_beat(
 
     # Somebody who never stops changing it is left alone.
     calls.clear()
-    carry_out = Desk.carry_out
+    carry_out = Promoter.carry_out
 
-    def interfering(self: Desk, decision: Any, check: Any) -> Any:
+    def interfering(self: Promoter, decision: Any, check: Any) -> Any:
         now = registry.alias()
         registry.client.set_registered_model_alias(MODEL, "champion", "1" if now == 2 else "2")
         return carry_out(self, decision, check)
 
-    monkeypatch.setattr(Desk, "carry_out", interfering)
+    monkeypatch.setattr(Promoter, "carry_out", interfering)
     said = called(runs, *options, "--again")
     assert said.status == 1
-    assert "the champion was changed 3 times while this was decided, and is left as it is" in said.err
+    assert "the champion was changed 3 times while this was decided, and is left unchanged" in said.err
     assert registry.outcomes() == ["promoted", "promoted", "rolled-back", "kept"]

@@ -13,7 +13,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipelines.retraining import registered_model as registered_module
-from pipelines.retraining.promotion import Desk
+from pipelines.retraining.promotion import Promoter
 from pipelines.retraining.registered_model import CHAMPION, RegisteredModel
 from pipelines.storage import open_storage
 from pipelines.tracking.database import database_path
@@ -185,15 +185,15 @@ def test_a_server_of_mlflow_that_is_away(
         assert place.startswith("mlflow-artifacts:")  # the models go through the server too
 
         data_set(tmp_path, pixels(800))
-        with monkeypatch.context() as patch:  # when all is weighed
-            carry_out = Desk.carry_out
+        with monkeypatch.context() as patch:  # when all is measured
+            carry_out = Promoter.carry_out
 
-            def lost(self: Desk, decision: Any, check: Any) -> Any:
+            def lost(self: Promoter, decision: Any, check: Any) -> Any:
                 server.kill()
                 patch.setattr(registered_module, "PATIENCE", 0.5)
                 return carry_out(self, decision, check)
 
-            patch.setattr(Desk, "carry_out", lost)
+            patch.setattr(Promoter, "carry_out", lost)
             said = called(runs, *better)
         assert said.status == 1 and len(said.err.splitlines()) == 1, said
         assert not pending.exists()
@@ -246,13 +246,13 @@ def test_a_store_that_is_away(
         data_set(tmp_path, pixels(800), data)
         options = ("--dataset", data, "--config", config_file(tmp_path / "better.json", BETTER))
         with monkeypatch.context() as patch:
-            carry_out = Desk.carry_out
+            carry_out = Promoter.carry_out
 
-            def lost(self: Desk, decision: Any, check: Any) -> Any:
+            def lost(self: Promoter, decision: Any, check: Any) -> Any:
                 proxy.dead = True
                 return carry_out(self, decision, check)
 
-            patch.setattr(Desk, "carry_out", lost)
+            patch.setattr(Promoter, "carry_out", lost)
             said = called(runs, *options)
         assert said.status == 1 and said.err.startswith("error: s3://"), said
         proxy.dead = False

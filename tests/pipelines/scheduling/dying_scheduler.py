@@ -4,7 +4,7 @@
 
 MOMENT: ``noted`` (the slot is in the store, nothing of it begun), ``claimed`` (the store has it as being submitted, Ray
 knows nothing), ``submitted`` (Ray has it, the store does not know), ``ended`` (the job has ended, which is not noted),
-``recorded`` (noted, and its failure hook not told), ``telling`` (the hook told, and that not noted).
+``recorded`` (noted, and its failure hook not run), ``reporting`` (the hook run, and that not noted).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def plan(moment: str, die: Callable[..., Any], patch: pytest.MonkeyPatch) -> Non
         patch.setattr(RayJobs, "submit", die)
     elif moment == "submitted":
         patch.setattr(RayJobs, "submit", submitting)
-    elif moment == "telling":
-        patch.setattr(Store, "hook_told", die)
+    elif moment == "reporting":
+        patch.setattr(Store, "finish_hook", die)
     patch.setattr(Store, "move", moving)
 
 

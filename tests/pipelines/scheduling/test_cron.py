@@ -124,7 +124,7 @@ def test_names_of_slots_sort_as_their_times_and_are_unique_where_clocks_go_back(
     assert [slot_time(name) for name in names] == slots
 
 
-def test_of_many_missed_slots_the_last_are_told() -> None:
+def test_of_many_missed_slots_the_last_are_recorded() -> None:
     until = datetime(2026, 11, 22, 12, 0, 30, tzinfo=UTC)
     slots = Cron("* * * * *", "UTC").slots(until - timedelta(days=400), until)
     assert len(slots) == KEPT

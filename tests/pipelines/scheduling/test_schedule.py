@@ -56,7 +56,7 @@ def test_run_now_runs_the_job_with_its_words_as_given_and_no_password_goes_along
     assert run.submission_id in done.stdout
 
 
-def test_a_failed_job_is_tried_again_later_each_time_and_then_the_hook_is_told_once(
+def test_a_failed_job_is_tried_again_later_each_time_and_then_the_hook_is_run_once(
     team: Team, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     move, planned = Store.move, []
@@ -84,7 +84,7 @@ def test_a_failed_job_is_tried_again_later_each_time_and_then_the_hook_is_told_o
     running = [steps[steps.index(step) - 1].at for step in failed]
     pauses = zip(planned, running, (1, 2), strict=True)
     assert [due >= began + run.job.pause_after(attempt) for due, began, attempt in pauses] == [True, True]
-    team.until(lambda: "hook was told" in str(team.printed), scheduler)
+    team.until(lambda: "hook was run" in str(team.printed), scheduler)
     told = dict(line.split("=", 1) for line in (team.folder / "told").read_text().splitlines())
     assert told["FVAE_EVENT"] == "failed"
     assert told["FVAE_SCHEDULE"] == "fails"

@@ -1,4 +1,4 @@
-"""The scheduler is killed at any moment of a run, and Ray is lost: each slot is run once, each hook is told."""
+"""The scheduler is killed at any moment of a run, and Ray is lost: each slot is run once, each hook is called."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def killed(team: Team, moment: str) -> None:
         dying_scheduler.plan(moment, die, patch)
         scheduler = team.scheduler()
         with contextlib.suppress(Died):
-            team.until(lambda: died, scheduler)  # a hook is told in a thread, which dies alone
+            team.until(lambda: died, scheduler)  # a hook is run in a thread, which dies alone
 
 
 def once(team: Team, name: str, moment: str) -> None:
@@ -65,17 +65,17 @@ def test_the_scheduler_is_killed_between_ray_and_its_store_and_the_slot_is_run_o
     once(team, "killed", "submitted")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # "telling" is in a thread
-@pytest.mark.parametrize("moment", ["ended", "recorded", "telling"])
-def test_the_scheduler_dies_around_a_failure_and_the_hook_is_told(team: Team, moment: str) -> None:
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # "reporting" is in a thread
+@pytest.mark.parametrize("moment", ["ended", "recorded", "reporting"])
+def test_the_scheduler_dies_around_a_failure_and_the_hook_is_run(team: Team, moment: str) -> None:
     name, told = f"fails-{moment}", team.folder / "told"
     team.add(name, "exit 1", "--attempts", "1", "--on-failure", f"sh -c 'echo $FVAE_SLOT >> {told}'")
     killed(team, moment)
     team.change(update(runs).where(runs.c.hook_at.is_not(None)).values(hook_at=time.time() - 3600))  # an hour later
     scheduler = team.scheduler()
     (run,) = team.over(name, scheduler)
-    team.until(lambda: "hook was told" in str(team.printed), scheduler)
-    assert told.read_text().splitlines() == [run.slot] * (2 if moment == "telling" else 1)  # at least once
+    team.until(lambda: "hook was run" in str(team.printed), scheduler)
+    assert told.read_text().splitlines() == [run.slot] * (2 if moment == "reporting" else 1)  # at least once
     assert [step.state for step in team.steps(run)].count(FAILED) == 1
 
 
@@ -98,6 +98,6 @@ def test_a_job_that_ray_lost_is_tried_again_and_slots_meanwhile_are_coalesced(te
     (run,) = team.over("lost", scheduler)
     assert (slot_time(run.slot), run.state, run.attempt) == (slot, SUCCEEDED, 2)
     reasons = [step.reason for step in team.steps(run) if step.state == BACKING_OFF]
-    assert reasons == ["Ray was started again meanwhile and does not know the job any more"]
+    assert reasons == ["Ray was restarted meanwhile and does not know the job any more"]
     assert [(slot_time(run.slot), run.state) for run in team.over("away", scheduler)] == [(third, SUCCEEDED)]
     assert sorted(team.written()) == ["away", "begin", "begin", "end"]

@@ -234,7 +234,7 @@ def test_paused_resumed_removed(store: Store) -> None:
     assert store.claim("nightly", datetime.fromtimestamp(store.run(runs_on.id).claimed_at, UTC)) is None
 
 
-def test_a_hook_is_told_by_one_and_again_if_that_one_died(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hook_is_run_by_one_and_again_if_that_one_died(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.add(schedule(on_failure="true"))
     run = moved(store, store.add_run("nightly"), SUBMITTING, RUNNING)
     assert store.take_hook() is None
@@ -243,10 +243,10 @@ def test_a_hook_is_told_by_one_and_again_if_that_one_died(store: Store, monkeypa
     taken = store.take_hook()
     assert taken is not None
     assert taken.id == run.id
-    assert store.take_hook() is None  # somebody is at it
+    assert store.take_hook() is None  # another process runs it
     monkeypatch.setattr(store_module, "HOOK_SECONDS", -1.0)
     assert store.take_hook() is not None
-    store.hook_told(failed, "hook true: exit status 3")
+    store.finish_hook(failed, "hook true: exit status 3")
     assert store.take_hook() is None
     assert store.run(run.id).reason == "exit status 1; hook true: exit status 3"
 
@@ -303,7 +303,7 @@ def test_a_database_that_will_not_do_is_one_line(bad: str, error: type[Exception
 
 
 @pytest.mark.core
-def test_the_model_is_what_the_retraining_is_told() -> None:
+def test_the_model_is_that_of_the_retraining_s_options() -> None:
     assert model_of(("--dataset", "d", "--model", "fvae-a")) == "fvae-a"
     assert model_of(("--model=fvae-b",)) == "fvae-b"
     assert model_of(("--model",)) is None
