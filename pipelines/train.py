@@ -14,7 +14,7 @@ import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported
 from fvae.config import ConfigError
 from pipelines.cli import command_line
 from pipelines.cli.terminal import make_console
-from pipelines.cluster.submission import here_or_there
+from pipelines.cluster.submission import run_or_submit
 from pipelines.data.datasets import load_dataset
 from pipelines.storage.run_lock import explained_disk, locked
 from pipelines.tracking.stores import tracking_uri, unreachable_for_now
@@ -69,4 +69,4 @@ def main(settings: TrainSettings) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(here_or_there(main), TrainSettings)
+    command_line.run(run_or_submit(main), TrainSettings)

@@ -16,7 +16,7 @@ if __name__ == "__main__":  # the code beside this file, not of another checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.cli import command_line
-from pipelines.cluster.submission import here_or_there
+from pipelines.cluster.submission import run_or_submit
 from tune.settings import SearchSettings
 
 
@@ -29,4 +29,4 @@ def main(settings: SearchSettings) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(here_or_there(main), SearchSettings)
+    command_line.run(run_or_submit(main), SearchSettings)

@@ -40,15 +40,20 @@ class RunSettings:
             not _reserved(self.name or ""),
             f"--name={self.name}: reserved for MLflow's files beside the runs; give another name",
         )
-        require(self.storage != "", "--storage: empty; give a folder or s3://bucket/prefix")
         self.all_runs()
 
     def all_runs(self) -> Storage:
         """The storage of all runs. Raises ``ConfigError`` for a location that cannot be one."""
-        try:
-            return open_storage(self.storage)
-        except ConfigError as error:
-            raise ConfigError(f"--storage: {error}") from error
+        return open_runs(self.storage)
+
+
+def open_runs(location: str) -> Storage:
+    """The storage of all runs. Raises ``ConfigError``, which names ``--storage``, for a location that cannot be one."""
+    require(location != "", "--storage: empty; give a folder or s3://bucket/prefix")
+    try:
+        return open_storage(location)
+    except ConfigError as error:
+        raise ConfigError(f"--storage: {error}") from error
 
 
 def as_run_name(dataset_name: str) -> str:

@@ -1,9 +1,9 @@
-"""A command on a cluster that is elsewhere: where ``RAY_ADDRESS`` is a job server's URL, it becomes a Ray job there.
+"""Submission of a command as a Ray job, where ``RAY_ADDRESS`` is the URL of a cluster's job server.
 
     export RAY_ADDRESS=http://127.0.0.1:8265      # `ray dashboard cluster.yaml` keeps the tunnel to the head open
     python tune/search.py --dataset s3://bucket/photos --storage s3://bucket/runs
 
-The code and the lock file go along, the job's output comes back line by line, and the exit status is the job's. Ctrl-C
+The job gets the code and the lock file, its output is printed line by line, and the exit status is the job's. Ctrl-C
 leaves the job running; the same command follows it again.
 """
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:  # Ray takes seconds to import
 Settings = TypeVar("Settings", bound=RunSettings)
 
 JOB_FOLDER = "/runtime_resources/working_dir_files/"
-"""In the path of the folder that a job runs in; Ray removes that folder when it likes."""
+"""Part of the path of a job's working directory, which Ray may remove after the job."""
 LIVE = ("PENDING", "RUNNING")
 
 
-def here_or_there(main: Callable[[Settings], int]) -> Callable[[Settings], int]:
-    """``main``, or where ``RAY_ADDRESS`` is a URL, the same command as a job there."""
+def run_or_submit(main: Callable[[Settings], int]) -> Callable[[Settings], int]:
+    """Decorate ``main``: where ``RAY_ADDRESS`` is a URL, the same command is submitted as a job there."""
 
     def run(settings: Settings) -> int:
         address = os.environ.get("RAY_ADDRESS", "")
@@ -59,14 +59,14 @@ def here_or_there(main: Callable[[Settings], int]) -> Callable[[Settings], int]:
 
 
 def require_reachable(settings: RunSettings, why: str) -> None:
-    """Raise ``ConfigError`` where the run's files or images lie in a relative path."""
+    """Raise ``ConfigError`` where the run's storage or data set is a relative path."""
     better = "give s3://bucket/prefix, or the absolute path of a folder that every machine sees"
     for option, place in (("--storage", settings.storage), ("--dataset", settings.dataset)):
         embedded = option == "--dataset" and place in ("digits", "photos")
         require(embedded or is_remote(place) or Path(place).is_absolute(), f"{option}={place}: {why}; {better}")
     config = _config_of(settings)
     if config and JOB_FOLDER not in f"{Path.cwd()}/":
-        advice = f"only files in configs/ go along; put it into {ROOT / 'configs'}, and start the command in {ROOT}"
+        advice = f"only files in configs/ are sent; put it into {ROOT / 'configs'}, and start the command in {ROOT}"
         require(
             (ROOT / config).resolve() == Path(config).resolve()  # the job starts in the folder of the code
             and (ROOT / config).resolve().is_relative_to(ROOT / "configs"),
@@ -75,13 +75,13 @@ def require_reachable(settings: RunSettings, why: str) -> None:
 
 
 def _config_of(settings: RunSettings) -> str | None:
-    """The file of ``--config``, which goes along; None where there is none, or every machine sees it."""
+    """The file of ``--config`` to send with the job; None where there is none, or its path is absolute."""
     config = getattr(settings, "config", None)
     return config if config and not Path(config).is_absolute() else None
 
 
 def show(address: str, command: list[str], config: str | None = None) -> int:
-    """Print the job that ``command`` would become, and every file that would go along. Returns the exit status."""
+    """Print the job that ``command`` would become, and every file that it would get. Returns the exit status."""
     print(f"Nothing is submitted. To {address} would go the job: {shlex.join(command)}")
     names = shipped_files(config=config)
     print(f"and {len(names)} files of {ROOT}:", *(f"  {name}" for name in names), sep="\n")
@@ -89,7 +89,7 @@ def show(address: str, command: list[str], config: str | None = None) -> int:
 
 
 def this_command() -> list[str]:
-    """What was typed, as the head types it in the folder of the code."""
+    """The command of this process, as the head runs it in the folder of the code."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec:
         return ["python", "-m", spec.name, *sys.argv[1:]]
@@ -97,15 +97,15 @@ def this_command() -> list[str]:
 
 
 def submit(address: str, command: list[str], config: str | None = None) -> int:
-    """Submit ``command``, or find the job that it is already, and show its output to the end.
+    """Submit ``command``, or find its running job, and print its output to the end.
 
-    ``config``, a path relative to the folder of the code, is a file that goes along too.
+    ``config`` is one more file to send, relative to the folder of the code.
 
     Returns the job's exit status; 1 after Ctrl-C. Raises ``ConfigError`` where the server does not answer, or refuses.
     """
     from aiohttp import ClientError
 
-    logging.disable(logging.WARNING)  # Ray tells of every file that it leaves out
+    logging.disable(logging.WARNING)  # Ray logs every file that it leaves out
     entrypoint = shlex.join(command)
     client = connect(address)
     job, live = find_job(client, entrypoint)
@@ -115,13 +115,13 @@ def submit(address: str, command: list[str], config: str | None = None) -> int:
         try:
             client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=runtime_env(config))
         except (RuntimeError, ValueError) as error:
-            raise ConfigError(f"RAY_ADDRESS={address}: the job was not taken ({_line(error)})") from error
+            raise ConfigError(f"RAY_ADDRESS={address}: the job is refused ({_line(error)})") from error
         print(f"Submitted as the job {job}. Ctrl-C leaves it running.", flush=True)
     try:
         asyncio.run(_show(client, job))
         info = client.get_job_info(job)
     except KeyboardInterrupt:
-        print(f"\nDetached; the job {job} goes on. {how_to_come_back(address, job)}", flush=True)
+        print(f"\nDetached; the job {job} goes on. {_reattach_hint(address, job)}", flush=True)
         return 1
     except (RuntimeError, OSError, ClientError) as error:
         return _lost(address, job, error)
@@ -135,8 +135,8 @@ def submit(address: str, command: list[str], config: str | None = None) -> int:
     return int(info.driver_exit_code)
 
 
-def how_to_come_back(address: str, job: str) -> str:
-    """One line with the commands."""
+def _reattach_hint(address: str, job: str) -> str:
+    """One line with the commands that follow or end the job."""
     server = f"--address {address}"
     return (
         f"The same command follows it again, and so does `ray job logs {server} --follow {job}`; "
@@ -145,7 +145,7 @@ def how_to_come_back(address: str, job: str) -> str:
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """The job server. Raises ``ConfigError`` where it does not answer, or refuses."""
+    """A client of the job server. Raises ``ConfigError`` where it does not answer, or refuses."""
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
@@ -163,7 +163,7 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def find_job(client: JobSubmissionClient, entrypoint: str) -> tuple[str, bool]:
-    """The id of the job that this command is, and whether it is under way. Ended ones are counted on from."""
+    """The id of this command's job, and whether that runs. After jobs that have ended it is the next free id."""
     words = shlex.split(entrypoint)
     program = Path(words[1]).stem if words[1] != "-m" else words[2].rpartition(".")[2]
     base = f"{program}-{hashlib.sha256(entrypoint.encode()).hexdigest()[:8]}"
@@ -178,7 +178,7 @@ def find_job(client: JobSubmissionClient, entrypoint: str) -> tuple[str, bool]:
 
 
 def runtime_env(config: str | None = None) -> dict[str, Any]:
-    """The code and the lock file, and the variables that lead to the same store."""
+    """Ray's runtime environment: the code and the lock file, and the variables for access to the same store."""
     folder = staged(config=config)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return {
@@ -189,7 +189,7 @@ def runtime_env(config: str | None = None) -> dict[str, Any]:
 
 
 def other_packages(lock: Path) -> list[str]:
-    """What is installed here in another version than the lock file says; a line each, of three at most."""
+    """The packages installed here in another version than the lock file's; a line each, at most three."""
     found = []
     for line in lock.read_text().splitlines() if lock.exists() else ():
         name, _, wanted = line.partition("==")
@@ -200,7 +200,7 @@ def other_packages(lock: Path) -> list[str]:
         except metadata.PackageNotFoundError:
             have = "no version"
         if have.partition("+")[0] != wanted.split(";")[0].strip():
-            found.append(f"{LOCK} says {name} {wanted.strip()}, and the machine has {have}")
+            found.append(f"{LOCK} requires {name} {wanted.strip()}, and the machine has {have}")
     return found[:3]
 
 
@@ -210,7 +210,7 @@ async def _show(client: JobSubmissionClient, job: str) -> None:
 
 
 def _lost(address: str, job: str, why: object) -> int:
-    print(f"error: {address} is gone ({_line(why)}). {how_to_come_back(address, job)}", file=sys.stderr)
+    print(f"error: {address} is gone ({_line(why)}). {_reattach_hint(address, job)}", file=sys.stderr)
     return 1
 
 

@@ -11,9 +11,9 @@ from typing import Annotated
 from fvae.config import ConfigError, require, require_integer, require_positive, require_seed
 from pipelines.cli.optional_fields import without_default
 from pipelines.cli.quantities import parse_duration
-from pipelines.cli.run_settings import Streaming
+from pipelines.cli.run_settings import Streaming, open_runs
 from pipelines.retraining.failure_hooks import require_hook
-from pipelines.storage import Storage, open_storage
+from pipelines.storage import Storage
 from pipelines.training.settings import TrainSettings
 from pipelines.training.worker_resources import WorkerResources
 
@@ -144,11 +144,7 @@ class RetrainSettings:
 
     def runs(self) -> Storage:
         """The storage of all runs. Raises ``ConfigError`` for a location that cannot be one."""
-        try:
-            require(self.storage != "", "empty; give a folder or s3://bucket/prefix")
-            return open_storage(self.storage)
-        except ConfigError as error:
-            raise ConfigError(f"--storage: {error}") from error
+        return open_runs(self.storage)
 
     def place(self) -> Storage:
         """Where this model's retraining keeps what it needs from one start to the next."""

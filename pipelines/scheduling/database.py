@@ -34,7 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 
-from fvae.config import ConfigError, require
+from fvae.config import ConfigError, one_line, require
 from pipelines.scheduling.runs import ACTIVE
 from pipelines.storage import StorageError
 
@@ -121,9 +121,9 @@ class Database:
         except IntegrityError:
             raise
         except (OperationalError, InterfaceError) as error:
-            raise StorageError(f"--store={self.shown}: cannot be used ({_first_line(error)})") from error
+            raise StorageError(f"--store={self.shown}: cannot be used ({one_line(error.orig)})") from error
         except DBAPIError as error:
-            raise ConfigError(f"--store={self.shown}: no database of schedules ({_first_line(error)})") from error
+            raise ConfigError(f"--store={self.shown}: no database of schedules ({one_line(error.orig)})") from error
 
     def close(self) -> None:
         """End its connections."""
@@ -178,7 +178,3 @@ def _engine(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")  # a transaction that reads and then writes must not be overtaken
 
     return engine
-
-
-def _first_line(error: DBAPIError) -> str:
-    return str(error.orig).strip().partition("\n")[0]

@@ -47,7 +47,7 @@ def logs() -> Iterator[None]:
 )
 def test_what_cannot_work_is_one_line(monkeypatch: pytest.MonkeyPatch, options: list[str], line: str) -> None:
     monkeypatch.setenv("RAY_ADDRESS", CLOSED)
-    done = call(submit.here_or_there(lambda _: pytest.fail("ran here")), SearchSettings, *options)
+    done = call(submit.run_or_submit(lambda _: pytest.fail("ran here")), SearchSettings, *options)
     assert done.status == 2, done.out
     (printed,) = done.err.splitlines()
     assert printed.startswith(line)
@@ -65,7 +65,10 @@ def test_what_cannot_work_is_one_line(monkeypatch: pytest.MonkeyPatch, options: 
             SearchSettings(storage="s3://runs", dataset="data/photos"),
             "--dataset=data/photos: is a folder of this machine",
         ),
-        (TrainSettings(storage="/shared", config="mine.toml"), "--config=mine.toml: only files in configs/ go along"),
+        (
+            TrainSettings(storage="/shared", config="mine.toml"),
+            "--config=mine.toml: only files in configs/ are sent",
+        ),
     ],
 )
 def test_what_the_cluster_would_not_see_is_refused(
@@ -73,7 +76,7 @@ def test_what_the_cluster_would_not_see_is_refused(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", CLOSED)
     with pytest.raises(ConfigError, match=line):
-        submit.here_or_there(lambda _: pytest.fail("ran here"))(settings)
+        submit.run_or_submit(lambda _: pytest.fail("ran here"))(settings)
 
 
 def test_configs_go_along(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +98,7 @@ def test_the_file_of_a_config_goes_along(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(submit, "this_command", lambda: ["python"])
     monkeypatch.setenv("RAY_ADDRESS", CLOSED)
     options = ["--dry-run", "--storage", "/shared", "--config", "configs/my-models/flow.toml"]
-    done = call(submit.here_or_there(lambda _: pytest.fail("ran here")), TrainSettings, *options)
+    done = call(submit.run_or_submit(lambda _: pytest.fail("ran here")), TrainSettings, *options)
     assert done.out.splitlines()[1:] == [f"and 1 files of {folder}:", "  configs/my-models/flow.toml"]
 
 
@@ -104,7 +107,7 @@ def test_without_a_url_the_command_runs_here(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         if address:
             monkeypatch.setenv("RAY_ADDRESS", address)
-        assert submit.here_or_there(lambda _: 7)(SearchSettings()) == 7
+        assert submit.run_or_submit(lambda _: 7)(SearchSettings()) == 7
 
 
 def test_in_a_job_results_may_not_lie_in_its_copy_of_the_code(
@@ -117,10 +120,10 @@ def test_in_a_job_results_may_not_lie_in_its_copy_of_the_code(
     monkeypatch.chdir(folder)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(ConfigError, match="--storage=runs: lies in the job's copy of the code"):
-        submit.here_or_there(lambda _: 0)(SearchSettings())
-    assert submit.here_or_there(lambda _: 0)(SearchSettings(storage="/shared")) == 0
+        submit.run_or_submit(lambda _: 0)(SearchSettings())
+    assert submit.run_or_submit(lambda _: 0)(SearchSettings(storage="/shared")) == 0
     assert re.fullmatch(
-        r"warning: requirements.lock says optuna 1\.0, and the machine has [\d.]+; `ray up` .*\n",
+        r"warning: requirements.lock requires optuna 1\.0, and the machine has [\d.]+; `ray up` .*\n",
         capsys.readouterr().out,
     )
 
@@ -257,7 +260,7 @@ def test_of_two_checkouts_the_one_that_is_called_runs(tmp_path: Path) -> None:
 def test_a_dry_run_shows_what_would_go_along(settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_ADDRESS", CLOSED)
     monkeypatch.setattr(submit, "this_command", lambda: ["python", "tune/search.py", "--name", "a b"])
-    done = call(submit.here_or_there(lambda _: pytest.fail("ran here")), settings, "--dry-run", "--storage", "/shared")
+    done = call(submit.run_or_submit(lambda _: pytest.fail("ran here")), settings, "--dry-run", "--storage", "/shared")
     assert done.status == 0
     first, second, *names = done.out.splitlines()
     assert first == f"Nothing is submitted. To {CLOSED} would go the job: python tune/search.py --name 'a b'"
