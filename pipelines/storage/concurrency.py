@@ -45,11 +45,12 @@ def in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
 @contextlib.contextmanager
 def cancelled_by(event: threading.Event) -> Iterator[None]:
     """In this thread, once ``event`` is set, a failed request is not tried again, and no wait for it goes on."""
+    before = cancellation()
     _cancelled.event = event
     try:
         yield
     finally:
-        del _cancelled.event
+        _cancelled.event = before
 
 
 def cancellation() -> threading.Event | None:
