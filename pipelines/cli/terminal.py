@@ -40,7 +40,7 @@ class _Tolerant(io.TextIOBase):
         self.stream = _taking_any_character(stream)
         self.broken = False
         self._encoder = _encoder(self.stream)
-        self.flush()  # what was printed before
+        self.flush()  # earlier output comes first
 
     def write(self, text: str) -> int:
         if not self.broken:

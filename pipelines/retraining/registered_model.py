@@ -128,9 +128,8 @@ class RegisteredModel:
         """The configuration and data set of a version's run; None where it has no run of a training."""
         if not version.run_id:
             return None
-        self._ask(
-            "MLflow", lambda client: client.search_experiments(max_results=1)
-        )  # retried while MLflow does not answer
+        # A request that is retried while MLflow does not answer, as run_configs is not.
+        self._ask("MLflow", lambda client: client.search_experiments(max_results=1))
         try:
             return run_configs(version.run_id, self.uri)
         except ConfigError:
