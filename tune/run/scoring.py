@@ -15,6 +15,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from fvae import ConfigError, NonFiniteError
+from fvae.config import one_line
 from fvae.data.images import Dataset, ImageSource, derived_seed, image_source
 from fvae.evaluation import evaluate, standard_error
 from pipelines.data.datasets import memory_bytes
