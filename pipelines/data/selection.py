@@ -12,7 +12,7 @@ from pipelines.data.settings import IngestSettings
 from pipelines.data.sources import Source
 from pipelines.data.sources.base import shortened
 from pipelines.data.sources.image_files import left_out_line
-from pipelines.data.sources.layout import LEFT_OUT
+from pipelines.data.sources.splits.layout import LEFT_OUT
 from pipelines.data.spool import UNSPLIT, Spool, SpooledImages, image_digests, most_common_size
 
 BadFiles = list[tuple[str, str]]

@@ -12,7 +12,7 @@ import tyro
 from fvae.config import require, require_integer, require_seed
 from pipelines.data.decode.conversion import Conversion
 from pipelines.data.decode.value_levels import Levels
-from pipelines.data.sources.layout import Splits
+from pipelines.data.sources.splits.layout import Splits
 from pipelines.storage import is_remote
 
 VAL_SHARE, TEST_SHARE = 0.1, 0.2

@@ -11,7 +11,7 @@ import numpy as np
 from fvae.config import require
 from pipelines.data.sources.base import LARGEST_IMAGE
 from pipelines.data.sources.npy_format import Array
-from pipelines.data.sources.split_names import SPLIT_NAMES, read_name
+from pipelines.data.sources.splits.names import SPLIT_NAMES, read_name
 
 IMAGE_KEYS = ("images", "image", "imgs", "img", "x", "data", "pixels", "samples", "arr_0")
 LABEL_KEYS = ("labels", "label", "y", "targets", "target")

@@ -20,8 +20,8 @@ from pipelines.data.sources.array_meaning import (
 )
 from pipelines.data.sources.base import BadFile, Item, Pixels, Source, digest, printable
 from pipelines.data.sources.files import Files
-from pipelines.data.sources.layout import LEFT_OUT, Layout, Splits, place_of
 from pipelines.data.sources.npy_format import Array, npz_arrays, read_header
+from pipelines.data.sources.splits.layout import LEFT_OUT, Layout, Splits, place_of
 from pipelines.data.sources.streams import OneFile
 
 MANY = 20

@@ -108,7 +108,7 @@ class Source(ABC):
     def split_of(self, label: str) -> str | None:
         """The split that an item's ``label`` stands for where the item names none; to be asked after the last item.
 
-        ``pipelines.data.sources.layout.LEFT_OUT`` where the image is to be left out.
+        ``pipelines.data.sources.splits.layout.LEFT_OUT`` where the image is to be left out.
         """
         return None
 

@@ -13,7 +13,7 @@ from pipelines.data.sources.archives import ARCHIVE_SUFFIX, Found, Oddities, mem
 from pipelines.data.sources.base import Source, digest, printable, suffix_of
 from pipelines.data.sources.files import Files
 from pipelines.data.sources.image_files import ImageStream, ImageTree, no_images
-from pipelines.data.sources.layout import Splits
+from pipelines.data.sources.splits.layout import Splits
 from pipelines.data.sources.streams import OneFile
 
 OpenFile = Callable[[str, OneFile], Source]

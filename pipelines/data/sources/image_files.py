@@ -10,8 +10,8 @@ from pipelines.data.sources.archives import Found, Oddities, tar_members
 from pipelines.data.sources.base import BadFile, ImageFile, Item, Source, printable, suffix_counts, suffix_of
 from pipelines.data.sources.file_names import Clutter, is_image, is_image_content, may_be_image
 from pipelines.data.sources.files import Entry, Files
-from pipelines.data.sources.layout import LEFT_OUT, Layout, Splits, place_of
-from pipelines.data.sources.split_names import listed_splits
+from pipelines.data.sources.splits.layout import LEFT_OUT, Layout, Splits, place_of
+from pipelines.data.sources.splits.names import listed_splits
 from pipelines.data.sources.streams import OneFile
 
 _CLASS = "\1"

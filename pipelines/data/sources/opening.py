@@ -17,7 +17,7 @@ from pipelines.data.sources.files import Files, StoredFiles
 from pipelines.data.sources.folder_kinds import from_files
 from pipelines.data.sources.folders import LocalFiles
 from pipelines.data.sources.image_files import ImageStream, image_tar, no_images
-from pipelines.data.sources.layout import Splits
+from pipelines.data.sources.splits.layout import Splits
 from pipelines.data.sources.streams import OneFile, local_file, stored_file, whole_or_refused
 from pipelines.data.sources.tars import TarReader
 from pipelines.data.sources.zips import ZipFiles

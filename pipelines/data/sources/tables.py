@@ -11,7 +11,7 @@ from fvae.config import ConfigError, require
 from fvae.data.manifest import MANIFEST
 from pipelines.data.sources.base import LARGEST_FILE, BadFile, ImageFile, Item, Source, digest, too_large
 from pipelines.data.sources.file_names import is_image_content
-from pipelines.data.sources.layout import LEFT_OUT, Layout, Splits
+from pipelines.data.sources.splits.layout import LEFT_OUT, Layout, Splits
 from pipelines.data.sources.streams import OneFile
 from pipelines.storage import StorageError
 

@@ -13,8 +13,8 @@ import pytest
 
 from fvae import ConfigError
 from pipelines.data.sources import open_source
-from pipelines.data.sources.layout import LEFT_OUT
-from pipelines.data.sources.split_names import listed_splits, read_name, read_names
+from pipelines.data.sources.splits.layout import LEFT_OUT
+from pipelines.data.sources.splits.names import listed_splits, read_name, read_names
 from tests.pipelines.data.source_builders import PACKERS, files_of, folder, png, pngs, splits_and_classes
 
 pytestmark = pytest.mark.core

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from pipelines.data.sources.split_names import (
+from pipelines.data.sources.splits.names import (
     SplitName,
     are_splits,
     read_name,
@@ -16,7 +16,7 @@ from pipelines.data.sources.split_names import (
     suspected_splits,
     without_split,
 )
-from pipelines.data.sources.split_option import Parts
+from pipelines.data.sources.splits.option import Parts
 
 Chain = list[tuple[int, SplitName]]
 """The names on one path that mean splits, the outermost first, each with its depth."""

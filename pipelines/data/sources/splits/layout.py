@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipelines.data.sources.base import Question, printable
-from pipelines.data.sources.split_folders import Found, find_splits, one_of_each
-from pipelines.data.sources.split_names import (
+from pipelines.data.sources.splits.folders import Found, find_splits, one_of_each
+from pipelines.data.sources.splits.names import (
     SPLIT_NAMES,
     are_splits,
     file_words,
@@ -16,7 +16,7 @@ from pipelines.data.sources.split_names import (
     of_file_name,
     split_word,
 )
-from pipelines.data.sources.split_option import Parts, Splits, answer, shown
+from pipelines.data.sources.splits.option import Parts, Splits, answer, shown
 
 __all__ = ["LEFT_OUT", "Layout", "Splits", "place_of"]
 
