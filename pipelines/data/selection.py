@@ -10,9 +10,8 @@ from fvae.config import ConfigError
 from fvae.data.manifest import SPLITS
 from pipelines.data.settings import IngestSettings
 from pipelines.data.sources import Source
-from pipelines.data.sources.base import shortened
+from pipelines.data.sources.base import LEFT_OUT, shortened
 from pipelines.data.sources.image_files import left_out_line
-from pipelines.data.sources.splits.layout import LEFT_OUT
 from pipelines.data.spool import UNSPLIT, Spool, SpooledImages, image_digests, most_common_size
 
 BadFiles = list[tuple[str, str]]

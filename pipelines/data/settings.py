@@ -12,7 +12,7 @@ import tyro
 from fvae.config import require, require_integer, require_seed
 from pipelines.data.decode.conversion import Conversion
 from pipelines.data.decode.value_levels import Levels
-from pipelines.data.sources.splits.layout import Splits
+from pipelines.data.sources.splits.option import SplitOption
 from pipelines.storage import is_remote
 
 VAL_SHARE, TEST_SHARE = 0.1, 0.2
@@ -72,7 +72,7 @@ class IngestSettings:
             require(0 < share < 1, f"{option}={share}: a share between 0 and 1, such as 0.1")
         require(self.val + self.test < 1, f"--val={self.val} --test={self.test}: nothing would be left to train on")
         require(self.name is None or self.name.strip() != "", "--name: empty")
-        Splits(self.splits)
+        SplitOption(self.splits)
         bad_limit(self.max_bad, 100)
 
     def conversion(self) -> Conversion:

@@ -18,10 +18,11 @@ from pipelines.data.sources.array_meaning import (
     meaning,
     read_labels,
 )
-from pipelines.data.sources.base import BadFile, Item, Pixels, Source, digest, printable
+from pipelines.data.sources.base import LEFT_OUT, BadFile, Item, Pixels, Source, digest, printable
 from pipelines.data.sources.files import Files
 from pipelines.data.sources.npy_format import Array, npz_arrays, read_header
-from pipelines.data.sources.splits.layout import LEFT_OUT, Layout, Splits, place_of
+from pipelines.data.sources.splits.layout import Layout, place_of
+from pipelines.data.sources.splits.option import SplitOption
 from pipelines.data.sources.streams import OneFile
 
 MANY = 20
@@ -113,7 +114,7 @@ def npz_file(name: str, file: OneFile) -> Arrays:
     return Arrays(name, [file], *_named_parts(file.where, npz_arrays(file)))
 
 
-def array_folder(name: str, files: Files, keys: Sequence[str], splits: Splits) -> Arrays:
+def array_folder(name: str, files: Files, keys: Sequence[str], splits: SplitOption) -> Arrays:
     """The ``.npy`` or ``.npz`` files of a folder.
 
     A ``.npz`` holds a split, or a part of one, as its name says. ``.npy`` files with names like ``x_train`` and
@@ -142,7 +143,7 @@ def array_folder(name: str, files: Files, keys: Sequence[str], splits: Splits) -
     layout = Layout(files.where, {place: key for key, place in places.items()}, splits)
     parts = []
     for key, array in arrays.items():
-        split, label = layout.place(places[key])
+        split, label = layout.split_and_class(places[key])
         check_type(array)
         if split != LEFT_OUT:
             parts.append(Part(array, Form() if single else form_of(array), split, label=label, single=single))
@@ -151,11 +152,11 @@ def array_folder(name: str, files: Files, keys: Sequence[str], splits: Splits) -
     return source
 
 
-def _npz_folder(name: str, where: str, opened: Mapping[str, OneFile], splits: Splits) -> Arrays:
+def _npz_folder(name: str, where: str, opened: Mapping[str, OneFile], splits: SplitOption) -> Arrays:
     layout = Layout(where, {key.rpartition(".")[0]: key for key in opened}, splits)
     parts, notes = [], []
     for key, file in opened.items():
-        split, _ = layout.place(key.rpartition(".")[0])
+        split, _ = layout.split_and_class(key.rpartition(".")[0])
         found, said = _named_parts(file.where, npz_arrays(file), split)
         if split != LEFT_OUT:
             parts += found

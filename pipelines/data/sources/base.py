@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from fvae.config import ConfigError
-from pipelines.cli.terminal import without_controls
 
 CHUNK_BYTES = 4 << 20
 """Pixels that a source of arrays hands over at a time."""
@@ -18,6 +17,11 @@ LARGEST_FILE = 256 << 20
 """An encoded image file above this is not read: it would fill the memory and is no photograph."""
 LARGEST_IMAGE = 50_000_000
 """Pixels of one image of an array source, above which its header is taken for a damaged one."""
+
+LEFT_OUT = ""
+"""Split of an image that an explicit ``--splits`` does not name."""
+_PART_OF_WORDS = "\u200c\u200d\u3000"
+"""Joiners and the space of scripts and emoji that need them: Python does not call them printable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ class Source(ABC):
     def split_of(self, label: str) -> str | None:
         """The split that an item's ``label`` stands for where the item names none; to be asked after the last item.
 
-        ``pipelines.data.sources.splits.layout.LEFT_OUT`` where the image is to be left out.
+        :data:`LEFT_OUT` where the image is left out.
         """
         return None
 
@@ -137,13 +141,20 @@ def too_large(size: int) -> str:
 
 
 def printable(name: str) -> str:
-    """A file name that can be printed, logged and kept in JSON, whatever bytes it is made of.
+    """A file name that can be printed on one line, logged and kept in JSON, whatever bytes and characters it holds.
 
-    Bytes that are no UTF-8 are escaped, and so is what would move a terminal's cursor or begin a line.
+    Bytes that are not UTF-8 are escaped, and so are control characters, direction marks and spaces that look like
+    another character.
     """
-    if name.isascii() and name.isprintable():
+    if name.isprintable():
         return name
-    return without_controls(name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        character
+        if character.isprintable() or character in _PART_OF_WORDS
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def shortened(name: str, most: int = 80) -> str:

@@ -13,14 +13,14 @@ from pipelines.data.sources.archives import ARCHIVE_SUFFIX, Found, Oddities, mem
 from pipelines.data.sources.base import Source, digest, printable, suffix_of
 from pipelines.data.sources.files import Files
 from pipelines.data.sources.image_files import ImageStream, ImageTree, no_images
-from pipelines.data.sources.splits.layout import Splits
+from pipelines.data.sources.splits.option import SplitOption
 from pipelines.data.sources.streams import OneFile
 
 OpenFile = Callable[[str, OneFile], Source]
 """Opens a file by its name."""
 
 
-def from_files(name: str, files: Files, splits: Splits, open_file: OpenFile) -> Source:
+def from_files(name: str, files: Files, splits: SplitOption, open_file: OpenFile) -> Source:
     """The source that some files make.
 
     Args:
@@ -41,11 +41,13 @@ def from_files(name: str, files: Files, splits: Splits, open_file: OpenFile) -> 
     others = {entry.key for entry in files.entries} - {entry.key for entry in files.images}
     tables, notes = _tables(files, sorted(others), beside=bool(images))
     special = _folders_of_arrays(sorted(others))
-    kinds = {f"image files ({images[0]})": images, f"Parquet files ({tables[0]})": tables} if images and tables else {}
-    if special and (images or tables):
-        kinds |= {f"image files ({images[0]})": images} if images else {f"Parquet files ({tables[0]})": tables}
-        kinds |= {f"IDX or CIFAR files (in {special[0] or 'it'})": special}
-    require(not kinds, f"{files.where}: holds {' and '.join(kinds)}; give the folder of one kind")
+    kinds = {
+        "image files": images[:1],
+        "Parquet files": tables[:1],
+        "IDX or CIFAR files": [f"in {folder or 'it'}" for folder in special[:1]],
+    }
+    held = [f"{kind} ({example})" for kind, examples in kinds.items() for example in examples]
+    require(len(held) < 2, f"{files.where}: holds {' and '.join(held)}; give the folder of one kind")
     if special:
         return _from_folders_of_arrays(name, files, special)
     if images:
@@ -77,7 +79,7 @@ def _tables(files: Files, keys: Sequence[str], *, beside: bool) -> tuple[list[st
 
 
 def _from_packed(
-    name: str, files: Files, keys: Sequence[str], splits: Splits, open_file: OpenFile, notes: Sequence[str]
+    name: str, files: Files, keys: Sequence[str], splits: SplitOption, open_file: OpenFile, notes: Sequence[str]
 ) -> Source:
     """What lies in archives or in NumPy's files."""
     from pipelines.data.sources.arrays import array_folder

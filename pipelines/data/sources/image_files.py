@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from fvae.config import ConfigError
 from pipelines.data.sources.archives import Found, Oddities, tar_members
-from pipelines.data.sources.base import BadFile, ImageFile, Item, Source, printable, suffix_counts, suffix_of
+from pipelines.data.sources.base import LEFT_OUT, BadFile, ImageFile, Item, Source, printable, suffix_counts, suffix_of
 from pipelines.data.sources.file_names import Clutter, is_image, is_image_content, may_be_image
 from pipelines.data.sources.files import Entry, Files
-from pipelines.data.sources.splits.layout import LEFT_OUT, Layout, Splits, place_of
+from pipelines.data.sources.splits.layout import Layout, place_of
 from pipelines.data.sources.splits.names import listed_splits
+from pipelines.data.sources.splits.option import SplitOption
 from pipelines.data.sources.streams import OneFile
 
 _CLASS = "\1"
@@ -37,7 +38,7 @@ def left_out_line(count: int) -> list[str]:
 class ImageTree(Source):
     """The image files among some listed files; these are read in the order of the list."""
 
-    def __init__(self, name: str, files: Files, splits: Splits, notes: Sequence[str] = ()) -> None:
+    def __init__(self, name: str, files: Files, splits: SplitOption, notes: Sequence[str] = ()) -> None:
         super().__init__(name, files.kind)
         self._files = files
         places: dict[str, str] = {}
@@ -68,7 +69,7 @@ class ImageTree(Source):
                 yield ImageFile(path, content, *self._place(entry))
 
     def _place(self, entry: Entry) -> tuple[str | None, str | None]:
-        return self._layout.place(place_of(entry.key))
+        return self._layout.split_and_class(place_of(entry.key))
 
 
 class ImageStream(Source):
@@ -93,7 +94,7 @@ class ImageStream(Source):
         name: str,
         kind: str,
         where: str,
-        splits: Splits,
+        splits: SplitOption,
         walk: Callable[[Oddities], Iterator[Found]],
         fingerprint: Callable[[], str],
         *,
@@ -107,17 +108,17 @@ class ImageStream(Source):
         self._walk = walk
         self._fingerprint = fingerprint
         self._hidden = hidden
-        self._layout = Layout(where, {}, Splits())
+        self._layout = Layout(where, {}, SplitOption())
 
     def fingerprint(self) -> str:
         return self._fingerprint()
 
     def class_of(self, label: str) -> str | None:
         place, marked, named = label.partition(_CLASS)
-        return printable(named) if marked else self._layout.place(place)[1]
+        return printable(named) if marked else self._layout.split_and_class(place)[1]
 
     def split_of(self, label: str) -> str | None:
-        return self._layout.place(label.partition(_CLASS)[0])[0]
+        return self._layout.split_and_class(label.partition(_CLASS)[0])[0]
 
     def items(self) -> Iterator[Item]:
         places: dict[str, str] = {}
@@ -218,7 +219,7 @@ class ImageStream(Source):
                 yield BadFile(printable(link.path), f"a hard link to {printable(link.link or '')}, which is not there")
 
 
-def image_tar(name: str, file: OneFile, splits: Splits, *, nested: bool, hidden: bool) -> ImageStream:
+def image_tar(name: str, file: OneFile, splits: SplitOption, *, nested: bool, hidden: bool) -> ImageStream:
     """The images of a tar archive, and of the tars inside where it is ``nested``."""
 
     def walk(oddities: Oddities) -> Iterator[Found]:

@@ -17,7 +17,7 @@ from pipelines.data.sources.files import Files, StoredFiles
 from pipelines.data.sources.folder_kinds import from_files
 from pipelines.data.sources.folders import LocalFiles
 from pipelines.data.sources.image_files import ImageStream, image_tar, no_images
-from pipelines.data.sources.splits.layout import Splits
+from pipelines.data.sources.splits.option import SplitOption
 from pipelines.data.sources.streams import OneFile, local_file, stored_file, whole_or_refused
 from pipelines.data.sources.tars import TarReader
 from pipelines.data.sources.zips import ZipFiles
@@ -46,7 +46,7 @@ _READ = "a folder, .tar, .tar.gz, .zip, IDX, .npy, .npz or Parquet file of image
 
 def open_any(location: str, splits: str = "auto", *, anonymous: bool = False) -> Source:
     """See :func:`pipelines.data.sources.open_source`."""
-    asked = Splits(splits)
+    asked = SplitOption(splits)
     source = _open(location, asked, anonymous)
     require(
         not asked.patterns or bool(source.origins) or isinstance(source, ImageStream),
@@ -56,7 +56,7 @@ def open_any(location: str, splits: str = "auto", *, anonymous: bool = False) ->
     return source
 
 
-def _open(location: str, splits: Splits, anonymous: bool) -> Source:
+def _open(location: str, splits: SplitOption, anonymous: bool) -> Source:
     require(isinstance(location, str) and location.strip() != "", f"source {location!r}: give {_READ}")
     if location == "digits":
         from pipelines.data.sources.embedded import Digits
@@ -72,7 +72,7 @@ def _open(location: str, splits: Splits, anonymous: bool) -> Source:
     return _open_local(location, splits)
 
 
-def _open_local(location: str, splits: Splits) -> Source:
+def _open_local(location: str, splits: SplitOption) -> Source:
     path = Path(location)
     with contextlib.suppress(RuntimeError):  # no such user: then it is a name like any other
         path = path.expanduser()
@@ -93,7 +93,7 @@ def _open_local(location: str, splits: Splits) -> Source:
     raise ConfigError(f"{location}: no such file or folder; {near or f'give {_READ}'}")
 
 
-def _open_remote(location: str, splits: Splits, anonymous: bool) -> Source:
+def _open_remote(location: str, splits: SplitOption, anonymous: bool) -> Source:
     storage = open_storage(location, anonymous=anonymous)
     parent_uri, _, name = storage.uri.rpartition("/")
     if parent_uri == "s3:/":  # a whole bucket
@@ -111,7 +111,7 @@ def _open_remote(location: str, splits: Splits, anonymous: bool) -> Source:
     return _from_file(name, file, splits)
 
 
-def _from_many(name: str, files: Files, splits: Splits, depth: int = 0) -> Source:
+def _from_many(name: str, files: Files, splits: SplitOption, depth: int = 0) -> Source:
     """The source that some files make, which lie in ``depth`` archives."""
     return from_files(name, files, splits, lambda key, file: _from_file(key.rpartition("/")[2], file, splits, depth))
 
@@ -124,7 +124,7 @@ def _near(name: str, others: list[str]) -> str:
 # --- one file --------------------------------------------------------------------------------------
 
 
-def _from_file(file_name: str, file: OneFile, splits: Splits, depth: int = 0) -> Source:
+def _from_file(file_name: str, file: OneFile, splits: SplitOption, depth: int = 0) -> Source:
     if depth > DEEPEST:
         raise too_deep(file.where)
     name = _short(file_name)
@@ -151,7 +151,7 @@ def _from_file(file_name: str, file: OneFile, splits: Splits, depth: int = 0) ->
     return _from_stream(name, file, splits)
 
 
-def _from_stream(name: str, file: OneFile, splits: Splits) -> Source:
+def _from_stream(name: str, file: OneFile, splits: SplitOption) -> Source:
     from pipelines.data.sources.idx import idx_file, is_idx
     from pipelines.data.sources.tars import is_header
 
@@ -174,7 +174,7 @@ def _starts_a_tar(file: OneFile) -> bool:
         return is_header(content.read(512))
 
 
-def _from_tar(name: str, file: OneFile, splits: Splits) -> Source:
+def _from_tar(name: str, file: OneFile, splits: SplitOption) -> Source:
     from pipelines.data.sources.cifar import cifar_tar, format_in_tar
 
     for hidden in (True, False):  # where nothing else is there, hidden files are the images

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from fvae.config import ConfigError, require
 from fvae.data.manifest import MANIFEST
-from pipelines.data.sources.base import LARGEST_FILE, BadFile, ImageFile, Item, Source, digest, too_large
+from pipelines.data.sources.base import LARGEST_FILE, LEFT_OUT, BadFile, ImageFile, Item, Source, digest, too_large
 from pipelines.data.sources.file_names import is_image_content
-from pipelines.data.sources.splits.layout import LEFT_OUT, Layout, Splits
+from pipelines.data.sources.splits.layout import Layout
+from pipelines.data.sources.splits.option import SplitOption
 from pipelines.data.sources.streams import OneFile
 from pipelines.storage import StorageError
 
@@ -31,7 +32,7 @@ class EncodedRows(Source):
     """Tables with a column of encoded images, or of lists of them."""
 
     def __init__(
-        self, name: str, files: list[tuple[str, OneFile]], where: str, splits: Splits, notes: Sequence[str] = ()
+        self, name: str, files: list[tuple[str, OneFile]], where: str, splits: SplitOption, notes: Sequence[str] = ()
     ) -> None:
         super().__init__(
             name, "Arrow files" if all(key.endswith(SUFFIXES[1:]) for key, _ in files) else "Parquet files"
@@ -40,7 +41,7 @@ class EncodedRows(Source):
         # A file is a folder of rows: its own name says the split as well as those of the folders around it.
         places = {key: key.rpartition(".")[0] or key for key, _ in files}
         layout = Layout(where, {place: key for key, place in places.items()}, splits, tables=True)
-        self._splits = {key: layout.place(place)[0] for key, place in places.items()}
+        self._splits = {key: layout.split_and_class(place)[0] for key, place in places.items()}
         self._files = [(key, file) for key, file in files if self._splits[key] != LEFT_OUT]
         self.origins = layout.origins
         self.notes = list(notes)

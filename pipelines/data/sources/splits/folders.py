@@ -1,11 +1,12 @@
-"""Where the folders of a tree, or its tables, name published splits."""
+"""Where the folders of a tree, or its tables, name published splits, and which folder names the class."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from pipelines.data.sources.base import printable
 from pipelines.data.sources.splits.names import (
     SplitName,
     are_splits,
@@ -14,37 +15,28 @@ from pipelines.data.sources.splits.names import (
     read_table_name,
     split_word,
     suspected_splits,
-    without_split,
 )
 from pipelines.data.sources.splits.option import Parts
 
-Chain = list[tuple[int, SplitName]]
-"""The names on one path that mean splits, the outermost first, each with its depth."""
+_WORDS = "data image images img imgs jpeg jpegimages jpegs jpg jpgs photos pics pictures png pngs rgb"
+_CONTAINERS = frozenset(_WORDS.split())
+"""Folders inside a split that hold its images and name no class."""
 
 
-@dataclass
-class Found:
-    """What the folders of a tree say about splits."""
+class SplitFolder(NamedTuple):
+    """A folder whose name means a split."""
 
-    chosen: dict[str, tuple[int, SplitName]] = field(default_factory=dict)
-    """The folder that gives each place its split: its depth, and what its name says."""
-    chains: dict[str, Chain] = field(default_factory=dict)
-    """All such folders around each place."""
-    strays: list[str] = field(default_factory=list)
-    """Places that lie beside split folders."""
-    contrary: list[tuple[str, int, int]] = field(default_factory=list)
-    """Places in a split folder inside that of another split, with the depths of both."""
-    suspected: list[tuple[str, Parts]] = field(default_factory=list)
-    """Folders whose names hold the words of a published cut that is not understood, and the split of each."""
+    path: Parts
+    name: SplitName
 
     @property
-    def splits(self) -> set[str]:
-        """Every split that is named."""
-        return {name.split for _, name in self.chosen.values()}
+    def split(self) -> str:
+        """``train``, ``val`` or ``test``."""
+        return self.name.split
 
 
-def find_splits(paths: Mapping[str, Parts], tables: Collection[str] = ()) -> Found:
-    """The innermost folder that names a split, for each of some places.
+class SplitFolders:
+    """The folder that gives each of some places its split: the innermost one whose name means a split.
 
     A folder inside a split folder that is called like a split is a class where it lies beside other classes and inside
     several splits (``train/train`` and ``test/train`` beside ``train/apple``).
@@ -53,75 +45,141 @@ def find_splits(paths: Mapping[str, Parts], tables: Collection[str] = ()) -> Fou
         paths: the folders around each place, and its own name where it is a table.
         tables: the places that are tables. One split word in their names is enough.
     """
-    children: dict[Parts, set[str]] = defaultdict(set)
-    for parts in paths.values():
-        for depth, part in enumerate(parts):
-            children[parts[:depth]].add(part)
-    named = {parent: read_names(names) for parent, names in children.items()}
-    for place in tables:
-        *folders, file_name = paths[place]
-        read = None if read_name(file_name) else read_table_name(file_name)
-        if read is not None:
-            named[tuple(folders)][file_name] = read
-    found = Found()
-    inside: dict[Parts, set[str]] = defaultdict(set)  # the splits that are named inside a split folder
-    parents: dict[Parts, set[Parts]] = defaultdict(set)  # the folders around what has the same path in several splits
-    around: dict[Parts, set[str]] = defaultdict(set)  # the splits that what has such a path lies in
-    for place, parts in paths.items():
-        chain = [(at, named[parts[:at]][parts[at]]) for at in range(len(parts)) if parts[at] in named[parts[:at]]]
-        found.chains[place] = chain
-        for number, (outer, name) in enumerate(chain):
-            for inner, other in chain[number + 1 :]:
-                inside[parts[: outer + 1]].add(other.split)
-                around[parts[outer + 1 : inner + 1]].add(name.split)
-                parents[parts[outer + 1 : inner + 1]].add(parts[:inner])
 
-    def is_class(path: Parts) -> bool:
-        return len(around[path]) > 1 and any(children[folder] - named[folder].keys() for folder in parents[path])
+    def __init__(self, paths: Mapping[str, Parts], tables: Collection[str] = ()) -> None:
+        self.paths = paths
+        self.chosen: dict[str, SplitFolder] = {}
+        """The folder that gives each place its split."""
+        self.nested: list[tuple[str, SplitFolder, SplitFolder]] = []
+        """Places in a split folder inside that of another split, with both, the outer one first."""
+        self._children: dict[Parts, set[str]] = defaultdict(set)
+        for parts in paths.values():
+            for depth, part in enumerate(parts):
+                self._children[parts[:depth]].add(part)
+        self._chains = self._read(tables)
+        self._choose()
+        above = {folder.path[:length] for folder in self.chosen.values() for length in range(len(folder.path))}
+        self.strays = [place for place in paths if place not in self.chosen or self.chosen[place].path in above]
+        """Places that lie beside split folders."""
 
-    for place, chain in found.chains.items():
-        parts = paths[place]
-        while len(chain) > 1 and are_splits(inside[parts[: chain[0][0] + 1]]):
-            chain = chain[1:]
-        for inner, name in chain[1:]:
-            outer, around_it = chain[0]
-            if name.split != around_it.split and not is_class(parts[outer + 1 : inner + 1]):
-                found.contrary.append((place, outer, inner))
-                chain = [(inner, name)]
-                break
-        if chain:
-            found.chosen[place] = chain[0]
-    above = {paths[place][:length] for place, (depth, _) in found.chosen.items() for length in range(depth + 1)}
-    for place in paths:
-        if place not in found.chosen or paths[place][: found.chosen[place][0] + 1] in above:
-            found.strays.append(place)
-    if not found.chosen:
-        found.suspected = _suspected(children)
-    return found
+    @property
+    def splits(self) -> set[str]:
+        """Every split that is named."""
+        return {folder.split for folder in self.chosen.values()}
 
+    def folders(self) -> dict[Parts, str]:
+        """The split of each folder that gives one to places which do not lie beside split folders."""
+        strays = set() if self.nested else set(self.strays)
+        return {folder.path: folder.split for place, folder in self.chosen.items() if place not in strays}
 
-def _suspected(children: Mapping[Parts, set[str]]) -> list[tuple[str, Parts]]:
-    """The folders whose names hold the words of a published cut: side by side, or else anywhere in the tree."""
-    for parent, names in children.items():
-        if splits := suspected_splits(names):
-            return [(split, (*parent, name)) for split, some in splits.items() for name in some]
-    words = [
-        (split, (*parent, name)) for parent, names in children.items() for name in names if (split := split_word(name))
-    ]
-    outermost = [
-        (split, path) for split, path in words if not any(path[: len(other)] == other != path for _, other in words)
-    ]
-    return sorted(outermost) if are_splits(split for split, _ in outermost) else []
+    def likely(self) -> dict[Parts, str]:
+        """The split of each folder around strays whose name holds a split word and is not understood."""
+        found = {}
+        for place in self.strays:
+            parts = self.paths[place]
+            words = ((parts[:end], split_word(parts[end - 1])) for end in range(1, len(parts) + 1))
+            path, split = next(((path, split) for path, split in words if split), ((), None))
+            if split and place not in self.chosen:
+                found[path] = split
+        return found
 
+    def suspected(self) -> dict[Parts, str]:
+        """The split of each folder whose name holds the words of a published split, where no folder is understood.
 
-def one_of_each(groups: Mapping[tuple[Parts, str], Mapping[str, Parts]]) -> list[tuple[str, Parts]]:
-    """One folder of each split: ``train2017`` and ``val2017``, if there is no ``val2014``.
+        The folders lie side by side, or else anywhere in the tree.
+        """
+        if self.chosen:
+            return {}
+        for parent, names in self._children.items():
+            if splits := suspected_splits(names):
+                return {(*parent, name): split for split, some in splits.items() for name in some}
+        paths = [(*parent, name) for parent, names in self._children.items() for name in names]
+        words = {path: split for path in paths if (split := split_word(path[-1]))}
+        outermost = [
+            (split, path) for path, split in words.items() if not any(path[:end] in words for end in range(len(path)))
+        ]
+        return {path: split for split, path in sorted(outermost)} if are_splits(split for split, _ in outermost) else {}
 
-    Args:
-        groups: the variants of each split in each folder, and where they lie.
-    """
-    common = Counter(rest for paths in groups.values() for rest in {without_split(path[-1]) for path in paths.values()})
-    return [
-        (split, max(sorted(paths.values()), key=lambda path: common[without_split(path[-1])]))
-        for (_, split), paths in groups.items()
-    ]
+    def classes(self, root: Parts) -> dict[str, str | None]:
+        """The class of each place: the folder inside the split folder, or else the one above it.
+
+        Args:
+            root: the folders around everything, which name no class.
+        """
+        start = min(len(root), *(len(folder.path) - 1 for folder in self.chosen.values()))
+        letters: dict[str, set[str]] = defaultdict(set)
+        for folder in self.chosen.values():
+            letters[folder.split].add(folder.name.part)
+        classes = {}
+        for place, (path, name) in self.chosen.items():
+            parts = self.paths[place]
+            depth = self._below_containers(parts, len(path))
+            named = {len(folder.path) - 1 for folder in self._chains[place]}
+            depth = next((above for above in range(start, len(path) - 1) if above not in named), depth)
+            classes[place] = printable(parts[depth]) if len(parts) > depth else None
+            if classes[place] is None and name.part.isalpha() and len(letters[name.split]) > 1:
+                classes[place] = name.part
+        return classes
+
+    def _read(self, tables: Collection[str]) -> dict[str, list[SplitFolder]]:
+        """All folders around each place whose names mean splits, the outermost first."""
+        self._named = {
+            (*parent, name): found
+            for parent, names in self._children.items()
+            for name, found in read_names(names).items()
+        }
+        for place in tables:
+            path = self.paths[place]
+            read = None if read_name(path[-1]) else read_table_name(path[-1])
+            if read is not None:
+                self._named[path] = read
+        return {
+            place: [
+                SplitFolder(parts[:end], self._named[parts[:end]])
+                for end in range(1, len(parts) + 1)
+                if parts[:end] in self._named
+            ]
+            for place, parts in self.paths.items()
+        }
+
+    def _choose(self) -> None:
+        inside: dict[Parts, set[str]] = defaultdict(set)  # the splits that are named inside a split folder
+        parents: dict[Parts, set[Parts]] = defaultdict(set)  # the folders around each path below a split folder
+        around: dict[Parts, set[str]] = defaultdict(set)  # the splits that such a path lies in
+        for chain in self._chains.values():
+            for number, outer in enumerate(chain):
+                for inner in chain[number + 1 :]:
+                    below = inner.path[len(outer.path) :]
+                    inside[outer.path].add(inner.split)
+                    around[below].add(outer.split)
+                    parents[below].add(inner.path[:-1])
+
+        def is_class(below: Parts) -> bool:
+            beside = ((*parent, name) for parent in parents[below] for name in self._children[parent])
+            return len(around[below]) > 1 and any(path not in self._named for path in beside)
+
+        for place, found in self._chains.items():
+            chain = found
+            while len(chain) > 1 and are_splits(inside[chain[0].path]):
+                chain = chain[1:]
+            if not chain:
+                continue
+            outer, *others = chain
+            nested = (
+                inner for inner in others if inner.split != outer.split and not is_class(inner.path[len(outer.path) :])
+            )
+            innermost = next(nested, None)
+            self.chosen[place] = innermost or outer
+            if innermost:
+                self.nested.append((place, outer, innermost))
+
+    def _below_containers(self, parts: Parts, depth: int) -> int:
+        """``depth``, or the depth below the only folders there, where these name no class (``train/images``)."""
+        split = parts[depth - 1]
+        while (
+            len(parts) > depth
+            and self._children[parts[:depth]] == {parts[depth]}
+            and (parts[depth].lower() in _CONTAINERS or parts[depth] == split)
+        ):
+            depth += 1
+        return depth

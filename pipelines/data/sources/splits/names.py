@@ -45,9 +45,9 @@ _AFFIXES = frozenset(_PLAIN_WORDS.split())
 _TOKENS = re.compile(r"\d+x\d+|\d+|[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_a-zA-Z]+")
 _LISTS = frozenset(("txt", "csv", "tsv", "json", "jsonl", "lst", "list"))
 _HOLD_OUT = re.compile(r"h(?:old|eld)[-_ ]out", re.IGNORECASE)
-_GLUED_END = re.compile(r"([A-Za-z]+?)(training|train|validation|valid|val|testing|test)(?![A-Za-z])", re.IGNORECASE)
-_SHORT_START = re.compile(r"(tr|va|vl|te|ts)(?![A-Za-z])", re.IGNORECASE)
-_GLUED = re.compile(r"training|train|validation|valid|val|testing|test")
+_GLUED = re.compile("|".join(sorted(SPLIT_NAMES, key=len, reverse=True)))
+_GLUED_END = re.compile(rf"([a-z]+?)({_GLUED.pattern})(?![a-z])")
+_SHORT_START = re.compile(rf"({'|'.join(_SHORT)})(?![a-z])")
 _SHARD = re.compile(r"(\d+)-of-(\d+)(?:-[0-9a-f]{8,})?(?![0-9A-Za-z])")
 _DIGEST = re.compile(
     r"(?<![0-9A-Za-z])(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{8}T\d{4,6}Z?(?:-\d+)*"
@@ -55,7 +55,8 @@ _DIGEST = re.compile(
 )
 """What programs add to a name: a UUID, a hash in hexadecimal digits, a time."""
 _IN_FILE_NAMES = SPLIT_NAMES | _BESIDE_TRAIN
-_PARTS_OF_WORDS = ("train", "test", "val", "dev", "trn", "tst", "vld", "holdout", "heldout")
+_SHORTEST = [word for word in _IN_FILE_NAMES if not any(other != word and other in word for other in _IN_FILE_NAMES)]
+"""The words that all others contain: a name without one of them, as nearly all are, is not looked at any closer."""
 _COUNTED = frozenset(("batch", "chunk", "file", "part", "shard"))
 """Words whose number distinguishes parts that belong together."""
 
@@ -121,34 +122,34 @@ def read_names(names: Collection[str]) -> dict[str, SplitName]:
     and ``birds_test``, ``Xtrain`` and ``Xtest``), and words such as ``dev`` beside a training split.
     """
     found = {name: split for name in names if (split := read_name(name)) is not None}
-    unread = [name for name in names if name not in found]
     trains = any(split.split == "train" for split in found.values())
-    for words in (_ALL_WORDS, _SHORT):
-        families: dict[str, dict[str, SplitName]] = defaultdict(dict)
-        for name in unread:
-            tokens = [token.lower() for token in _tokens(name)]
-            hits = [token for token in tokens if token in words]
-            if len(hits) == 1:
-                pattern = " ".join("*" if token == hits[0] else token for token in tokens)
-                families[pattern][name] = SplitName(words[hits[0]], variant=pattern)
-        for pattern, family in families.items():
-            if words is _SHORT and len(family) < len(names):
-                continue
-            if _is_cut(family) or (words is _ALL_WORDS and pattern == "*" and trains):
-                found |= family
-    glued: dict[str, dict[str, SplitName]] = defaultdict(dict)
-    for name in unread:
-        hits = _GLUED.findall(name.lower())
-        if name not in found and len(hits) == 1:
-            pattern = name.lower().replace(hits[0], "*")
-            glued[pattern][name] = SplitName(SPLIT_NAMES[hits[0]], variant=pattern)
-    for family in glued.values():
-        found |= family if _is_cut(family) else {}
+    for words in (_ALL_WORDS, _SHORT, None):
+        patterns: dict[str, dict[str, SplitName]] = defaultdict(dict)
+        for name in names:
+            if name not in found and (split := _read_pattern(name, words)) is not None:
+                patterns[split.variant][name] = split
+        for pattern, alike in patterns.items():
+            beside_train = words is _ALL_WORDS and pattern == "*" and trains
+            whole = words is not _SHORT or len(alike) == len(names)
+            if beside_train or (whole and are_splits(split.split for split in alike.values())):
+                found |= alike
     return found
 
 
-def _is_cut(family: Mapping[str, SplitName]) -> bool:
-    return are_splits(member.split for member in family.values())
+def _read_pattern(name: str, words: Mapping[str, str] | None) -> SplitName | None:
+    """The split of the only word in a name that is one of ``words``, and as its variant the name with a ``*`` there.
+
+    With no ``words``, the word may be glued to others (``Xtrain``).
+    """
+    small = name.lower()
+    if words is None:
+        hits = _GLUED.findall(small)
+        return SplitName(SPLIT_NAMES[hits[0]], variant=small.replace(hits[0], "*")) if len(hits) == 1 else None
+    tokens = [token.lower() for token in _tokens(name)]
+    hits = [token for token in tokens if token in words]
+    if len(hits) != 1:
+        return None
+    return SplitName(words[hits[0]], variant=" ".join("*" if token == hits[0] else token for token in tokens))
 
 
 def suspected_splits(names: Collection[str]) -> dict[str, list[str]]:
@@ -182,7 +183,7 @@ def without_split(name: str) -> str:
 def listed_splits(path: str) -> set[str]:
     """The splits whose images a file may list, by its name: ``train.txt``, ``train_test_split.csv``, ``partition.txt``.
 
-    None where the name says nothing of the kind.
+    The set is empty for any other name.
     """
     stem, dot, suffix = path.replace("\\", "/").rpartition("/")[2].rpartition(".")
     if not dot or suffix.lower() not in _LISTS:
@@ -193,7 +194,7 @@ def listed_splits(path: str) -> set[str]:
     return words if len(words) > 1 or read_name(stem) is not None else set()
 
 
-def of_file_name(stem: str) -> str | None:
+def split_in_file_name(stem: str) -> str | None:
     """The split word in a file's name: ``train`` of ``train_0001``, ``img (train) 1``, ``trainA_1`` and ``0001-train``.
 
     Words such as ``eval`` count, too: they mean a split only where others mean the training split. Of a word that is
@@ -202,28 +203,31 @@ def of_file_name(stem: str) -> str | None:
     small = stem.lower()
     if (short := _SHORT_START.match(small)) and small != short[1]:
         return f"*{_SHORT[short[1]]}"
-    if not any(part in small for part in _PARTS_OF_WORDS) or small in _ALL_WORDS:
-        return None  # nearly all
-    words = (token for token in map(str.lower, _tokens(stem)) if token in _IN_FILE_NAMES)
-    split = next((_IN_FILE_NAMES[token] for token in words), None)
+    if not any(word in small for word in _SHORTEST) or small in _ALL_WORDS:
+        return None
+    split = next((_IN_FILE_NAMES[token] for token in map(str.lower, _tokens(stem)) if token in _IN_FILE_NAMES), None)
     if split is None and (glued := _GLUED_END.search(small)):
         return f"{glued[1]}*{SPLIT_NAMES[glued[2]]}"
     return split
 
 
-def file_words(words: Mapping[str, str]) -> dict[str, str]:
-    """The splits that words of :func:`of_file_name` mean side by side, by place; ``""`` for those that mean none."""
+def splits_of_file_names(words: Mapping[str, str]) -> dict[str, str]:
+    """The splits that words of :func:`split_in_file_name` mean side by side; ``""`` for those that mean none.
+
+    Args:
+        words: the word of each place, or ``""``.
+    """
     groups: dict[str, set[str]] = defaultdict(set)
     for word in words.values():
         before, star, split = word.rpartition("*")
         if star:
             groups[before].add(split)
     everywhere = all(word.startswith("*") for word in words.values())  # else ``tr`` and ``te`` are languages
-    cuts = {before for before, splits in groups.items() if are_splits(splits) and (before or everywhere)}
+    meant = {before for before, splits in groups.items() if are_splits(splits) and (before or everywhere)}
     found = {}
     for place, word in words.items():
         before, star, split = word.rpartition("*")
-        found[place] = split if not star or before in cuts else ""
+        found[place] = split if not star or before in meant else ""
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -40,7 +40,7 @@ class Match:
         return len(re.sub(r"[*?]|\[.*?\]", "", self.pattern))
 
 
-class Splits:
+class SplitOption:
     """What ``--splits`` asks for: ``auto``, ``none``, or ``train=NAME,val=NAME,test=NAME`` with patterns of names.
 
     Raises ``ConfigError`` for anything else.
@@ -82,11 +82,11 @@ class Splits:
             named |= {(match.split, match.pattern) for match in matches}
             best = [m for m in matches if all(m.beats(other) for other in matches if other.split != m.split)]
             if matches and not best:
-                raise self._claimed(f"{where}: {shown(examples[place])}", parts, matches)
+                raise self._claimed(f"{where}: {printable(examples[place])}", parts, matches)
             found[place] = max(best, key=lambda match: match.end) if best else None
             used |= {(match.split, match.pattern) for match in matches if best and match.split == best[0].split}
         for split, pattern in self.patterns:
-            what = f"{where}: --splits {split}={shown(pattern)}: "
+            what = f"{where}: --splits {split}={printable(pattern)}: "
             require((split, pattern) in named, what + "no folder with images is called so")
             require(
                 (split, pattern) in used,
@@ -99,44 +99,38 @@ class Splits:
         one = matches[-1]
         other = next(match for match in matches if match.split != one.split)
         folder = _writable("/".join(parts[: max(match.end for match in matches)]))
-        answer = shlex.quote(f"{self.text},{one.split}={folder}")
+        option = shlex.quote(f"{self.text},{one.split}={folder}")
         return ConfigError(
-            f"{image} lies in {shown(other.pattern)} ({other.split}) and in {shown(one.pattern)} "
-            f"({one.split}); name its folder for one of them, as in --splits {answer}"
+            f"{image} lies in {printable(other.pattern)} ({other.split}) and in {printable(one.pattern)} "
+            f"({one.split}); name its folder for one of them, as in --splits {option}"
         )
 
 
-def answer(folders: Iterable[tuple[str, Parts]], paths: Mapping[str, Parts], wanted: Mapping[str, str]) -> str | None:
-    """The option, quoted for a shell, that gives the images in some folders their splits and leaves out all others.
+def option_for(folders: Mapping[Parts, str], paths: Mapping[str, Parts]) -> str:
+    """`` (--splits train=…)``, quoted for a shell, which takes some folders and leaves out all others.
 
     Args:
-        folders: the split and the path of each folder.
-        paths: of the images, by place.
-        wanted: the split of each place that is taken.
+        folders: the split of each folder.
+        paths: the folders around each place.
 
-    Returns None where no option does: where there is no train split, or for names that it cannot hold.
+    Returns ``""`` where no option does: where there is no train split, or for names that it cannot hold.
     """
-    known = sorted(set(folders), key=lambda folder: (SPLITS.index(folder[0]), folder[1]))
-    for names in (
-        [(split, path[-1]) for split, path in known],
-        [(split, "/".join(path)) for split, path in known],
-    ):
-        text = ",".join(dict.fromkeys(f"{split}={_writable(name)}" for split, name in names))
+    wanted = {}
+    for place, parts in paths.items():
+        inside = (folders.get(parts[:end]) for end in range(len(parts), 0, -1))
+        if split := next(filter(None, inside), None):
+            wanted[place] = split
+    known = sorted(folders.items(), key=lambda folder: (SPLITS.index(folder[1]), folder[0]))
+    for names in ([path[-1] for path, _ in known], ["/".join(path) for path, _ in known]):
+        parts_of_text = (f"{split}={_writable(name)}" for (_, split), name in zip(known, names, strict=True))
+        text = ",".join(dict.fromkeys(parts_of_text))
         try:
-            found = Splits(text).assign("", paths, dict.fromkeys(paths, ""))
+            found = SplitOption(text).assign("", paths, dict.fromkeys(paths, ""))
         except ConfigError:
             continue
-        if {place: match.split for place, match in found.items() if match} == dict(wanted):
-            return shlex.quote(text)
-    return None
-
-
-def shown(name: str) -> str:
-    """A name for one line of text, whatever characters it holds."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in printable(name)
-    )
+        if {place: match.split for place, match in found.items() if match} == wanted:
+            return f" (--splits {shlex.quote(text)})"
+    return ""
 
 
 def _writable(name: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from fvae import ConfigError
 from pipelines.data.sources import open_source
-from pipelines.data.sources.splits.layout import LEFT_OUT
+from pipelines.data.sources.base import LEFT_OUT
 from pipelines.data.sources.splits.names import listed_splits, read_name, read_names
 from tests.pipelines.data.source_builders import PACKERS, files_of, folder, png, pngs, splits_and_classes
 
@@ -125,6 +125,7 @@ def test_names_side_by_side_explain_each_other() -> None:
         (pngs("contest_1.png", "strain_1.png", "oval.png"), [(None, None)] * 3),
         (pngs("hold_out/1.png", "train/2.png"), [("test", None), ("train", None)]),
         (pngs("a/cat_dev_1.png", "a/cat_dev_2.png"), [(None, None)] * 2),
+        (pngs("test/1.png", "train/2.png", "train/train_3.png"), [("test", None), ("train", None), ("train", None)]),
         (pngs("test/1.png", "train/train/2.png", "train/val/3.png"), [("test", None), ("train", None), ("val", None)]),
         (
             pngs("d/Testing/cat/1.png", "d/Training/Train/cat/2.png", "d/Training/Validation/cat/3.png"),
@@ -292,6 +293,14 @@ def test_what_cannot_be_told_is_asked_and_the_option_answers(
     for option in options:  # whatever the line proposes
         taken = set(splits_and_classes(open_source(place, option)).values())
         assert option == "none" or {split for split, _ in taken} >= {"train"}
+
+
+def test_direction_marks_and_odd_spaces_in_names_are_escaped_wherever_they_are_shown(tmp_path: Path) -> None:
+    names = ["cat\u202e", "dog\xa0a", "\u732b\u3000a", "\u0646\u200c\u0645"]  # the last two need their own characters
+    place = folder(tmp_path / "set", pngs(*(f"{name}/1.png" for name in names)))
+    escaped = {"cat\\u202e", "dog\\xa0a", *names[2:]}
+    assert {label for _, label in splits_and_classes(open_source(place)).values()} == escaped
+    assert {path.removesuffix("/1.png") for path in files_of(open_source(place))} == escaped
 
 
 def test_the_line_proposes_one_variant_of_each_split_and_all(tmp_path: Path) -> None:
