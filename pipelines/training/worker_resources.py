@@ -49,5 +49,5 @@ def workers_on(node: Mapping[str, float], cpus: float, gpus: float) -> int:
 
 def each_worker(cpus: float, gpus: float) -> str:
     """What a worker needs, in words: ``2 CPUs and 1 GPU``."""
-    words = f"{cpus:g} CPU{'s' * (cpus != 1)}"
-    return f"{words} and {gpus:g} GPU{'s' * (gpus != 1)}" if gpus else words
+    amounts = [(cpus, "CPU")] + ([(gpus, "GPU")] if gpus else [])
+    return " and ".join(f"{amount:g} {name if amount == 1 else name + 's'}" for amount, name in amounts)
