@@ -42,7 +42,7 @@ class Reading(NamedTuple):
         return f"k{self.k}_noise{self.noise}"
 
     def seed(self, seed: int, split: str) -> int:
-        """Of its noise. Noise 0 is what a search of the same ``seed`` reads the test split with."""
+        """Seed of its noise. A search of the same ``seed`` measures the test split with noise 0."""
         return derived_seed(seed, f"{split}/{self.k}/{self.noise}" if self.noise else f"{split}/{self.k}")
 
 
@@ -53,7 +53,7 @@ class Measured(NamedTuple):
     bits: np.ndarray
     """Bits/dim of each image, float64 ``[N]``, in stored order."""
     seconds: float
-    """It took."""
+    """How long it took."""
 
 
 def measure(
@@ -68,7 +68,8 @@ def measure(
 ) -> Iterator[Measured]:
     """Measure ``model`` on ``images``, reading by reading; of several workers each yields all of them.
 
-    ``advance`` is told how many samples (images × k) this worker has done. Raises ``NonFiniteError``.
+    ``advance`` is called with the number of samples (images × k) that this worker has done since its last call. Raises
+    ``NonFiniteError``.
     """
     source = image_source(images)
     for reading in readings:
@@ -88,11 +89,11 @@ class KeptReadings:
     """The finished readings of one evaluation in its storage: each is there as soon as it is done."""
 
     def __init__(self, storage: Storage, identity: Mapping[str, Any], guard: Callable[[], None] = lambda: None) -> None:
-        """Brings what is there.
+        """Load the readings that are there.
 
         ``guard`` is called before each write; it raises where this process may no longer write there.
         ``identity`` is JSON-ready: what makes figures comparable (weights, data, split, seed, device). Raises
-        ``ConfigError`` where the readings there are of another identity. A damaged file is as good as none.
+        ``ConfigError`` where the readings there are of another identity. A damaged file counts as none.
         """
         self._storage, self._identity, self._guard = storage, dict(identity), guard
         self._done: dict[str, Measured] = {}

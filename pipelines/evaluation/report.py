@@ -1,4 +1,4 @@
-"""What an evaluation found: ``evaluation.json`` and the table on the terminal."""
+"""The report of an evaluation: ``evaluation.json`` and the table on the terminal."""
 
 from __future__ import annotations
 

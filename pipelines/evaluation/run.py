@@ -1,4 +1,4 @@
-"""An evaluation: what is missing is measured, pictures are drawn, the report is written."""
+"""Runs an evaluation: measures what is missing, draws pictures, writes the report."""
 
 from __future__ import annotations
 

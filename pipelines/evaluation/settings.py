@@ -1,4 +1,4 @@
-"""What an evaluation is told: the options of ``python -m pipelines.evaluate``."""
+"""Options of an evaluation: ``python -m pipelines.evaluate``."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class EvaluateSettings:
                     raise ConfigError(f"{option}: {error}") from error
 
     def resources(self) -> WorkerResources:
-        """Of several workers. Raises ``ConfigError`` for what cannot work."""
+        """The workers and what each of them has. Raises ``ConfigError`` for what cannot work."""
         return WorkerResources(workers=self.workers, cpus=self.cpus_per_worker or 1, gpus=self.gpus_per_worker)
 
     def pictures(self) -> dict[str, Any]:

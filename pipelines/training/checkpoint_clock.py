@@ -1,4 +1,4 @@
-"""When all workers stop for a checkpoint in mid-epoch."""
+"""Decides when all workers write a checkpoint in mid-epoch: by the clock, and before a machine is preempted."""
 
 from __future__ import annotations
 

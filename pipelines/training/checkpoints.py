@@ -67,7 +67,7 @@ class CheckpointStore:
         self.storage.delete(*(each.key for each in there if each not in kept))
 
     def latest(self, device: torch.device) -> tuple[Checkpoint, TrainingState] | None:
-        """The last one that is whole, verified. Damaged ones are removed, and said: what they held is trained again."""
+        """The last one that is whole, verified. Damaged ones are removed, with a warning: they are trained again."""
         for checkpoint in reversed(self.all()):
             try:
                 return checkpoint, self.load(checkpoint, device)
@@ -101,15 +101,15 @@ class BackgroundWriter:
         self._thread.start()
 
     def submit(self, state: TrainingState, val_bpd: float | None = None) -> None:
-        """Have it written; returns at once. One that still waits gives way to it, unless that one is an epoch's and
-        this one is not."""
+        """Write a checkpoint in the background; returns at once. It replaces one that still waits, unless that one is
+        an epoch's and this one is not."""
         with self._changed:
             if self._next is None or val_bpd is not None or self._next[1] is None:
                 self._next = (state, val_bpd)
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Wait until all is written. Raises what the last one met: ``OSError`` or ``ConfigError`` as a rule."""
+        """Wait until all is written. Raises the error of the last one: ``OSError`` or ``ConfigError`` as a rule."""
         with self._changed:
             self._changed.wait_for(lambda: self._next is None and not self._writing)
             if self._failed is not None:

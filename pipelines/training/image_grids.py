@@ -14,7 +14,7 @@ MINIMUM_SIDE = 32
 GAP = 2
 """White pixels around each image of a grid."""
 _INCH, _TEXT_POINTS, _CHARACTER = 100, 10, 8
-"""Of a labelled picture: pixels per inch, height of its text, pixels that a character may take."""
+"""Layout of a labelled picture: pixels per inch, height of its text, pixels that a character may take."""
 
 
 def png_grid(images: np.ndarray, bins: int, columns: int, minimum_side: int = MINIMUM_SIDE) -> bytes:

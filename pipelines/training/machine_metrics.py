@@ -1,4 +1,4 @@
-"""What the workers' machines did during an epoch, under the names that MLflow shows as system metrics."""
+"""System metrics of the workers' machines during an epoch, under the names that MLflow shows."""
 
 from __future__ import annotations
 

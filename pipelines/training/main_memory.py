@@ -27,7 +27,7 @@ _RAY = re.compile(r"OutOfMemoryError|running low on memory")  # not its guess "O
 
 
 def was_in_use(room: int | None) -> str:
-    """That a machine's ``room`` bytes of memory were in use; None where they are not known."""
+    """The words for a machine whose ``room`` bytes of memory were in use; None where they are not known."""
     return "its machine's memory was in use" if room is None else f"the machine's {format_bytes(room)} were in use"
 
 
@@ -100,7 +100,7 @@ def why_it_ran_out(model: ModelConfig, train: TrainConfig, images: int, room: in
 
 
 def does_not_fit(need: int, room: int) -> str:
-    """One line for a trial that is not begun."""
+    """One line for a trial that does not start, as it needs more memory than the machine has."""
     return (
         f"out of memory: its process needs {format_bytes(need)}, and the machine has {format_bytes(room)}; leave such "
         "models out with --max-memory, or search on a machine with more memory"

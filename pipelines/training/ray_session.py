@@ -98,7 +98,7 @@ def has_less_than_a_core() -> bool:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Nothing on standard error from Ray's own code in C++, which says at length what the raised error says too."""
+    """Discard what Ray's C++ code writes to standard error: at length what the raised error says too."""
     try:
         kept = os.dup(2)
     except OSError:  # it is closed
@@ -120,7 +120,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _remedy(error: Exception) -> str:
-    """What would do about a Ray that does not start, after the line that says why."""
+    """The advice after the line that says why Ray does not start; empty where there is none."""
     line = str(error)
     if "AF_UNIX path" in line:
         return "; its folder's path is too long: set RAY_TMPDIR to a short one, such as /tmp"
@@ -132,7 +132,7 @@ def _remedy(error: Exception) -> str:
 
 
 def _own_token() -> None:
-    """Ray makes one for its own cluster, which all users of the machine could read, and then run code here."""
+    """Make the token of our own Ray: all users of the machine could read the one that Ray makes, and run code here."""
     given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     if not given and os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
         try:
@@ -144,7 +144,7 @@ def _own_token() -> None:
 
 
 def _most(resource: str) -> float:
-    """Of a resource, on the node that has most of it."""
+    """The amount of a resource on the node that has most of it."""
     return max(float(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"])
 
 

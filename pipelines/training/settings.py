@@ -1,4 +1,4 @@
-"""What a training job is told: the options of ``python -m pipelines.train``."""
+"""Options of a training job: ``python -m pipelines.train``."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TrainSettings(RunSettings):
     keep_checkpoints: int = 2
     """Checkpoints kept: the last ones. The one with the lowest validation bits/dim is kept besides."""
     max_failures: int = 10
-    """How often workers may be lost before the job fails. Machines that say they will go do not count."""
+    """How often workers may be lost before the job fails. Preempted machines (spot) do not count."""
     register: bool = False
     """Register the finished model as fvae-<data set> in MLflow."""
 
@@ -88,7 +88,7 @@ class TrainSettings(RunSettings):
         self.resources()
 
     def resources(self) -> WorkerResources:
-        """Of the workers. Raises ``ConfigError`` for what cannot work."""
+        """The workers and what each of them has. Raises ``ConfigError`` for what cannot work."""
         least, most = map(int, self.elastic.split(":")) if self.elastic else (self.workers, None)
         return WorkerResources(workers=least, most_workers=most, cpus=self.cpus_per_worker, gpus=self.gpus_per_worker)
 

@@ -20,7 +20,7 @@ LOGGER = logging.getLogger("pipelines.storage")
 
 
 class _Kept(logging.Handler):
-    """Keeps lines until somebody takes them."""
+    """Keeps warnings until they are taken."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -65,7 +65,7 @@ def raise_trouble(result: dict[str, Any]) -> None:
 
 
 class Notices(WarningLines):
-    """What this process's storage warns of, within the block, and what it is told; nothing more once silenced."""
+    """Prints the storage's warnings of this process, within the block, and notices; nothing more once silenced."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -77,5 +77,5 @@ class Notices(WarningLines):
             super().say(line)
 
     def silence(self) -> None:
-        """Print no more: the store is given up, and its error says all there is to say."""
+        """Print no more: the store is given up, and its error is enough."""
         self._silent = True
