@@ -1,14 +1,18 @@
-"""The digits on S3, for every test of a search that asks for them."""
+"""The digits on S3, for every test of a search that asks for them; examples of hypothesis have no time limit."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from pipelines import ingest
 from pipelines.data.settings import IngestSettings
 from tests.commands import call
+
+settings.register_profile("tune", deadline=None)  # on a busy machine any example may take long
+settings.load_profile("tune")
 
 
 @pytest.fixture(scope="session")
