@@ -16,14 +16,14 @@ from pipelines.retraining.decision import Decision
 from pipelines.retraining.failure_hooks import run_hook
 from pipelines.retraining.holdout_reuse import image_hashes, require_parts
 from pipelines.retraining.job import Job, champion_of, nothing_new
-from pipelines.retraining.lease_wait import waited_for, writable
+from pipelines.retraining.lease_wait import waited_for
 from pipelines.retraining.paired_scores import SPLIT, Scorer
 from pipelines.retraining.promotion import Promoter, previous_of
 from pipelines.retraining.recipe import require_fit, too_large, without_search
 from pipelines.retraining.registered_model import RegisteredModel, opened_tracking
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.storage import StorageError
-from pipelines.storage.run_lock import explained_disk
+from pipelines.storage.run_lock import explained_disk, require_writable
 from pipelines.tracking.database import WorkingCopy
 from pipelines.training.configs import read_tables
 from pipelines.training.worker_warnings import Notices
@@ -41,7 +41,7 @@ class Command:
         if settings.config is not None:
             read_tables(Path(settings.config))  # before anything is made or waited for
         place = settings.place()
-        writable(place)
+        require_writable(place)
         what = f"another retraining of {settings.model}"
         with (
             explained_disk(place),
@@ -77,7 +77,7 @@ class Command:
                 assert served is not None
                 self.say(f"{settings.model}: version {previous} would be the champion, not version {served.number}")
                 return 0
-            writable(place)
+            require_writable(place)
             with explained_disk(place):
                 promoter = self._promoter(registered, database)
                 done = promoter.complete(promote=False)

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from fvae.config import ConfigError
 from pipelines.cli.quantities import duration
 from pipelines.storage import Storage, StorageError
 from pipelines.storage.lease import Lease, LeaseTaken, exclusive
@@ -43,12 +42,3 @@ def waited_for(storage: Storage, what: str, seconds: float, say: Callable[[str],
                 yield lease
                 return
         time.sleep(LOOK_SECONDS if storage.local_path is not None else LOOK_SECONDS_REMOTE)
-
-
-def writable(storage: Storage) -> None:
-    """Raise ``ConfigError`` where the folder cannot be made; a remote store raises when the lease is taken."""
-    if storage.local_path is not None:
-        try:
-            storage.local_path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--storage: {storage.uri} cannot be written ({error.strerror})") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from fvae.config import ConfigError
 from fvae.files import write_text
@@ -20,8 +19,7 @@ def locked(run: Storage, what: str) -> Iterator[Lease]:
     A local folder that is empty afterwards is removed. Raises ``ConfigError`` where another process holds the lease, or
     where nothing can be written.
     """
-    if run.local_path is not None:
-        _make_writable(run.local_path)  # a remote store says as much when it refuses the lease
+    require_writable(run)
     try:
         with exclusive(run) as lease:
             yield lease
@@ -56,9 +54,13 @@ def disk_trouble(error: OSError, run: Storage) -> str | None:
     return f"{error.filename} ({error.strerror})" if error.filename else f"({error.strerror})"
 
 
-def _make_writable(folder: Path) -> None:
-    try:
-        write_text(folder / ".writable", "")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise ConfigError(f"--storage: {folder} cannot be written ({error.strerror}); give another folder") from error
+def require_writable(run: Storage) -> None:
+    """Raise ``ConfigError`` where a local folder cannot be written; a remote store raises when the lease is taken."""
+    if run.local_path is not None:
+        try:
+            write_text(run.local_path / ".writable", "")
+            (run.local_path / ".writable").unlink(missing_ok=True)  # another process may check, too
+        except OSError as error:
+            raise ConfigError(
+                f"--storage: {run.uri} cannot be written ({error.strerror}); give another folder"
+            ) from error
