@@ -23,12 +23,12 @@ class RunSettings:
     """Hold the images in memory ('never'), read them from the data set's files as they are needed ('always'), or
     hold them where they fit ('auto')."""
     name: str | None = None
-    """Name of the run; its results lie in STORAGE/NAME."""
+    """Name of the run; its results are in STORAGE/NAME."""
     storage: str = "runs"
-    """Where all runs lie: a folder, on a cluster one that all machines share, or s3://bucket/prefix."""
+    """Storage of all runs: a folder (on a cluster, one that all machines share) or s3://bucket/prefix."""
     dry_run: bool = False
-    """Print what would be done, and where RAY_ADDRESS is a job server's URL every file that would go there; do
-    nothing."""
+    """Print what would be done, and where RAY_ADDRESS is a job server's URL every file that would be sent
+    there; do nothing."""
 
     def __post_init__(self) -> None:
         require(self.dataset != "", "--dataset: empty; give 'digits', 'photos', a path or an s3:// URI")

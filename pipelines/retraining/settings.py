@@ -24,10 +24,10 @@ PREFIX = "fvae-"
 class RetrainSettings:
     """Train on a data set that has changed, and put the new model into service if it is better.
 
-    The registered model's alias 'champion' is what is in service. The challenger and the champion are measured on the
-    same test images; the alias moves only if the challenger is better by more than the noise of both, last of all and
-    at once. Each job is one MLflow run, with the decision and its reasons as tags. The same command again goes on where
-    it was interrupted, and does nothing while the data set is the same. Exit status: 0 decided, 1 failed, 2 bad input.
+    The registered model's alias 'champion' is the version in service. The challenger and the champion are measured on
+    the same test images; the alias moves only if the challenger is better by more than the noise of both, last of all
+    and at once. Each job is one MLflow run, with the decision and its reasons as tags. The same command again resumes
+    an interrupted job, and does nothing while the data set is the same. Exit status: 0 decided, 1 failed, 2 bad input.
     """
 
     model: Annotated[str, without_default("fvae-NAME")]
@@ -38,7 +38,7 @@ class RetrainSettings:
     """Hold the images in memory ('never'), read them from the data set's files as they are needed ('always'), or
     hold them where they fit ('auto')."""
     storage: str = "runs"
-    """Where all runs lie: a folder, on a cluster one that all machines share, or s3://bucket/prefix."""
+    """Storage of all runs: a folder (on a cluster, one that all machines share) or s3://bucket/prefix."""
     config: Annotated[str | None, without_default("FILE")] = None
     """Train what this TOML or JSON file says (tables 'model' and 'train') instead of the champion's own configuration.
     Without a champion and without a file: the defaults of python -m pipelines.train."""
@@ -49,19 +49,19 @@ class RetrainSettings:
     search_options: Annotated[str | None, without_default("'OPTIONS'")] = None
     """More options for that search: --search-options='--families flow --concurrent 4', with the = in it."""
     again: bool = False
-    """Go through it although the data set has not changed: after another --config, or for a longer --search."""
+    """Retrain although the data set has not changed: after another --config, or for a longer --search."""
     least_gain: float = 0.0
     """Bits/dim by which the challenger must be better: the whole 95% interval of the difference must lie below minus
     this."""
     k: tuple[int, ...] = (1,)
     """Samples per image: 1 is the ELBO, more a tighter bound (IWAE). The first decides, the others are recorded."""
     noise_seeds: int = 3
-    """How often every test image is measured, each time with other noise, the same for both models."""
+    """How often each test image is measured, each time with other noise, the same for both models."""
     rotate: int = 1
-    """Decide on one of so many parts of the test images, another one at every decision, so that the same images decide
-    the more seldom. An image stays in its part. 1: all of them decide every time."""
+    """Decide on one of so many parts of the test images, another one at every decision, so that each image is used less
+    often. An image stays in its part. 1: all images decide every time."""
     seed: int = 0
-    """Seeds the noise of the comparison."""
+    """Seed of the noise in the comparison."""
     max_params: Annotated[int | None, without_default("N")] = None
     """Put no model with more parameters into service."""
     max_flops: Annotated[float | None, without_default("N")] = None
@@ -72,9 +72,9 @@ class RetrainSettings:
     wait: str = "6h"
     """How long to wait for another retraining of the same model."""
     dry_run: bool = False
-    """Say what would happen; train nothing, change nothing."""
+    """Print what would happen; train nothing, change nothing."""
     rollback: bool = False
-    """Put the champion's predecessor back into service at once. What is rolled back never returns by itself."""
+    """Put the champion's predecessor back into service. A version that was rolled back is not promoted again."""
     reason: str = ""
     """With --rollback: why, for the record."""
     workers: int = 1
@@ -90,7 +90,7 @@ class RetrainSettings:
     checkpoint_minutes: float = 10.0
     """Minutes from one checkpoint to the next in mid-epoch; there is one after every epoch too."""
     max_failures: int = 10
-    """How often workers may be lost before the training stops. Machines that say they will go do not count."""
+    """How often workers may be lost before the training stops. Announced losses of machines do not count."""
 
     def __post_init__(self) -> None:
         require(
