@@ -60,7 +60,12 @@ def bits_per_dim(log_likelihood: Tensor, dimensions: int, bins: int) -> Tensor:
 
     ``bins`` is L, or 1 where the log-likelihood is of the levels themselves: a probability.
     """
-    return -log_likelihood / (dimensions * math.log(2)) + math.log2(bins)
+    return -log_likelihood / (dimensions * math.log(2)) + uniform_bits_per_dim(bins)
+
+
+def uniform_bits_per_dim(bins: int) -> float:
+    """log₂ L: the bits/dim of a uniform distribution over the L = ``bins`` levels of a pixel."""
+    return math.log2(bins)
 
 
 def bin_log_prob(levels: Tensor, mean: Tensor, log_scale: Tensor, bins: int) -> Tensor:

@@ -28,6 +28,7 @@ from benchmarks.search.curves import CURVES, Curves
 from benchmarks.search.ours import Ours, TableImages, epoch_result
 from benchmarks.search.replay import replay
 from fvae.epoch_metrics import EpochMetrics
+from fvae.likelihood import uniform_bits_per_dim
 from pipelines.cli import command_line
 from tune.records.ledger import Ledger, TrialRecord
 from tune.settings import Goal
@@ -190,7 +191,7 @@ def best_of(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 def paths_of(records: Sequence[TrialRecord], curves: Curves) -> dict[str, Paths]:
     """The frontiers of these trials."""
     bins = TableImages.of(curves).bins
-    forecasts = Forecasts(StoppingRule().rungs(curves.epochs), curves.epochs, math.log2(bins))
+    forecasts = Forecasts(StoppingRule().rungs(curves.epochs), curves.epochs, uniform_bits_per_dim(bins))
     return frontiers(records, forecasts, parameters, 0)
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from fvae import ConfigError, ModelConfig
 from fvae.config import FAMILIES
+from fvae.likelihood import uniform_bits_per_dim
 from tune.space import SearchSpace, suggestion_of
 from tune.statistics.pareto import Point, hypervolume, pareto_front
 
@@ -127,7 +128,7 @@ class Curves:
     @functools.cached_property
     def reference(self) -> Point:
         """Of every hypervolume: the largest row's log10 parameters, and log2(bins), a uniform guess's bits/dim."""
-        return math.log10(max(row.params for row in self.rows)), math.log2(self.bins)
+        return math.log10(max(row.params for row in self.rows)), uniform_bits_per_dim(self.bins)
 
     @functools.cached_property
     def truth(self) -> dict[str, float]:

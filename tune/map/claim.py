@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fvae.likelihood import uniform_bits_per_dim
 from tune.map import claim_text
 from tune.map.image_noise import BitsOfImages, ImageNoise
 from tune.map.share import best_shares
@@ -83,7 +84,7 @@ def build_claim(
     }
     if min(counts.values()) == 0:
         return claim | claim_text.no_trials(claim)
-    forecasts = Forecasts(StoppingRule().rungs(epochs) if epochs else (), epochs or 1, math.log2(bins))
+    forecasts = Forecasts(StoppingRule().rungs(epochs) if epochs else (), epochs or 1, uniform_bits_per_dim(bins))
     paths = frontiers(records, forecasts, parameters, seed)
     noise = ImageNoise(records, bits_of_images, seed)
     claim["covers"] = ["search", "seeds", *(["images"] if noise.known else [])]

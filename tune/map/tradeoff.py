@@ -11,6 +11,7 @@ from typing import Any
 
 from fvae.config import FAMILIES, fields_in_use, scales_in_bins
 from fvae.epoch_metrics import EpochMetrics
+from fvae.likelihood import uniform_bits_per_dim
 from pipelines.storage import Storage
 from tune.map import claim_text
 from tune.map.claim import build_claim
@@ -173,7 +174,7 @@ def _hypervolumes(records: Sequence[TrialRecord], bins: int) -> dict[str, Any]:
     if not complete:
         return {"all": None, **dict.fromkeys(FAMILIES), "reference": None}
     largest = max(record.params for record in complete)
-    reference = (math.log10(largest), math.log2(bins))
+    reference = (math.log10(largest), uniform_bits_per_dim(bins))
 
     def of(trials: Sequence[TrialRecord]) -> float:
         return hypervolume([(math.log10(params), bits) for params, bits in size_and_bits(trials)], reference)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from fvae.likelihood import uniform_bits_per_dim
 from tune.propose.expected_improvement import Staircase, log_size
 from tune.records.ledger import Ledger, TrialRecord
 from tune.statistics.forecasts import LEAST_SPREAD, Forecast, Forecasts
@@ -48,7 +49,7 @@ class ExpectedFronts:
         """
         self.ledger, self.forecasts = ledger, forecasts
         self.compete, self.by_size, self.extrapolate = compete, by_size, extrapolate
-        self.uniform_bpd = math.log2(bins)
+        self.uniform_bpd = uniform_bits_per_dim(bins)
 
     def trials(self, family: str, without: TrialRecord | None = None) -> list[TrialForecast]:
         """The trials of a family's front that have a forecast, but ``without``, with which they are compared."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from fvae.likelihood import uniform_bits_per_dim
 from fvae.train_config import TrainConfig
 from tune.propose.candidates import CandidateSource, SpaceCandidates
 from tune.propose.designs import MOST, first_models
@@ -117,7 +117,7 @@ def assemble(
     first = first_models(source, limits, settings.families, settings.max_trials, fronts=fronts, most=strategy.designs)
     expected = ExpectedFronts(
         ledger,
-        Forecasts(strategy.rule.rungs(settings.epochs), settings.epochs, math.log2(images.bins)),
+        Forecasts(strategy.rule.rungs(settings.epochs), settings.epochs, uniform_bits_per_dim(images.bins)),
         bins=images.bins,
         compete=one_front,
         by_size=strategy.by_size,

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterable
 
+from fvae.likelihood import uniform_bits_per_dim
 from pipelines.cli.quantities import duration
 from pipelines.data.datasets import memory_bytes
 from tune.records.accounting import core_seconds, devices_per_trial, gpu_seconds
@@ -148,7 +149,7 @@ class FrontProgress:
     """
 
     def __init__(self, bins: int, *, one_front: bool) -> None:
-        self.ceiling, self.one_front = math.log2(bins), one_front
+        self.ceiling, self.one_front = uniform_bits_per_dim(bins), one_front
         self._seen: set[tuple[str, str, int]] = set()
         self._fronts: dict[str, list[Point]] = {}
         self._largest = 0.0
