@@ -13,9 +13,8 @@ from __future__ import annotations
 from pipelines.cli import command_line
 from pipelines.cli.progress import Steps, WarningLines
 from pipelines.cli.terminal import make_console, without_controls
-from pipelines.data.ingest import ingest, rehearse
+from pipelines.data.ingest import ingest, rehearse, summary
 from pipelines.data.settings import IngestSettings
-from pipelines.data.summary import summary
 
 
 def main(settings: IngestSettings) -> int:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
-import os
-from collections.abc import Callable
-from pathlib import Path
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 
 from fvae.config import ConfigError
 from fvae.data.manifest import FORMAT, MANIFEST, Manifest
 from pipelines.cli.progress import Steps
-from pipelines.data.preparation import TooManyBadFiles, prepare
+from pipelines.data.preparation import Prepared, TooManyBadFiles, prepare
 from pipelines.data.selection import BadFiles
 from pipelines.data.settings import IngestSettings, bad_limit, require_apart
 from pipelines.data.sources import Source, open_source
+from pipelines.data.sources.base import shortened
 from pipelines.data.spool import Spool
-from pipelines.data.summary import summary
 from pipelines.data.value_range import require_range
 from pipelines.data.writer import (
+    BAD_FILES,
     LOCK,
     REFUSED_FILES,
     check_destination,
     is_whole,
+    make_folder,
     put_in_place,
     remove_others,
+    require_folder,
     write_shards,
 )
 from pipelines.storage import Storage, is_remote, open_storage
@@ -34,6 +35,10 @@ from pipelines.storage.lease import Lease, LeaseTaken, exclusive
 Say = Callable[[str], None]
 READER = 3
 """Version of what is made of a source: a data set of another one is made again, even if the source is unchanged."""
+LINES = 20
+"""Decisions that are printed; all of them are in the manifest."""
+CLASSES = 8
+"""Class names that are printed."""
 
 
 def ingest(settings: IngestSettings, say: Say, steps: Steps) -> Manifest:
@@ -138,25 +143,34 @@ def as_csv(bad: BadFiles) -> bytes:
     return text.getvalue().encode()
 
 
-def make_folder(storage: Storage) -> None:
-    """Make a local destination. Raises ``ConfigError`` where that cannot be."""
-    folder = Path(storage.uri)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be made ({error.strerror}); give another place") from error
+def summary(settings: IngestSettings, made: Manifest | Prepared) -> Iterator[str]:
+    """What the data set holds or will hold, and how that came about."""
+    channels, height, width = made.shape
+    counts = ", ".join(f"{count:,} {split_name}" for split_name, count in made.counts.items())
+    yield f"{made.name}: {counts} images of {width}×{height}×{channels}, {made.bins} levels"
+    yield f"  - {class_line(made.classes)}"
+    for decision in made.decisions[:LINES]:
+        yield f"  - {decision}"
+    if len(made.decisions) > LINES:
+        where = "which manifest.json will hold" if isinstance(made, Prepared) else "in manifest.json"
+        yield f"  - and {len(made.decisions) - LINES} more decisions, {where}"
+    if isinstance(made, Prepared):
+        yield f"Content hash {made.hash}"
+        yield f"Nothing was written; without --dry-run the data set goes to {settings.dest}"
+        return
+    if made.bad_files:
+        yield f"  - {made.bad_files:,} files could not be used: see {settings.dest.rstrip('/')}/{BAD_FILES}"
+    stored = sum(shard.bytes for shard in made.shards) / made.images
+    yield f"  - {stored:,.0f} bytes per image in {len(made.shards)} shards ({channels * height * width:,} raw)"
+    yield f"Content hash {made.hash}"
+    yield f"Data set in {settings.dest}; search it with: python tune/search.py --dataset {shlex.quote(settings.dest)}"
 
 
-def require_folder(storage: Storage) -> None:
-    """Raise ``ConfigError`` where :func:`make_folder` would, and make nothing."""
-    folder = Path(storage.uri)
-    try:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
-        if there.is_dir():
-            cause = 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
-        else:
-            cause = errno.EEXIST if there == folder else errno.ENOTDIR
-    except OSError as error:
-        cause = error.errno or errno.EIO
-    if cause:
-        raise ConfigError(f"{folder}: cannot be made ({os.strerror(cause)}); give another place")
+def class_line(classes: Sequence[str]) -> str:
+    """``3 classes: cat, dog, horse``; the first and the last where there are many."""
+    if not classes:
+        return "no classes"
+    names = [shortened(name, 30) for name in classes]
+    if len(names) > CLASSES:
+        names = [*names[: CLASSES - 1], "…", names[-1]]
+    return f"{len(classes):,} class{'' if len(classes) == 1 else 'es'}: {', '.join(names)}"

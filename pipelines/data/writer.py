@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +28,30 @@ BAD_FILES, REFUSED_FILES = "bad-files.csv", "bad-files-refused.csv"
 """What could not be used of the source of this data set; of one that had too many such files to become it."""
 LOCK = ".lock"
 OURS = re.compile(r"(train|val|test)-\d{5}-[0-9a-f]{8}\.parquet")
+
+
+def make_folder(storage: Storage) -> None:
+    """Make a local destination. Raises ``ConfigError`` where that cannot be."""
+    folder = Path(storage.uri)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made ({error.strerror}); give another place") from error
+
+
+def require_folder(storage: Storage) -> None:
+    """Raise ``ConfigError`` where :func:`make_folder` would, and make nothing."""
+    folder = Path(storage.uri)
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+        if there.is_dir():
+            cause = 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
+        else:
+            cause = errno.EEXIST if there == folder else errno.ENOTDIR
+    except OSError as error:
+        cause = error.errno or errno.EIO
+    if cause:
+        raise ConfigError(f"{folder}: cannot be made ({os.strerror(cause)}); give another place")
 
 
 def check_destination(storage: Storage) -> None:

@@ -65,7 +65,8 @@ def _tables(files: Files, keys: Sequence[str], *, beside: bool) -> tuple[list[st
         keys: of all files that are no images.
         beside: whether image files lie beside them.
     """
-    from pipelines.data.sources.tables import SUFFIXES, holds_images
+    from pipelines.data.sources.table_files import holds_images
+    from pipelines.data.sources.tables import SUFFIXES
 
     found = [key for key in keys if suffix_of(key) in SUFFIXES and not key.rpartition("/")[2].startswith("cache-")]
     # Spark, Delta Lake and Hive keep their own tables in such folders.
@@ -112,7 +113,8 @@ def _from_packed(
 
 
 def _from_folders_of_arrays(name: str, files: Files, folders: Sequence[str]) -> Source:
-    from pipelines.data.sources.cifar import cifar_files, format_of
+    from pipelines.data.sources.cifar import cifar_files
+    from pipelines.data.sources.cifar_formats import format_of
     from pipelines.data.sources.idx import idx_folder, is_idx_name
 
     bases = {folder: [key.removeprefix(folder) for key in _in_folder(files, folder)] for folder in folders}
@@ -159,7 +161,7 @@ def _digest_of(content: BinaryIO) -> str:
 
 def _folders_of_arrays(keys: Sequence[str]) -> list[str]:
     """The folders (``""``, or with a last ``/``) that hold IDX files or CIFAR batches, sorted."""
-    from pipelines.data.sources.cifar import format_of
+    from pipelines.data.sources.cifar_formats import format_of
     from pipelines.data.sources.idx import is_idx_name
 
     folders: dict[str, list[str]] = {}

@@ -12,9 +12,8 @@ import numpy as np
 
 from fvae.config import require
 from pipelines.data.sources.base import LARGEST_IMAGE, Item, Pixels, Source, digest
-from pipelines.data.sources.chunks import chunks, read_exactly
 from pipelines.data.sources.files import Files
-from pipelines.data.sources.streams import OneFile, whole_or_refused
+from pipelines.data.sources.streams import OneFile, chunks, read_exactly, whole_or_refused
 
 _TYPES = {8: "unsigned bytes", 9: "signed bytes", 11: "shorts", 12: "ints", 13: "floats", 14: "doubles"}
 _LABEL_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}

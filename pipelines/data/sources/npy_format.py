@@ -13,8 +13,7 @@ import numpy as np
 
 from fvae.config import ConfigError, require
 from pipelines.data.sources.base import CHUNK_BYTES
-from pipelines.data.sources.chunks import chunks, read_exactly
-from pipelines.data.sources.streams import OneFile, whole_or_refused
+from pipelines.data.sources.streams import OneFile, chunks, read_exactly, whole_or_refused
 from pipelines.storage import StorageError
 
 LARGEST_FORTRAN = 4 << 30

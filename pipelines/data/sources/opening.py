@@ -175,7 +175,8 @@ def _starts_a_tar(file: OneFile) -> bool:
 
 
 def _from_tar(name: str, file: OneFile, splits: SplitOption) -> Source:
-    from pipelines.data.sources.cifar import cifar_tar, format_in_tar
+    from pipelines.data.sources.cifar import cifar_tar
+    from pipelines.data.sources.cifar_formats import format_in_tar
 
     for hidden in (True, False):  # where nothing else is there, hidden files are the images
         clutter = Clutter(hidden=hidden)
@@ -196,7 +197,7 @@ def _peek_tar(file: OneFile, clutter: Clutter) -> tuple[str, Counter[str]]:
 
     Raises ``ConfigError`` where it is damaged before that.
     """
-    from pipelines.data.sources.cifar import format_in_tar
+    from pipelines.data.sources.cifar_formats import format_in_tar
 
     suffixes: Counter[str] = Counter()
     inside = ""

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from fvae.config import ConfigError, require
 from fvae.data.manifest import MANIFEST
 from pipelines.data.sources.base import LARGEST_FILE, LEFT_OUT, BadFile, ImageFile, Item, Source, digest, too_large
-from pipelines.data.sources.file_names import is_image_content
 from pipelines.data.sources.splits.layout import Layout
 from pipelines.data.sources.splits.option import SplitOption
 from pipelines.data.sources.streams import OneFile
-from pipelines.storage import StorageError
+from pipelines.data.sources.table_files import Columns, encoded_images, label_of, open_table
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    pass
 
-IMAGE_COLUMNS = ("image", "img", "pixels", "bytes")
-_MORE_COLUMNS = ("images", "jpg", "jpeg", "png", "webp", "image_bytes", "img_bytes", "picture", "photo", "content")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls")
 SUFFIXES = (".parquet", ".arrow", ".feather")
-BATCH = 256
-"""Rows in memory at a time."""
 
 
 class EncodedRows(Source):
@@ -47,12 +38,12 @@ class EncodedRows(Source):
         self.notes = list(notes)
         self._rows: int | None = 0
         for _, file in self._files:
-            with _table(file) as table:
+            with open_table(file) as table:
                 if b"fvae.format" in (table.schema.metadata or {}):
                     what = "a shard of a data set"
                     what += "; give its folder" if file.where == where else f" without its {MANIFEST}; ingest it again"
                     raise ConfigError(f"{file.where}: {what}")
-                columns = _Columns(table, file.where)
+                columns = Columns(table, file.where)
                 self.notes += [note for note in columns.notes if note not in self.notes]
                 rows = table.count if not columns.lists else None
                 self._rows = None if rows is None or self._rows is None else self._rows + rows
@@ -67,13 +58,13 @@ class EncodedRows(Source):
     def items(self) -> Iterator[Item]:
         for key, file in self._files:
             row = 0
-            with _table(file) as table:
-                columns = _Columns(table, file.where)
+            with open_table(file) as table:
+                columns = Columns(table, file.where)
                 for batch in table.batches([columns.image] + ([columns.label] if columns.label else [])):
                     images = batch.column(columns.image)
                     labels = batch.column(columns.label).to_pylist() if columns.label else [None] * batch.num_rows
-                    for contents, value in zip(_encoded(images), labels, strict=True):
-                        label = _label(value, columns.names)
+                    for contents, value in zip(encoded_images(images), labels, strict=True):
+                        label = label_of(value, columns.names)
                         for number, content in enumerate(contents):
                             path = f"{key}: row {row}" + (f", image {number}" if columns.lists else "")
                             yield self._item(path, content, self._splits[key], label)
@@ -85,165 +76,3 @@ class EncodedRows(Source):
         if len(content) > LARGEST_FILE:
             return BadFile(path, too_large(len(content)))
         return ImageFile(path, content, split, label)
-
-
-def holds_images(file: OneFile) -> bool:
-    """Whether a table has a column of encoded images."""
-    with _table(file) as table:
-        try:
-            return bool(_Columns(table, file.where).image)
-        except ConfigError:
-            return False
-
-
-# --- one file ---------------------------------------------------------------------------------------------
-
-
-class _Table:
-    """A Parquet file, an Arrow file or a stream of Arrow's record batches."""
-
-    def __init__(self, held: pq.ParquetFile | pa.RecordBatchReader | pa.ipc.RecordBatchFileReader) -> None:
-        self._held: Any = held
-        self.is_parquet = hasattr(held, "iter_batches")
-        self.schema: pa.Schema = held.schema_arrow if self.is_parquet else held.schema
-        self.count: int | None = held.metadata.num_rows if self.is_parquet else None
-
-    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """The columns, some rows at a time. Only a Parquet file can be read twice."""
-        if self.is_parquet:
-            yield from self._held.iter_batches(BATCH, columns=list(columns), use_threads=False)
-            return
-        held = self._held
-        readable: Iterable[pa.RecordBatch] = (
-            (held.get_batch(number) for number in range(held.num_record_batches))
-            if hasattr(held, "num_record_batches")
-            else held
-        )
-        for batch in readable:
-            for start in range(0, batch.num_rows, BATCH):
-                yield batch.select(list(columns)).slice(start, BATCH)
-
-
-@contextmanager
-def _table(file: OneFile) -> Iterator[_Table]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with file.open() as content:
-        head = content.read(6)
-        content.seek(0)
-        kind = "Parquet" if head.startswith(b"PAR1") or file.where.endswith(".parquet") else "Arrow"
-        try:
-            if kind == "Parquet":
-                yield _Table(pq.ParquetFile(content, pre_buffer=False))
-            else:
-                yield _Table(pa.ipc.open_file(content) if head == b"ARROW1" else pa.ipc.open_stream(content))
-        except (StorageError, ConfigError):
-            raise
-        except (pa.ArrowException, OSError) as error:
-            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(f"{file.where}: no whole {kind} file ({cause[:200]}); get it whole") from error
-
-
-class _Columns:
-    """The column of images, and that of labels where there is one that fits. Raises ``ConfigError``."""
-
-    def __init__(self, table: _Table, where: str) -> None:
-        import pyarrow.types as types
-
-        schema = table.schema
-        self.notes: list[str] = []
-        self.image = _image_column(table, where)
-        self.lists = _is_list(schema.field(self.image).type)
-        label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
-        if label is not None:
-            kind = schema.field(label).type
-            text = types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind)
-            exact = types.is_integer(kind) or types.is_boolean(kind) or text
-            if not exact and not (types.is_floating(kind) and _are_whole(table, label)):
-                self.notes.append(f"column {label} left out: {kind}, not one whole number or text for each image")
-                label = None
-        self.label = label
-        self.names = _class_names(schema, label)
-
-
-def _image_column(table: _Table, where: str) -> str:
-    schema = table.schema
-    holding = [field.name for field in schema if _holds_bytes(field.type)]
-    for name in (*IMAGE_COLUMNS, *_MORE_COLUMNS):
-        if name in holding:
-            return name
-    if len(holding) == 1 and table.is_parquet:  # whatever its name: by what it holds
-        first = next(table.batches(holding), None)
-        found = (
-            next((c for contents in _encoded(first.column(holding[0])) for c in contents if c), b"") if first else b""
-        )
-        if is_image_content(found):
-            return holding[0]
-    found_columns = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
-    raise ConfigError(
-        f"{where}: needs a column of encoded images (bytes) called {', '.join(IMAGE_COLUMNS)}; it has "
-        f"{found_columns[:300]}"
-    )
-
-
-def _are_whole(table: _Table, column: str) -> bool:
-    """Whether the floats of a column are whole numbers, or nothing."""
-    if not table.is_parquet:
-        return False
-    values = (value for batch in table.batches([column]) for value in batch.column(column).to_pylist())
-    return all(value is None or value != value or float(value).is_integer() for value in values)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    import pyarrow.types as types
-
-    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    import pyarrow.types as types
-
-    if _is_list(kind):
-        return _holds_bytes(kind.value_type)
-    if types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
-
-
-def _class_names(schema: pa.Schema, label: str | None) -> list[str]:
-    """Class names as Hugging Face's writer keeps them; none where it was another."""
-    try:
-        held: Any = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = held["info"]["features"][label]["names"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return []
-    return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def _encoded(column: pa.Array) -> Iterator[list[bytes | None]]:
-    """The images of each row: one, or those of a list."""
-    import pyarrow.types as types
-
-    if _is_list(column.type):
-        for row in column:
-            yield [_content(value) for value in row.as_py() or []]
-        return
-    if types.is_struct(column.type):
-        column = column.flatten()[column.type.get_field_index("bytes")]  # null where the struct is
-    for value in column:
-        yield [value.as_py()]
-
-
-def _content(value: Any) -> bytes | None:
-    found = value.get("bytes") if isinstance(value, dict) else value
-    return found if isinstance(found, bytes) else None
-
-
-def _label(value: Any, names: list[str]) -> str | None:
-    if value is None or value != value or (value == -1 and value is not True):
-        return None
-    if isinstance(value, float):
-        value = int(value)
-    named = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names)
-    return names[value] if named else str(value)

@@ -29,12 +29,11 @@ from pipelines.cli.progress import Steps
 from pipelines.data import ingest as ingest_module
 from pipelines.data import writer as dataset_writer
 from pipelines.data.datasets import load_dataset
-from pipelines.data.ingest import ingest
+from pipelines.data.ingest import class_line, ingest, summary
 from pipelines.data.preparation import prepare
 from pipelines.data.settings import IngestSettings, bad_limit
 from pipelines.data.sources import open_source
 from pipelines.data.spool import Spool
-from pipelines.data.summary import class_line, summary
 from pipelines.ingest import main
 from pipelines.storage import StorageError, open_storage
 from pipelines.storage.lease import Lease

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from fvae import ConfigError
-from pipelines.data.decode.area_average import area_average
+from pipelines.data.decode.conversion import area_average
 from pipelines.data.decode.image import BadImage, Conversion, convert, decode, describe
 from pipelines.data.decode.pixel_modes import to_8_bits
 from tests.images import chunk, png, saved, tiff

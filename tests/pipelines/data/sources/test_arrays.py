@@ -49,7 +49,7 @@ def saved(path: Path, array: np.ndarray) -> str:
 def test_layouts_and_types(
     tmp_path: Path, array: np.ndarray, expected: np.ndarray, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.data.sources.chunks.CHUNK_BYTES", 7 * array[0].nbytes)
+    monkeypatch.setattr("pipelines.data.sources.streams.CHUNK_BYTES", 7 * array[0].nbytes)
     source = open_source(saved(tmp_path / "set.npy", array))
     assert (source.name, source.kind, source.count(), source.bins) == ("set", "NumPy arrays", 20, 256)
     items = [item for item in source.items() if isinstance(item, Pixels)]

@@ -42,7 +42,7 @@ def check(source: object, *, labels: bool = True) -> None:
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("labels", [True, False])
 def test_mnist_files(tmp_path: Path, style: str, packed: bool, labels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.data.sources.chunks.CHUNK_BYTES", 4 * 35)  # four images at a time
+    monkeypatch.setattr("pipelines.data.sources.streams.CHUNK_BYTES", 4 * 35)  # four images at a time
     source = open_source(folder(tmp_path / "mnist", mnist(style, packed=packed, labels=labels)))
     assert (source.name, source.kind, source.bins, source.count()) == ("mnist", "IDX files", 256, 39)
     check(source, labels=labels)
