@@ -1,4 +1,4 @@
-"""What is asked of every image, and how an image of pixels becomes that: levels, channels and size.
+"""Converting an image of pixels: its levels, its channels, its size (the exact mean of areas).
 
 Only numpy and Pillow are imported: every decoding process loads this file.
 """
@@ -23,7 +23,7 @@ MAX_SIZE = 4096
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What is asked of every image. Raises ``fvae.config.ConfigError`` for what cannot be."""
+    """What is asked of every image. Raises ``fvae.config.ConfigError`` for a size or channels that no image has."""
 
     size: int | None = None
     """Side in pixels of the square that comes out; None: as the image is."""
@@ -55,60 +55,117 @@ class Decoded:
     pixels: np.ndarray
     """uint8 ``[H, W]`` (grey) or ``[H, W, 3]`` (RGB), contiguous, possibly read-only."""
     notes: tuple[str, ...] = ()
-    """Codes of what was done to it, for :func:`describe`."""
+    """Codes of what was done to it, for ``pipelines.data.decode.image.describe``."""
     stored: tuple[Stored, ...] = ()
-    """The range of the values in the file, where these are no 8-bit ones or a range is asked for."""
+    """The range of the values in the file, where these are not 8-bit ones or a range is asked for."""
+
+
+@dataclasses.dataclass(slots=True)
+class Decoding:
+    """One image on its way to 8-bit pixels: what is asked for, what is done, and the values that its file holds."""
+
+    conversion: Conversion
+    notes: list[str] = dataclasses.field(default_factory=list)
+    stored: list[Stored] = dataclasses.field(default_factory=list)
+
+    def add_range(self, values: np.ndarray, top: int) -> None:
+        """Record the range of values of which ``top`` is white; 0 where their type does not define white."""
+        self.stored.append(Stored(top, values.min().item(), values.max().item()))
+
+    def spread(self, values: np.ndarray, top: int) -> np.ndarray:
+        """uint8 of the same shape: values spread as asked for, else 16-bit ones rounded and 8-bit ones as they are.
+
+        ``top`` is as for :meth:`add_range`. Raises ``BadImage`` where a value lies outside of the range asked for.
+        """
+        levels = self.conversion.levels
+        if top == TOP and not levels.given:
+            return values
+        self.add_range(values, top)
+        if top != TOP:
+            self.notes.append("spread" if levels.given else "16-bit")
+        return levels.spread(values) if levels.given else to_8_bits(values)
+
+    def spread_image(self, image: Image.Image) -> Image.Image:
+        """An image of mode L or RGB with its values spread as asked for. Raises what :meth:`spread` raises."""
+        return Image.fromarray(self.spread(np.asarray(image), TOP)) if self.conversion.levels.given else image
+
+    def fit(self, image: Image.Image) -> Decoded:
+        """An image of mode L or RGB with the channels, the size and the levels asked for."""
+        conversion = self.conversion
+        if conversion.channels == 1 and image.mode == "RGB":
+            red, green, blue = (image.getchannel(channel) for channel in "RGB")
+            equal = red.tobytes() == green.tobytes() == blue.tobytes()
+            self.notes.append("equal channels" if equal else "colour to grey")
+            image = red if equal else image.convert("L")
+        if conversion.size is not None and image.size != (conversion.size, conversion.size):
+            image = self._square(image, conversion.size)
+        if conversion.channels == 3 and image.mode == "L":
+            self.notes.append("grey to colour")
+            image = image.convert("RGB")
+        width, height = image.size
+        shape = (height, width) if image.mode == "L" else (height, width, 3)
+        return self.done(np.frombuffer(image.tobytes(), np.uint8).reshape(shape))
+
+    def done(self, pixels: np.ndarray) -> Decoded:
+        """The result: uint8 0 … 255 on the levels asked for, with all that was noted."""
+        return Decoded(self.conversion.levels.reduce(pixels), tuple(self.notes), tuple(self.stored))
+
+    def _square(self, image: Image.Image, size: int) -> Image.Image:
+        """The central square, ``size`` pixels wide. The square lies on whole pixels: cropping alone changes none."""
+        width, height = image.size
+        side = min(width, height)
+        if width != height:
+            self.notes.append("cropped")
+        if side != size:
+            self.notes.append("resized" if side > size else "enlarged")
+        left, top = (width - side) // 2, (height - side) // 2
+        box = (left, top, left + side, top + side)
+        if side == size:
+            return image.crop(box)
+        if side < size:
+            return image.resize((size, size), Image.Resampling.BOX, box=box)
+        return Image.fromarray(area_average(np.asarray(image.crop(box)), size))
 
 
 def convert(values: np.ndarray, conversion: Conversion) -> Decoded:
     """Levels, size and channels of an array ``[H, W]``, ``[H, W, 1]`` or ``[H, W, 3]``. Raises ``BadImage``.
 
-    Of the types of whole numbers, uint8 and uint16 say what is white, booleans are black and white, and others hold
+    Of the types of whole numbers, uint8 and uint16 define white, booleans are black and white, and others hold
     8-bit values; with a range of values that is asked for, they and floats hold these.
     """
     if values.dtype == np.uint8 and conversion.asks_nothing and (values.ndim == 2 or values.shape[2:] == (3,)):
         check_size((values.shape[1], values.shape[0]), conversion)  # most images of most sets
         return Decoded(np.ascontiguousarray(values))
-    levels, kind = conversion.levels, values.dtype.kind
-    if kind not in ("bui" if not levels.given else "buif") or values.ndim not in (2, 3):
-        raise BadImage(f"{values.dtype} array of shape {values.shape}, not uint8 [H, W] or [H, W, 1 or 3]")
-    if values.shape[2:] not in ((), (1,), (3,)):
+    kinds = "buif" if conversion.levels.given else "bui"
+    if values.dtype.kind not in kinds or values.ndim not in (2, 3) or values.shape[2:] not in ((), (1,), (3,)):
         raise BadImage(f"{values.dtype} array of shape {values.shape}, not uint8 [H, W] or [H, W, 1 or 3]")
     if values.shape[2:] == (1,):
         values = values[..., 0]
     height, width = values.shape[:2]
     check_size((width, height), conversion)
-    notes: list[str] = []
-    stored: tuple[Stored, ...] = ()
-    if values.dtype == np.uint8:
-        pixels = levels.spread(values) if levels.given else values
-        stored = (Stored(TOP, values.min().item(), values.max().item()),) if levels.given else ()
-    else:
-        pixels, stored = _to_bytes(values, levels, notes)
+    decoding = Decoding(conversion)
+    pixels = np.ascontiguousarray(_to_bytes(values, decoding))
     channels = 1 if pixels.ndim == 2 else 3
     if conversion.channels in (None, channels) and (conversion.size is None or height == width == conversion.size):
-        return Decoded(np.ascontiguousarray(levels.reduce(pixels)), tuple(notes), stored)
-    decoded = fit(Image.fromarray(np.ascontiguousarray(pixels)), conversion, notes)
-    decoded.stored = stored
-    return decoded
+        return decoding.done(pixels)
+    return decoding.fit(Image.fromarray(pixels))
 
 
-def _to_bytes(values: np.ndarray, levels: Levels, notes: list[str]) -> tuple[np.ndarray, tuple[Stored, ...]]:
-    """Values of another type than uint8 as uint8, and their range."""
+def _to_bytes(values: np.ndarray, decoding: Decoding) -> np.ndarray:
+    """Values of any type as uint8."""
+    if values.dtype == np.uint8:
+        return decoding.spread(values, TOP)
     if values.dtype.kind == "b":
-        notes.append("booleans")
-        return values.astype(np.uint8) * np.uint8(255), ()
+        decoding.notes.append("booleans")
+        return values.astype(np.uint8) * np.uint8(255)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise BadImage("holds values that are not finite")
-    deep = values.dtype.kind == "u" and values.dtype.itemsize == 2
-    stored = Stored(WIDE_TOP if deep else 0, values.min().item(), values.max().item())
-    if levels.given:
-        notes.append("spread")
-        return levels.spread(values.astype(np.uint16) if deep else values), (stored,)
-    if deep:
-        notes.append("16-bit")
-        return to_8_bits(values.astype(np.uint16, copy=False)), (stored,)
-    return np.clip(values, 0, 255).astype(np.uint8), (stored,)  # a range that does not fit is asked about at the end
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return decoding.spread(values.astype(np.uint16, copy=False), WIDE_TOP)
+    if decoding.conversion.levels.given:
+        return decoding.spread(values, 0)
+    decoding.add_range(values, 0)
+    return np.clip(values, 0, TOP).astype(np.uint8)  # the range is judged once all images are read
 
 
 def check_size(size: tuple[int, int], conversion: Conversion) -> None:
@@ -120,41 +177,6 @@ def check_size(size: tuple[int, int], conversion: Conversion) -> None:
         raise BadImage(f"{width}×{height}: more than {MAX_REDUCED:,} pixels")
     if width * height > MAX_PIXELS and conversion.size is None:
         raise BadImage(f"{width}×{height}: more than {MAX_PIXELS:,} pixels, which only --size reduces")
-
-
-def fit(image: Image.Image, conversion: Conversion, notes: list[str]) -> Decoded:
-    """An image of mode L or RGB with the channels and the size asked for."""
-    if conversion.channels == 1 and image.mode == "RGB":
-        red, green, blue = (image.getchannel(channel) for channel in "RGB")
-        equal = red.tobytes() == green.tobytes() == blue.tobytes()
-        notes.append("equal channels" if equal else "colour to grey")
-        image = red if equal else image.convert("L")
-    if conversion.size is not None and image.size != (conversion.size, conversion.size):
-        image = _square(image, conversion.size, notes)
-    if conversion.channels == 3 and image.mode == "L":
-        notes.append("grey to colour")
-        image = image.convert("RGB")
-    width, height = image.size
-    shape = (height, width) if image.mode == "L" else (height, width, 3)
-    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(shape)
-    return Decoded(conversion.levels.reduce(pixels), tuple(notes))
-
-
-def _square(image: Image.Image, size: int, notes: list[str]) -> Image.Image:
-    """The central square, ``size`` pixels wide. The square lies on whole pixels: cropping alone changes none."""
-    width, height = image.size
-    side = min(width, height)
-    if width != height:
-        notes.append("cropped")
-    if side != size:
-        notes.append("resized" if side > size else "enlarged")
-    left, top = (width - side) // 2, (height - side) // 2
-    box = (left, top, left + side, top + side)
-    if side == size:
-        return image.crop(box)
-    if side < size:
-        return image.resize((size, size), Image.Resampling.BOX, box=box)
-    return Image.fromarray(area_average(np.asarray(image.crop(box)), size))
 
 
 def area_average(square: np.ndarray, size: int) -> np.ndarray:

@@ -66,8 +66,6 @@ class Png(NamedTuple):
 
     size: tuple[int, int]
     """Width and height in pixels."""
-    depth: int
-    """Bits per channel."""
     mode: str | None
     """Pillow's mode of the pixels, where the file is plain; else None."""
     stream: bytes
@@ -117,4 +115,4 @@ def read_png(content: bytes) -> Png:
         if kind == b"IDAT" and mode:
             streams.append(content[start + 8 : end])
         start = end + 4
-    return Png(size, depth, mode, (streams[0] if len(streams) == 1 else b"".join(streams)) if mode else b"")
+    return Png(size, mode, (streams[0] if len(streams) == 1 else b"".join(streams)) if mode else b"")

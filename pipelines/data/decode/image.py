@@ -26,12 +26,11 @@ from PIL import (  # each reader registers itself; a missing one would make Pill
     WebPImagePlugin,  # noqa: F401
 )
 
-from pipelines.data.decode.conversion import MAX_PIXELS, MAX_REDUCED, Conversion, Decoded, check_size, convert, fit
+from pipelines.data.decode.conversion import MAX_PIXELS, MAX_REDUCED, Conversion, Decoded, Decoding, check_size, convert
 from pipelines.data.decode.headers import FORMATS, BadImage, Png, image_format, read_png
 from pipelines.data.decode.jpeg import check_jpeg_tiff, plain_jpeg, read_jpeg
-from pipelines.data.decode.pixel_modes import flatten, spread
+from pipelines.data.decode.pixel_modes import flatten
 from pipelines.data.decode.pnm import flatten_pnm, read_pnm
-from pipelines.data.decode.value_levels import Stored
 
 __all__ = ["MAX_PIXELS", "BadImage", "Conversion", "Decoded", "convert", "decode", "describe"]
 
@@ -102,16 +101,15 @@ def describe(note: str, count: int) -> str:
 def decode(content: bytes, conversion: Conversion) -> Decoded:
     """The pixels of an image file of one of ``FORMATS``. Raises ``BadImage`` for anything else or damaged."""
     file_format = image_format(content)
-    notes: list[str] = []
-    stored: list[Stored] = []
-    png = read_png(content) if file_format == "PNG" else None
-    if png:
+    decoding = Decoding(conversion)
+    if file_format == "PNG":
+        png = read_png(content)
         check_size(png.size, conversion)
         plain = _plain_png(png)
         if plain is not None:
-            return _fitted(spread(plain, conversion.levels, stored), conversion, notes, stored)
+            return decoding.fit(decoding.spread_image(plain))
     if file_format == "PPM" and (pnm := read_pnm(content, conversion)) is not None:
-        return _fitted(flatten_pnm(pnm, conversion.levels, notes, stored), conversion, notes, stored)
+        return decoding.fit(flatten_pnm(pnm, decoding))
     if file_format == "JPEG":
         pixels = _plain_jpeg(content, conversion)
         if pixels is not None:
@@ -119,18 +117,11 @@ def decode(content: bytes, conversion: Conversion) -> Decoded:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata and sizes: judged here
         try:
-            image = _decode_any(content, file_format, png, conversion, notes, stored)
-            return _fitted(image, conversion, notes, stored)
+            return decoding.fit(_decode_any(content, file_format, decoding))
         except BadImage:
             raise
         except _DAMAGE as error:
             raise BadImage(_cause(error, FORMATS[file_format])) from None
-
-
-def _fitted(image: Image.Image, conversion: Conversion, notes: list[str], stored: list[Stored]) -> Decoded:
-    decoded = fit(image, conversion, notes)
-    decoded.stored = tuple(stored)
-    return decoded
 
 
 def _plain_png(png: Png) -> Image.Image | None:
@@ -153,12 +144,11 @@ def _plain_jpeg(content: bytes, conversion: Conversion) -> np.ndarray | None:
     return read_jpeg(content, "GRAY" if mode == "L" else "RGB")
 
 
-def _decode_any(
-    content: bytes, file_format: str, png: Png | None, conversion: Conversion, notes: list[str], stored: list[Stored]
-) -> Image.Image:
+def _decode_any(content: bytes, file_format: str, decoding: Decoding) -> Image.Image:
     """Any file of a format that is read, as an image of mode L or RGB."""
     with Image.open(io.BytesIO(content), formats=(file_format,)) as image:
-        check_size(image.size, conversion)
+        notes = decoding.notes
+        check_size(image.size, decoding.conversion)
         if getattr(image, "n_frames", 1) > 1:
             notes.append("frames")
         args = image.tile[0].args if image.tile else None
@@ -173,11 +163,9 @@ def _decode_any(
             check_jpeg_tiff(image.tag_v2, content)  # type: ignore[attr-defined]
         turn = None if turned_by_pillow else _orientation(image, notes)  # now: a PNG may say it behind the pixels
         if pixels is not None:
-            picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-            flat = spread(picture, conversion.levels, stored)
+            flat = decoding.spread_image(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
         else:
-            depth = png.depth if png else 8
-            flat = flatten(image, rawmode, content, file_format, depth, notes, conversion.levels, stored)
+            flat = flatten(image, rawmode, content, file_format, decoding)
         profile = image.info.get("icc_profile") or b""
         if profile and not any("sRGB".encode(code) in profile for code in ("ascii", "utf-16-be")):
             notes.append("colour profile")

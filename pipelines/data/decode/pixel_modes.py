@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipelines.data.decode.conversion import Decoding
 from pipelines.data.decode.headers import FORMATS, BadImage
-from pipelines.data.decode.value_levels import TOP, WIDE_TOP, Levels, Stored, to_8_bits
+from pipelines.data.decode.value_levels import TOP, WIDE_TOP, to_8_bits
 
 _PHOTOMETRIC, _WHITE_IS_ZERO = 0x0106, 0
 _BITS_PER_SAMPLE = 0x0102
@@ -24,16 +25,7 @@ _OTHER_BYTE = {
 }
 
 
-def flatten(
-    image: Image.Image,
-    rawmode: str,
-    content: bytes,
-    file_format: str,
-    depth: int,
-    notes: list[str],
-    levels: Levels,
-    stored: list[Stored],
-) -> Image.Image:
+def flatten(image: Image.Image, rawmode: str, content: bytes, file_format: str, decoding: Decoding) -> Image.Image:
     """A loaded image in mode L or RGB, without alpha.
 
     Args:
@@ -41,19 +33,11 @@ def flatten(
         rawmode: how the pixels lie in the file, in Pillow's terms.
         content: the file.
         file_format: Pillow's name of it.
-        depth: bits per channel as a PNG's header says.
-        notes: what was done is added.
-        levels: which values are black and white.
-        stored: the range of values is added where they are no 8-bit ones.
+        decoding: what is asked for; takes the notes and the range of values.
 
     Raises ``BadImage`` where the pixels fit no 8 bits.
     """
-
-    def deep(values: np.ndarray) -> np.ndarray:
-        stored.append(Stored(WIDE_TOP, int(values.min()), int(values.max())))
-        notes.append("spread" if levels.given else "16-bit")
-        return levels.spread(values) if levels.given else to_8_bits(values)
-
+    notes, levels = decoding.notes, decoding.conversion.levels
     key = image.info.get("transparency") if file_format == "PNG" else None  # one colour that stands for nothing
     if rawmode == "I;12":
         raise BadImage("12 bits per channel; save it with 8 or 16")
@@ -63,72 +47,60 @@ def flatten(
     if image.mode.startswith("I;16"):
         inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         values = np.asarray(image).astype(np.uint16)
-        return _without_key(deep(~values if inverted else values), values, key, notes)
+        return _without_key(decoding.spread(~values if inverted else values, WIDE_TOP), values, key, notes)
     if rawmode == "LA;16B" and file_format == "PNG":
         values = _16_bit_grey_alpha(content)
-        return _over_white(Image.fromarray(deep(values[..., 0])), Image.fromarray(to_8_bits(values[..., 1])), notes)
+        grey = Image.fromarray(decoding.spread(values[..., 0], WIDE_TOP))
+        return _over_white(grey, Image.fromarray(to_8_bits(values[..., 1])), notes)
     if rawmode in _OTHER_BYTE:
         values = _16_bit_colour(image, rawmode, content, file_format)
-        colours = deep(np.ascontiguousarray(values[..., :3]))
+        colours = decoding.spread(np.ascontiguousarray(values[..., :3]), WIDE_TOP)
         if rawmode.startswith("RGBX"):
             notes.append("extra channel")
         if not rawmode.startswith("RGBA"):
             return _without_key(colours, values, key, notes)
         return _over_white(Image.fromarray(colours), Image.fromarray(to_8_bits(values[..., 3])), notes)
     if image.mode in ("I", "F") and levels.given:
-        values = np.asarray(image)
-        stored.append(Stored(0, float(values.min()), float(values.max())))
-        notes.append("spread")
-        return Image.fromarray(levels.spread(values))
+        return Image.fromarray(decoding.spread(np.asarray(image), 0))
     if rawmode in ("BGR;15", "BGR;16"):
         notes.append("15 or 16 bits")
     elif ";16" in rawmode:
         notes.append("16-bit cut")
-    if image.mode == "1":
+    one_bit = image.mode == "1"
+    if one_bit:
         notes.append("1-bit")
-        image, levels = image.convert("L"), Levels()  # its two values are black and white
+        image = image.convert("L")
     if image.mode in ("L", "RGB"):
         if file_format == "TIFF" and rawmode.startswith("RGBX"):
             notes.append("extra channel")
         scale = 17 if rawmode.startswith("L;4") else 85 if rawmode.startswith("L;2") else 1  # by which Pillow widens
         # A range that fits 2 or 4 bits is one of the values in the file.
         narrow = scale > 1 and levels.given and levels.span[1] <= TOP // scale
-        spread_ = spread(Image.fromarray(np.asarray(image) // np.uint8(scale)) if narrow else image, levels, stored)
+        stored = Image.fromarray(np.asarray(image) // np.uint8(scale)) if narrow else image
+        spread = image if one_bit else decoding.spread_image(stored)  # the two values of one bit are black and white
         if key is not None and file_format == "PNG":
             key = key * scale if isinstance(key, int) else key  # which Pillow does not widen
-            return _without_key(np.asarray(spread_), np.asarray(image), key, notes)
-        return spread_
+            return _without_key(np.asarray(spread), np.asarray(image), key, notes)
+        return spread
     if image.mode in ("P", "PA"):
         notes.append("palette")
         if image.mode == "P" and "transparency" not in image.info:
             palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
-            grey = bool((palette == palette[:, :1]).all())
-            return spread(image.convert("L" if grey else "RGB"), levels, stored)
+            mode = "L" if (palette == palette[:, :1]).all() else "RGB"
+            return decoding.spread_image(image.convert(mode))
         image = image.convert("RGBA")
-        return _over_white(spread(image.convert("RGB"), levels, stored), image.getchannel("A"), notes)
+        return _over_white(decoding.spread_image(image.convert("RGB")), image.getchannel("A"), notes)
     if image.mode in ("LA", "RGBA", "La", "RGBa"):
         image = image.convert(image.mode.upper())
         colour = image.getchannel(0) if image.mode == "LA" else image.convert("RGB")
-        return _over_white(spread(colour, levels, stored), image.getchannel("A"), notes, file_format)
+        return _over_white(decoding.spread_image(colour), image.getchannel("A"), notes, file_format)
     if image.mode in ("CMYK", "YCbCr", "RGBX"):
         notes.append("extra channel" if image.mode == "RGBX" else image.mode.lower())
-        return spread(image.convert("RGB"), levels, stored)
+        return decoding.spread_image(image.convert("RGB"))
     if image.mode in ("I", "F"):
         raise BadImage(f"{FORMATS[file_format]} of mode {image.mode}; save it as grey or RGB with 8 or 16 bits per "
                        "channel, or give --value-range")  # fmt: skip
     raise BadImage(f"{FORMATS[file_format]} of mode {image.mode}; save it as grey or RGB with 8 or 16 bits per channel")
-
-
-def spread(image: Image.Image, levels: Levels, stored: list[Stored]) -> Image.Image:
-    """An image of mode L or RGB whose values are spread as asked for; ``stored`` gets their range.
-
-    Raises ``BadImage`` where a value lies outside of the range.
-    """
-    if not levels.given:
-        return image
-    values = np.asarray(image)
-    stored.append(Stored(TOP, int(values.min()), int(values.max())))
-    return Image.fromarray(levels.spread(values))
 
 
 def _16_bit_grey_alpha(content: bytes) -> np.ndarray:

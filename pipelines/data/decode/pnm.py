@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipelines.data.decode.conversion import Conversion, check_size
+from pipelines.data.decode.conversion import Conversion, Decoding, check_size
 from pipelines.data.decode.headers import BadImage
-from pipelines.data.decode.value_levels import TOP, WIDE_TOP, Levels, Stored
+from pipelines.data.decode.value_levels import TOP, WIDE_TOP
 
 _HEADER = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})" + rb"(?=\s)")
 _COMMENT = re.compile(rb"#[^\r\n]*")
@@ -59,19 +59,20 @@ def _written(text: bytes, count: int) -> np.ndarray:
     return np.array(words, dtype=bytes).astype(np.int64) if words else np.zeros(0, np.int64)
 
 
-def flatten_pnm(pnm: Pnm, levels: Levels, notes: list[str], stored: list[Stored]) -> Image.Image:
-    """An anymap in mode L or RGB. ``notes`` and ``stored`` are added to. Raises ``BadImage``.
+def flatten_pnm(pnm: Pnm, decoding: Decoding) -> Image.Image:
+    """An anymap in mode L or RGB. Raises ``BadImage``.
 
     A range of values that is asked for is one of the values in the file, or, where its white is above the file's, one
     of 8 or 16 bits.
     """
     values, top = pnm
+    levels = decoding.conversion.levels
     whole = WIDE_TOP if top > TOP else TOP
     if levels.given and levels.span[1] > top:
         values, top = _widened(values, top, whole), whole
-    stored.append(Stored(top, int(values.min()), int(values.max())))
+    decoding.add_range(values, top)
     if whole > TOP:
-        notes.append("spread" if levels.given else "16-bit")
+        decoding.notes.append("spread" if levels.given else "16-bit")
     return Image.fromarray(levels.spread(values) if levels.given else _widened(values, top, TOP))
 
 
