@@ -10,9 +10,10 @@ from collections.abc import Callable
 import numpy as np
 
 from fvae.config import ConfigError
+from fvae.data.digests import content_hash
 from pipelines.cli.progress import Steps
 from pipelines.data.decode.image import describe
-from pipelines.data.decode.pixels import decode_source
+from pipelines.data.decode.pool import decode_source
 from pipelines.data.decode.value_levels import Seen
 from pipelines.data.selection import BadFiles, placed, same_shape
 from pipelines.data.settings import IngestSettings, bad_limit
@@ -21,7 +22,6 @@ from pipelines.data.sources.base import shortened
 from pipelines.data.splits import split
 from pipelines.data.spool import Spool, SpooledImages
 from pipelines.data.value_range import judge
-from pipelines.data.writer import dataset_hash
 
 SHOWN = 3
 """Bad files named on the screen; all of them are in the report."""
@@ -67,8 +67,9 @@ class Prepared:
 
     @property
     def hash(self) -> str:
-        """The content hash."""
-        return dataset_hash(self.bins, self.shape, self.images, self.rows)
+        """The content hash: ``ImageDataset.content_hash`` of the same pixels."""
+        digests = {split: map(bytes, self.images.digests[chosen]) for split, chosen in self.rows.items()}
+        return content_hash(self.bins, self.shape, digests)
 
 
 def prepare(

@@ -29,7 +29,7 @@ def judge(seen: Seen, source: Source, settings: IngestSettings) -> tuple[int, li
         _require_white(settings.source, seen, high)
         found = "".join(f"; the files hold {_shown(*held)}" for held in seen.stored.values())
         return bins, [f"values {_shown(low, high)} spread over {bins} levels, as asked for{found}"]
-    if source.knows_levels:
+    if source.bins is not None:
         return source.bins, [f"values {seen.low} … {seen.high} of {source.bins} levels"]
     for top, (low, high) in sorted(seen.stored.items(), reverse=True):
         if top or low < 0 or high > TOP:

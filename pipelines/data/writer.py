@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fvae.config import ConfigError
-from fvae.data.manifest import MANIFEST, Manifest, Shard, content_hash
+from fvae.data.manifest import MANIFEST, Manifest, Shard
 from fvae.data.shards import encode_shard
 from pipelines.data.sources.file_names import is_clutter
 from pipelines.data.spool import Spool, SpooledImages
@@ -118,11 +118,6 @@ def write_shards(
             pool.shutdown(cancel_futures=True)
             raise
     return tuple(shards)
-
-
-def dataset_hash(bins: int, shape: tuple[int, int, int], images: SpooledImages, rows: Mapping[str, np.ndarray]) -> str:
-    """The content hash of the images that ``rows`` chose: ``ImageDataset.content_hash`` of the same pixels."""
-    return content_hash(bins, shape, {split: map(bytes, images.digests[chosen]) for split, chosen in rows.items()})
 
 
 def put_in_place(storage: Storage, manifest: Manifest, bad_files: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Decodes many image files in order, in several processes.
+"""Decoding every image of a source in order: encoded files in several processes, arrays in this one.
 
 A decoding process runs ``pipelines.data.decode.worker.serve``. The pools of the standard library would run the
 program's main module again in each (spawn: torch, ray … in every process), or copy a process that has threads (fork);
@@ -7,24 +7,24 @@ and their processes outlive a parent that is killed.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import numpy as np
 
 from fvae.config import ConfigError
-from pipelines.data.decode.image import Conversion
+from pipelines.data.decode.conversion import Conversion, convert
 from pipelines.data.decode.value_levels import Seen
 from pipelines.data.decode.worker import NO_MEMORY, Part, channels_first, decode_task
-
-__all__ = ["DecodedBatch", "channels_first", "decode_many"]
+from pipelines.data.sources import BadFile, ImageFile, Item, Pixels, Source
 
 TASK_FILES, TASK_BYTES = 256, 4 << 20
 """A process is given at most so much at a time: enough to forget the cost of handing it over."""
@@ -32,19 +32,6 @@ ALONE_FILES, ALONE_BYTES = 1000, 8 << 20
 """Inputs up to this are decoded before other processes would have started. Not TIFFs: libtiff writes to stderr."""
 AHEAD = 2
 """Tasks that wait or run in one process, so that it never waits for the next."""
-
-
-class EncodedFile(Protocol):
-    """``pipelines.data.sources.ImageFile``, of which a decoding process needs to know nothing."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def content(self) -> bytes: ...
-    @property
-    def split(self) -> str | None: ...
-    @property
-    def label(self) -> str | None: ...
 
 
 @dataclass(slots=True)
@@ -66,8 +53,39 @@ class DecodedBatch:
     """The values of the images."""
 
 
+def decode_source(source: Source, conversion: Conversion, processes: int | None = None) -> Iterator[DecodedBatch]:
+    """Decode and convert every image of a source, in its order, whether it holds encoded files or arrays.
+
+    Raises what the source raises, and ``ConfigError`` where a decoding process dies.
+    """
+    for is_pixels, items in itertools.groupby(source.items(), lambda item: isinstance(item, Pixels)):
+        if is_pixels:
+            for item in items:
+                assert isinstance(item, Pixels)
+                labels = item.labels or (None,) * len(item.images)
+                names = _Names((f"{item.path}[{row}]", item.split, label) for row, label in enumerate(labels))
+                yield from map(names.batch, decode_task(item.images, conversion, convert))
+        else:
+            yield from _decode_files(items, conversion, processes)
+
+
+def _decode_files(items: Iterable[Item], conversion: Conversion, processes: int | None) -> Iterator[DecodedBatch]:
+    bad: list[tuple[str, str]] = []  # what could not even be handed over
+
+    def files() -> Iterator[ImageFile]:
+        for item in items:
+            if isinstance(item, BadFile):
+                bad.append((item.path, item.cause))
+            elif isinstance(item, ImageFile):
+                yield item
+
+    yield from decode_many(files(), conversion, processes)
+    if bad:
+        yield DecodedBatch([], [], [], *channels_first([]), Counter(), bad, Seen())
+
+
 def decode_many(
-    files: Iterable[EncodedFile], conversion: Conversion, processes: int | None = None
+    files: Iterable[ImageFile], conversion: Conversion, processes: int | None = None
 ) -> Iterator[DecodedBatch]:
     """Decode files in ``processes`` processes (default: one per core), reading not far ahead of what is taken.
 
@@ -78,9 +96,8 @@ def decode_many(
     first, alone = _first_tasks(tasks)
     if alone:
         for task in first:
-            names = _Names(task)
-            for part in decode_task([file.content for file in task], conversion):
-                yield names.batch(part)
+            names = _Names((file.path, file.split, file.label) for file in task)
+            yield from map(names.batch, decode_task([file.content for file in task], conversion))
         return
     workers: list[_Worker] = []
     running: deque[tuple[_Worker, _Names]] = deque()
@@ -89,7 +106,8 @@ def decode_many(
         for number, task in enumerate(_emptying(first, tasks)):
             if len(running) == AHEAD * processes:
                 yield from _finish(*running.popleft())
-            names, worker = _Names(task), workers[number % processes]
+            names = _Names((file.path, file.split, file.label) for file in task)
+            worker = workers[number % processes]
             worker.send([file.content for file in task], names)
             running.append((worker, names))
         while running:
@@ -105,10 +123,10 @@ def usable_cores() -> int:
 
 
 class _Names:
-    """Of the files of a task, all but their contents, while they are decoded elsewhere."""
+    """Path, split and label of each file of a task, while the contents are decoded elsewhere."""
 
-    def __init__(self, task: Sequence[EncodedFile]) -> None:
-        self._rows = [(file.path, file.split, file.label) for file in task]
+    def __init__(self, rows: Iterable[tuple[str, str | None, str | None]]) -> None:
+        self._rows = list(rows)
         self._done = 0
 
     def batch(self, part: Part) -> DecodedBatch:
@@ -178,8 +196,8 @@ def _finish(worker: _Worker, names: _Names) -> Iterator[DecodedBatch]:
         yield names.batch(part)
 
 
-def _tasks(files: Iterable[EncodedFile]) -> Iterator[list[EncodedFile]]:
-    task: list[EncodedFile] = []
+def _tasks(files: Iterable[ImageFile]) -> Iterator[list[ImageFile]]:
+    task: list[ImageFile] = []
     size = 0
     for file in files:
         task.append(file)
@@ -191,9 +209,9 @@ def _tasks(files: Iterable[EncodedFile]) -> Iterator[list[EncodedFile]]:
         yield task
 
 
-def _first_tasks(tasks: Iterator[list[EncodedFile]]) -> tuple[list[list[EncodedFile]], bool]:
+def _first_tasks(tasks: Iterator[list[ImageFile]]) -> tuple[list[list[ImageFile]], bool]:
     """As many tasks as show whether to decode here, and whether so: then they are all."""
-    first: list[list[EncodedFile]] = []
+    first: list[list[ImageFile]] = []
     files = size = 0
     for task in tasks:
         first.append(task)
@@ -204,7 +222,7 @@ def _first_tasks(tasks: Iterator[list[EncodedFile]]) -> tuple[list[list[EncodedF
     return first, True
 
 
-def _emptying(first: list[list[EncodedFile]], rest: Iterator[list[EncodedFile]]) -> Iterator[list[EncodedFile]]:
+def _emptying(first: list[list[ImageFile]], rest: Iterator[list[ImageFile]]) -> Iterator[list[ImageFile]]:
     """Both, keeping no task that was taken."""
     while first:
         yield first.pop(0)

@@ -10,14 +10,15 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 
-from pipelines.data.decode.image import BadImage, Conversion, decode
+from pipelines.data.decode.image import BadImage, Conversion, Decoded, decode
 from pipelines.data.decode.value_levels import Seen
 
 PART_BYTES = 2 << 20
@@ -40,8 +41,10 @@ class Part:
     """The values of the images."""
 
 
-def decode_task(contents: Sequence[bytes], conversion: Conversion) -> Iterator[Part]:
-    """Decode files one after the other, handing over whenever enough pixels have come together."""
+def decode_task(
+    contents: Iterable[Any], conversion: Conversion, decode: Callable[[Any, Conversion], Decoded] = decode
+) -> Iterator[Part]:
+    """Decode files, or whatever ``decode`` takes, one after the other, and yield them a few megabytes at a time."""
     pixels: list[np.ndarray] = []
     notes: Counter[str] = Counter()
     bad: dict[int, str] = {}

@@ -68,10 +68,8 @@ class Source(ABC):
     """Short: the folder or the file without its suffixes."""
     kind: str
     """In words: ``image folder``, ``tar archive``, ``IDX files`` …"""
-    bins: int = 256
-    """Levels of a pixel."""
-    knows_levels: bool = False
-    """Whether ``bins`` is what the source says, and no guess from the type of its values."""
+    bins: int | None = None
+    """Levels of a pixel; None where the source does not say, and the values themselves decide."""
     needs_range: str = ""
     """The type of the values where it does not define black and white (floats); empty otherwise."""
     notes: list[str]

@@ -26,7 +26,6 @@ TEST_TILES = frozenset({(0, 2), (1, 7)})
 class Embedded(Source):
     """A data set by name."""
 
-    knows_levels = True
     images: int
     """How many there are."""
 
@@ -69,6 +68,7 @@ class Photos(Embedded):
     Regions of 208×64 pixels lie in one split each, so that most patches have neighbours of their own split only.
     """
 
+    bins = 256
     images = 2080
 
     def __init__(self) -> None:

@@ -13,8 +13,6 @@ from pipelines.data.sources.files import Files
 class Shards(Source):
     """A data set that was ingested before."""
 
-    knows_levels = True
-
     def __init__(self, name: str, files: Files) -> None:
         super().__init__(name, "Parquet data set")
         self._files = files

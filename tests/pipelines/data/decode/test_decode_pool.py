@@ -177,7 +177,7 @@ def test_a_process_that_is_ended_is_an_error_at_once(after: int, started: list) 
 
 def test_a_process_that_is_ended_after_its_last_part_is_the_same_error(started: list) -> None:
     task = [file(number, mixed=False) for number in range(3)]
-    names = decode_pool._Names(task)
+    names = decode_pool._Names((one.path, one.split, one.label) for one in task)
     for part in decode_pool.decode_task([one.content for one in task], Conversion()):
         names.batch(part)
     worker = decode_pool._Worker(Conversion())

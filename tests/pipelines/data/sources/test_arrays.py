@@ -51,7 +51,7 @@ def test_layouts_and_types(
 ) -> None:
     monkeypatch.setattr("pipelines.data.sources.streams.CHUNK_BYTES", 7 * array[0].nbytes)
     source = open_source(saved(tmp_path / "set.npy", array))
-    assert (source.name, source.kind, source.count(), source.bins) == ("set", "NumPy arrays", 20, 256)
+    assert (source.name, source.kind, source.count(), source.bins) == ("set", "NumPy arrays", 20, None)
     items = [item for item in source.items() if isinstance(item, Pixels)]
     assert [len(item.images) for item in items] == [7, 7, 6]
     assert (pixels_of(source)[None][0] == expected).all()
