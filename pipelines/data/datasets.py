@@ -1,4 +1,4 @@
-"""A data set by its name or place, ready for a search: in memory where it fits, otherwise streamed from its shards."""
+"""Loading a data set by its name, path or URI: into memory where it fits, otherwise streamed from its shards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipelines.data.sources.opening import EMBEDDED
 from pipelines.storage import Storage, open_storage
 
 MEMORY_SHARE = 0.25
-"""Of this machine's memory that a data set may take before it is streamed: the models need the rest."""
+"""Share of this machine's memory that a data set may take before it is streamed: the models need the rest."""
 
 
 def load_dataset(location: str, streaming: Streaming = "auto", say: Callable[[str], None] | None = None) -> Dataset:
@@ -41,7 +41,7 @@ def load_dataset(location: str, streaming: Streaming = "auto", say: Callable[[st
     Args:
         location: name, path or URI.
         streaming: ``auto`` streams what would take more than a quarter of this machine's memory.
-        say: told what was decided about the images, a line each.
+        say: called with each decision about the images, one line at a time.
 
     Raises ``ConfigError`` with one line for anything that is no data set, ``StorageError`` for a store that fails.
     """
@@ -64,7 +64,7 @@ def load_dataset(location: str, streaming: Streaming = "auto", say: Callable[[st
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """What figures carry of the data set that they were measured on: name, hash, shape, bins, images by split."""
+    """Name, hash, shape, bins and images by split of a data set, as they are kept with figures measured on it."""
     return {
         "name": dataset.name,
         "hash": dataset.content_hash(),
@@ -116,7 +116,7 @@ def _open(manifest: Manifest, storage: Storage, streaming: Streaming) -> Dataset
 
 
 def memory_bytes() -> int:
-    """What this machine, or the container that this process runs in, has."""
+    """Bytes of memory of this machine, or of the container that this process runs in."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = []
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):

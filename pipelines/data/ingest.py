@@ -1,4 +1,4 @@
-"""An ingest: a source decoded, split and written as a data set, or found unchanged."""
+"""Ingesting a source: it is decoded, split and written as a data set, or found unchanged; and the printed summary."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def ingest(settings: IngestSettings, say: Say, steps: Steps) -> Manifest:
 
 
 def rehearse(settings: IngestSettings, say: Say, steps: Steps) -> None:
-    """Say what :func:`ingest` would make, and write nothing. Raises what it raises."""
+    """Print what :func:`ingest` would make, and write nothing. Raises what it raises."""
     source, storage = _open(settings)
     if not is_remote(settings.dest):
         require_folder(storage)
@@ -79,7 +79,7 @@ def _ingest(
     settings: IngestSettings, source: Source, storage: Storage, lease: Lease, say: Say, steps: Steps
 ) -> Manifest:
     check_destination(storage)
-    storage.clean_up()  # of a command that was killed: with the lease held, nobody else is writing here
+    storage.clean_up()  # of a command that was killed: with the lease held, no other one is writing here
     previous = read_manifest(storage)
     name = settings.name or source.name
     description = {
@@ -137,14 +137,14 @@ def read_manifest(storage: Storage) -> Manifest | None:
 
 
 def as_csv(bad: BadFiles) -> bytes:
-    """The report of bad files: path and cause."""
+    """The report of bad files as CSV: path and cause."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "cause"), *bad] if bad else [])
     return text.getvalue().encode()
 
 
 def summary(settings: IngestSettings, made: Manifest | Prepared) -> Iterator[str]:
-    """What the data set holds or will hold, and how that came about."""
+    """Lines on what the data set holds or will hold, and on each decision about the images; one screen."""
     channels, height, width = made.shape
     counts = ", ".join(f"{count:,} {split_name}" for split_name, count in made.counts.items())
     yield f"{made.name}: {counts} images of {width}×{height}×{channels}, {made.bins} levels"

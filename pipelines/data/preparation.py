@@ -1,4 +1,4 @@
-"""What a data set will hold: every image of the source decoded, placed in its split, and accounted for."""
+"""Preparing a data set: every image of the source is decoded, checked, placed in a split, and accounted for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the decoded images make the data set, and the split and the class of each."""
+"""Selection of the decoded images that make the data set, and the split and the class of each."""
 
 from __future__ import annotations
 

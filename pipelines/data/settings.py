@@ -1,4 +1,4 @@
-"""What an ingest is told: the options of ``python -m pipelines.ingest``."""
+"""Settings of an ingest: the options of ``python -m pipelines.ingest``."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ class IngestSettings:
     """Levels of a pixel, 2 to 256. Without --value-range the values are the levels 0 to bins - 1 themselves.
     Default: 256, or 2 where every value is 0 or 1."""
     val: float = VAL_SHARE
-    """Share of the images to validate on, where the source names no validation split."""
+    """Share of the validation images, where the source names no validation split."""
     test: float = TEST_SHARE
-    """Share of the images to test on, where the source names no test split."""
+    """Share of the test images, where the source names no test split."""
     splits: str = "auto"
     """Splits of the source: 'auto' as its folders and files are named, 'none' cuts all anew, or folders such as
     'train=train2017,val=val2017', which leaves out all others."""
     seed: int = 0
-    """Seeds the cuts."""
+    """Seed of the splits."""
     max_bad: str = "1%"
     """Files that cannot be used, as a share or a number: more of them are an error."""
     anonymous: bool = False
     """Read a source on s3:// without credentials, as the public buckets of others need it."""
     dry_run: bool = False
-    """Say what would be made, and write nothing."""
+    """Print what would be made and write nothing."""
     processes: int | None = None
     """Processes that decode. Default: one per core."""
 
@@ -129,4 +129,4 @@ def require_apart(settings: IngestSettings) -> None:
     else:
         source_path, dest_path = Path(settings.source).resolve(), Path(settings.dest).resolve()
         inside = source_path.is_dir() and dest_path.is_relative_to(source_path)
-    require(not inside, f"{settings.dest}: lies in the source itself ({settings.source}); give a place outside")
+    require(not inside, f"{settings.dest}: lies inside the source ({settings.source}); give a place outside of it")

@@ -1,4 +1,4 @@
-"""Which image belongs to which split: a function of the pixels alone, whatever the order or packing of the source."""
+"""Splitting images into train, val and test by their pixels alone, whatever the order or packing of the source."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def split(
         labels: int32 ``[N]``, positions in the sorted class names; they only order images of equal pixels.
         val: share of the images to validate on, where the source names no validation split.
         test: share of the images to test on, where the source names no test split.
-        seed: of the cuts.
+        seed: seed of the splits.
 
     Raises ``ConfigError`` where a split would be empty.
     """

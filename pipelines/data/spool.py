@@ -1,4 +1,4 @@
-"""Decoded images on their way from a source to shards: pixels in one temporary file, what is known of them in memory.
+"""Spool of decoded images between a source and shards: pixels in one temporary file, all else in memory.
 
 Splits can be cut only when the digest of every image is known, and a set may be larger than memory; so the pixels
 wait on disk. About 60 bytes of memory per image.

@@ -1,4 +1,4 @@
-"""Whether the values of the images use the levels that their type has, and what is asked where they do not."""
+"""The range of the pixel values: the number of levels that it gives, and the question where it is too narrow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From spooled images to a data set on disk: shards first, the manifest last, then whatever it replaced goes."""
+"""Writing a data set: the destination is checked, shards come first, the manifest last, then what it replaced goes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARD_BYTES = 16 * 2**20
 WRITERS = 2
 """Shards encoded and sent at a time."""
 BAD_FILES, REFUSED_FILES = "bad-files.csv", "bad-files-refused.csv"
-"""What could not be used of the source of this data set; of one that had too many such files to become it."""
+"""Reports of bad files: those of this data set, and those of an ingest that was refused for too many of them."""
 LOCK = ".lock"
 OURS = re.compile(r"(train|val|test)-\d{5}-[0-9a-f]{8}\.parquet")
 
@@ -87,7 +87,7 @@ def write_shards(
 ) -> tuple[Shard, ...]:
     """Write the images of each split as shards; one that is there already is not sent again.
 
-    ``written`` is told the number of images after each shard.
+    ``written`` is called with the number of images after each shard.
     """
     given_up = threading.Event()
 
@@ -114,7 +114,7 @@ def write_shards(
                 shards.append(future.result())
                 written(shards[-1].images)
         except BaseException:
-            given_up.set()  # nobody waits for the retries of a store that fails
+            given_up.set()  # ends the retries of a store that fails
             pool.shutdown(cancel_futures=True)
             raise
     return tuple(shards)

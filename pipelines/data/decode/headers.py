@@ -1,4 +1,4 @@
-"""What the first bytes of an image file say, read without decoding: its format, and whether it is a plain case.
+"""Headers of image files, read without decoding: the format, and whether the file is a plain case.
 
 Most files of a data set are plain: 8-bit grey or RGB, no rotation, no colour profile. Their pixels come straight from
 Pillow's codecs, without the rest of Pillow reading the header once more; everything else takes Pillow's own road.

@@ -1,4 +1,4 @@
-"""One encoded image to 8-bit grey or RGB pixels, saying what was lost on the way.
+"""Decoding one image file to 8-bit grey or RGB pixels, with notes on what was lost.
 
 Only numpy, Pillow and simplejpeg are imported: every decoding process loads this file.
 """

@@ -1,4 +1,4 @@
-"""JPEG files without Pillow's silence: what libjpeg warns of is damage, or provably harmless."""
+"""Decoding JPEG files, where libjpeg's warnings, which Pillow ignores, mean damage or are provably harmless."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the many ways in which files hold pixels to 8-bit grey or RGB, noting what happened."""
+"""Conversion of all of Pillow's modes (palette, alpha, CMYK, 16 bits …) to 8-bit grey or RGB, with notes."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def _tasks(files: Iterable[ImageFile]) -> Iterator[list[ImageFile]]:
 
 
 def _first_tasks(tasks: Iterator[list[ImageFile]]) -> tuple[list[list[ImageFile]], bool]:
-    """As many tasks as show whether to decode here, and whether so: then they are all."""
+    """The first tasks, as many as show whether to decode in this process; and whether so, when they are all tasks."""
     first: list[list[ImageFile]] = []
     files = size = 0
     for task in tasks:

@@ -1,4 +1,4 @@
-"""From the values that files hold to the levels of a data set: the range that is asked for, and the one that is found.
+"""Mapping the values in files to the levels of a data set: the range that is asked for, and the one that is found.
 
 Only numpy is imported: every decoding process loads this file.
 """
@@ -90,7 +90,7 @@ def exact(value: float | np.number) -> str:
 
 @functools.lru_cache(4)
 def _table(low: float, high: float, most: int) -> np.ndarray:
-    """What each value from 0 to ``most`` becomes."""
+    """uint8 for each value from 0 to ``most``."""
     return _rounded((np.arange(most + 1) - low) * (TOP / (high - low)))
 
 

@@ -1,4 +1,4 @@
-"""What a decoding process does. It loads only numpy and the decoders, and ends with the connection to its parent."""
+"""A decoding process, which loads only numpy and the decoders, and ends with the connection to its parent."""
 
 from __future__ import annotations
 

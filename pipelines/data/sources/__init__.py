@@ -1,4 +1,4 @@
-"""Where images come from: ``open_source`` looks at a place and says what reads it."""
+"""Sources of images: ``open_source`` chooses the reader of a folder, an archive or a file by its content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The members of archives as one stream: of a tar, of the tars inside a tar, of many archives in a folder."""
+"""Members of archives as one stream: of a tar, of the tars inside a tar, of many archives in a folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Found:
     path: str
     """Shown to users."""
     place: str
-    """The path that says what the member is: archives inside are folders, numbered shards of one set are nothing."""
+    """The path that decides on split and class: archives inside are folders, numbered shards of one set are nothing."""
     archive: int
     """Number of the archive."""
     read: Callable[[], Content]

@@ -1,4 +1,4 @@
-"""What arrays mean: which are images and which labels, of which split, and how their dimensions are to be read."""
+"""The meaning of arrays: images or labels, of which split, and the order of their dimensions."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Form:
 
     note: str = ""
     shape: tuple[int, ...] = ()
-    """Of one image, where a row is flat."""
+    """The shape of one image, where a row is flat."""
     channels_first: bool = False
 
     def images(self, rows: np.ndarray) -> np.ndarray:

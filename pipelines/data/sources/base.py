@@ -1,4 +1,4 @@
-"""What an ingest is given: encoded image files, arrays of pixels, and what could not be read."""
+"""The interface of sources: encoded image files, arrays of pixels, and files that cannot be read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ LARGEST_FILE = 256 << 20
 """An encoded image file above this is not read: it would fill the memory and is no photograph."""
 LARGEST_IMAGE = 50_000_000
 """Pixels of one image of an array source, above which its header is taken for a damaged one."""
-
 LEFT_OUT = ""
 """Split of an image that an explicit ``--splits`` does not name."""
 _PART_OF_WORDS = "\u200c\u200d\u3000"
@@ -52,7 +51,7 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class BadFile:
-    """Something that belongs to the source and could not even be handed over."""
+    """A file of the source that cannot be read."""
 
     path: str
     cause: str

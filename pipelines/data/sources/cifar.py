@@ -134,7 +134,9 @@ def _records(file: BinaryIO, record: int, where: str) -> Iterator[bytes]:
         rest = content[whole:]
         if whole:
             yield content[:whole]
-    require(not rest, f"{where}: its length is no multiple of {record} bytes, so a part is missing; get it whole")
+    require(
+        not rest, f"{where}: its length is no multiple of {record} bytes, so a part is missing; get a complete copy"
+    )
 
 
 def _python_batch(held: Any, label_key: bytes, where: str) -> tuple[np.ndarray, list[int]]:

@@ -1,4 +1,4 @@
-"""The four published forms of CIFAR-10 and CIFAR-100, which their files' names tell apart."""
+"""The four published forms of CIFAR-10 and CIFAR-100, recognised by the names of their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets that come with scikit-learn: no network, no files of one's own."""
+"""The data sets ``digits`` and ``photos``, which come with scikit-learn and need no network."""
 
 from __future__ import annotations
 

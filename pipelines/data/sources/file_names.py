@@ -1,4 +1,4 @@
-"""What a file's name says before it is read: an image, no image, or something that an operating system has left."""
+"""Image suffixes, and system or hidden files (``.DS_Store``, ``Thumbs.db`` …), by the names of files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OTHER_IMAGES = (
     *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".psd", ".psb", ".tga", ".exr", ".pfm", ".dcm"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
 )
-"""Suffixes of photographs that are not: a file that is called so counts as a bad one."""
+"""Suffixes of image files that are not decoded: such a file counts as a bad one."""
 _ALL_IMAGES = IMAGE_SUFFIXES + OTHER_IMAGES
 _OTHER_FILES = """
     .txt .csv .tsv .json .jsonl .ndjson .xml .yaml .yml .toml .md .rst .html .htm .pdf .doc .docx .xls .xlsx .odt .ods

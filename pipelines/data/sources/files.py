@@ -41,7 +41,7 @@ class Files(ABC):
     kind: str
     """What kind of image source they are: ``image folder`` or ``zip archive``."""
     where: str
-    """As the user gave it; shown in messages."""
+    """The location as the user gave it; shown in messages."""
     entries: list[Entry]
     """In the order of reading."""
     bad: list[BadFile]

@@ -1,4 +1,4 @@
-"""What the files of a folder, a prefix of a store or a zip archive are, decided by looking at them."""
+"""Choice of the reader for the files of a folder, a prefix of a store or a zip archive."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def _read_header(file: OneFile, dimensions: tuple[int, ...] = (3, 4)) -> tuple[i
             f"{' or '.join(map(str, dimensions))})",
         )
         rest = read_exactly(content, 4 * head[3])
-        require(len(rest) == 4 * head[3], f"{file.where}: cut short in its header; get it whole")
+        require(len(rest) == 4 * head[3], f"{file.where}: cut short in its header; get a complete copy")
     shape = tuple(int(size) for size in np.frombuffer(rest, ">u4"))
     require(0 not in shape, f"{file.where}: empty ({_by(*shape)})")
     require(

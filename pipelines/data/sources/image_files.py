@@ -1,4 +1,4 @@
-"""Trees of image files: folders, prefixes of a store, zip and tar archives. Archives are read as they lie."""
+"""Image files in folders, prefixes of a store, zip and tar archives. Archives are read in their own order."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class ImageTree(Source):
 class ImageStream(Source):
     """The image files of archives, in their own order. Splits and classes are known at the end.
 
-    A member that stands in an archive twice is refused: the first may be long handed over when the second, which every
+    A member that is in an archive twice is refused: the first may be long handed over when the second, which every
     unpacker would keep instead, comes. Symbolic links are skipped; a hard link is the file that it names.
 
     Args:
@@ -169,7 +169,7 @@ class ImageStream(Source):
                 continue
             once = hash((found.archive, path.removeprefix("./")))
             if once in seen:
-                raise ConfigError(f"{self._where}: {printable(found.path)} stands in it twice; pack it again")
+                raise ConfigError(f"{self._where}: {printable(found.path)} is in the archive twice; pack it again")
             seen.add(once)
             key = _key(found)
             if key != sample:

@@ -88,7 +88,7 @@ def _unzipped(where: str) -> Iterator[None]:
         try:
             yield
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-            raise ConfigError(f"{where}: damaged ({error}); get it whole and try again") from error
+            raise ConfigError(f"{where}: damaged ({error}); get a complete copy and try again") from error
 
 
 def read_header(where: str, opened: Opened) -> Array:
@@ -104,6 +104,6 @@ def read_header(where: str, opened: Opened) -> Array:
         except ConfigError:
             raise
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-            raise ConfigError(f"{where}: no whole .npy file ({str(error).splitlines()[0][:100]})") from error
+            raise ConfigError(f"{where}: not a complete .npy file ({str(error).splitlines()[0][:100]})") from error
         require(all(size >= 0 for size in shape), f"{where}: damaged: its header promises the shape {shape}")
         return Array(where, tuple(shape), dtype, fortran, file.tell(), opened)

@@ -1,4 +1,4 @@
-"""What lies at a place, decided by looking at it."""
+"""Opening a source: the choice of the reader of a path or a URI, by its content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain data out of a pickle: numbers, texts, lists, dicts and arrays of them. Nothing that it names is run."""
+"""Safe loading of pickles: numbers, texts, lists, dicts and arrays of them. No function that a pickle names is run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load_plain(file: BinaryIO, where: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
     except _DAMAGED as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{where}: no whole pickle ({cause}); get it whole and try again") from error
+        raise ConfigError(f"{where}: not a complete pickle ({cause}); get a complete copy and try again") from error
 
 
 class PlainArray:

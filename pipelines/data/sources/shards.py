@@ -1,4 +1,4 @@
-"""Data sets that were ingested before."""
+"""A data set that ingest made, as a source: its manifest and its shards."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class OneFile:
     """A file that can be opened more than once."""
 
     where: str
-    """As the user gave it; shown in messages."""
+    """The location as the user gave it; shown in messages."""
     size: int
     """Bytes, packed as it lies there."""
     version: str
@@ -112,7 +112,7 @@ def chunks(file: BinaryIO, count: int, row_bytes: int, where: str, what: str = "
         have = done + len(content) // max(row_bytes, 1)
         require(
             len(content) == rows * row_bytes,
-            f"{where}: cut short: holds {have:,} of the {count:,} {what} that its header promises; get it whole",
+            f"{where}: cut short: holds {have:,} of the {count:,} {what} that its header promises; get a complete copy",
         )
         yield rows, content
         done += rows
@@ -143,9 +143,9 @@ def whole_or_refused(where: str, progress: Callable[[], str] = lambda: "") -> It
 
 
 def refusal(error: Exception, where: str, progress: str = "") -> ConfigError:
-    """The line that says what damaged or truncated content raised."""
+    """The error for what damaged or truncated content raised."""
     cause = str(error) or type(error).__name__
-    return ConfigError(f"{where}: damaged or cut short{progress} ({cause}); get it whole and try again")
+    return ConfigError(f"{where}: damaged or cut short{progress} ({cause}); get a complete copy and try again")
 
 
 def _open_local(path: Path, where: str) -> BinaryIO:

@@ -66,7 +66,9 @@ def open_table(file: OneFile) -> Iterator[Table]:
             raise
         except (pa.ArrowException, OSError) as error:
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(f"{file.where}: no whole {kind} file ({cause[:200]}); get it whole") from error
+            raise ConfigError(
+                f"{file.where}: not a complete {kind} file ({cause[:200]}); get a complete copy"
+            ) from error
 
 
 class Columns:

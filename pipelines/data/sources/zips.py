@@ -36,7 +36,9 @@ class ZipFiles(Files):
         except StorageError:
             raise
         except (*_ZIP_ERRORS, ValueError) as error:
-            raise ConfigError(f"{file.where}: no whole zip archive ({error}); get it whole and try again") from error
+            raise ConfigError(
+                f"{file.where}: not a complete zip archive ({error}); get a complete copy and try again"
+            ) from error
         # An archive that was added to may hold a name twice: the last one counts, as for every unpacker.
         named = {_with_slashes(member): member for member in members if not member.is_dir()}
         links = {name for name, member in named.items() if stat.S_ISLNK(member.external_attr >> 16)}

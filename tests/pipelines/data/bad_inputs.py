@@ -109,8 +109,8 @@ def parquet(path: Path, **columns: object) -> Path:
     return path
 
 
-def spoilt_dataset(folder: Path, spoil: Callable[[Path], None]) -> Path:
-    """A data set made by ingest, then spoilt."""
+def damaged_dataset(folder: Path, spoil: Callable[[Path], None]) -> Path:
+    """A data set made by ingest, then damaged."""
     settings = IngestSettings(source=str(pictures(folder / "images")), dest=str(folder / "set"))
     ingest(settings, lambda line: None, Steps(Console(quiet=True)))
     spoil(folder / "set")
@@ -227,10 +227,10 @@ CASES = [
     ),
     Case("a Parquet file without images", lambda t: to(parquet(t / "a.parquet", price=[1, 2]), t), "price"),
     Case("a damaged Parquet file", lambda t: to(cut(parquet(t / "a.parquet", image=[b"x"])), t), "a.parquet"),
-    Case("a data set with a damaged shard", lambda t: to(spoilt_dataset(t, flip), t), "damaged"),
+    Case("a data set with a damaged shard", lambda t: to(damaged_dataset(t, flip), t), "damaged"),
     Case(
         "a data set with a damaged manifest",
-        lambda t: to(spoilt_dataset(t, lambda d: written(d / "manifest.json", b"{")), t),
+        lambda t: to(damaged_dataset(t, lambda d: written(d / "manifest.json", b"{")), t),
         "manifest.json",
     ),
     Case("only empty image files", lambda t: to(written(t / "d" / "a.png", b"").parent, t), "no usable image"),
@@ -257,7 +257,7 @@ CASES = [
     Case("--val 0", lambda t: to("digits", t, "--val", "0"), "--val"),
     Case("shares that leave nothing", lambda t: to("digits", t, "--val", "0.5", "--test", "0.5"), "nothing would be"),
     Case("--max-bad many", lambda t: to("digits", t, "--max-bad", "many"), "--max-bad"),
-    Case("a destination in the source", lambda t: [str(pictures(t / "d")), str(t / "d" / "set")], "in the source"),
+    Case("a destination in the source", lambda t: [str(pictures(t / "d")), str(t / "d" / "set")], "inside the source"),
     Case(
         "a destination with other files",
         lambda t: (written(t / "out" / "thesis.doc", b""), to("digits", t))[1],

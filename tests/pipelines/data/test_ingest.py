@@ -430,7 +430,7 @@ def test_a_set_of_an_earlier_reader_is_made_again(tmp_path: Path) -> None:
 # --- found by others ----------------------------------------------------------------------------------------
 
 
-def test_a_shard_spoilt_without_a_change_of_size_is_made_again(tmp_path: Path) -> None:
+def test_a_shard_changed_without_a_change_of_size_is_made_again(tmp_path: Path) -> None:
     folder = tree(tmp_path / "mine", pixels(40))
     manifest, _ = make(folder, tmp_path / "set")
     whole = stored(tmp_path / "set")
@@ -453,7 +453,7 @@ def test_a_refused_destination_is_left_as_it_was(tmp_path: Path) -> None:
     assert draft.read_text() == "years of work"
 
 
-def test_whoever_lost_the_lease_puts_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ingest_that_lost_the_lease_writes_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lease, "lost", property(lambda lease: True))
     with pytest.raises(StorageError, match="the lock was lost"):
         make(tree(tmp_path / "mine", pixels(40)), tmp_path / "set")

@@ -1,4 +1,4 @@
-"""Stores as they are: archives, buckets that everybody may read, odd keys, writes without conditions."""
+"""Stores as they are: archives, public buckets, odd keys, writes without conditions."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_store_that_ignores_conditions_is_noticed(
 
 
 def public(client: Any, uri: str, tree: dict[str, bytes]) -> str:
-    """The files below a prefix of a bucket that everybody may read."""
+    """The files below a prefix of a public bucket."""
     for name, content in tree.items():
         put(client, uri, f"set/{name}", content, ACL="public-read")
     return f"{uri}/set"

@@ -1,4 +1,4 @@
-"""Where the folders of a tree, or its tables, name published splits, and which folder names the class."""
+"""Published splits and classes by the folders of a tree, or by the names of its tables."""
 
 from __future__ import annotations
 

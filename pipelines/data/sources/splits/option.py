@@ -41,7 +41,7 @@ class Match:
 
 
 class SplitOption:
-    """What ``--splits`` asks for: ``auto``, ``none``, or ``train=NAME,val=NAME,test=NAME`` with patterns of names.
+    """The value of ``--splits``: ``auto``, ``none``, or ``train=NAME,val=NAME,test=NAME`` with patterns of names.
 
     Raises ``ConfigError`` for anything else.
     """
@@ -87,7 +87,7 @@ class SplitOption:
             used |= {(match.split, match.pattern) for match in matches if best and match.split == best[0].split}
         for split, pattern in self.patterns:
             what = f"{where}: --splits {split}={printable(pattern)}: "
-            require((split, pattern) in named, what + "no folder with images is called so")
+            require((split, pattern) in named, what + "no folder with images has this name")
             require(
                 (split, pattern) in used,
                 what + "every image there goes to another split, which names its folder more closely; leave this out, "

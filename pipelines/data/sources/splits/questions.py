@@ -1,4 +1,4 @@
-"""What ingest asks where published splits are ambiguous: one line, which names the options that answer."""
+"""Questions about ambiguous published splits: one line each, which names the options that answer."""
 
 from __future__ import annotations
 

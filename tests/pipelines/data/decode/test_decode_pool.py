@@ -32,7 +32,7 @@ def file(number: int, mixed: bool = True) -> ImageFile:
     image = np.roll(COLOUR, number, axis=0) ^ np.uint8(number % 256)
     if mixed:
         image = {3: image[..., 0], 4: np.dstack([image, image[..., 0]])}.get(number % 7, image)
-    content = b"spoilt" if mixed and number % 50 == 5 else saved(image, "PNG")
+    content = b"no image" if mixed and number % 50 == 5 else saved(image, "PNG")
     return ImageFile(f"f{number}", content, ("train", None)[number % 2], f"class {number % 3}")
 
 
@@ -130,7 +130,7 @@ def test_large_images_come_in_parts(started: list) -> None:
         ImageFile(f"f{number}", saved(np.full((500, 700, 3), number, np.uint8), "PNG"), None, None)
         for number in range(9)
     ]
-    files.insert(1, ImageFile("bad", b"spoilt", None, None))
+    files.insert(1, ImageFile("bad", b"no image", None, None))
     batches = list(decode_many(files, Conversion(), 2))
     check(files, batches, Conversion())
     assert [len(batch.images) for batch in batches] == [2, 2, 2, 2, 1]  # the first of which holds 2 MB

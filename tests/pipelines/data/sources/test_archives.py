@@ -43,7 +43,7 @@ def test_a_tar_cut_anywhere_is_refused_and_never_taken_for_whole(tmp_path: Path)
     path = tmp_path / "cut.tar"
     for length in [*range(512, end, 331), end - 1, end + 511]:
         path.write_bytes(content[:length])
-        with pytest.raises(ConfigError, match=r"damaged or cut short after \d+ entries .*get it whole"):
+        with pytest.raises(ConfigError, match=r"damaged or cut short after \d+ entries .*get a complete copy"):
             list(open_source(str(path)).items())
     path.write_bytes(content[: end + 512])  # half an end mark will do
     source = open_source(str(path))
@@ -58,7 +58,7 @@ def test_a_tar_cut_anywhere_is_refused_and_never_taken_for_whole(tmp_path: Path)
 
 
 @pytest.mark.parametrize("packing", ["tar.gz", "tar.bz2", "tar.xz"])
-def test_a_packed_tar_cut_or_spoilt_anywhere_is_refused(tmp_path: Path, packing: str) -> None:
+def test_a_packed_tar_cut_or_damaged_anywhere_is_refused(tmp_path: Path, packing: str) -> None:
     path = Path(PACKERS[packing](tmp_path, pngs(*(f"{n:02}.png" for n in range(300)))))
     content = path.read_bytes()
     for share in (0.02, 0.3, 0.6, 0.9, 0.9999):
@@ -66,9 +66,9 @@ def test_a_packed_tar_cut_or_spoilt_anywhere_is_refused(tmp_path: Path, packing:
         with pytest.raises(ConfigError, match="damaged or cut short"):
             list(open_source(str(path)).items())
     for share in (0.3, 0.9):
-        spoilt = bytearray(content)
-        spoilt[int(share * len(content))] ^= 0x55
-        path.write_bytes(spoilt)
+        damaged = bytearray(content)
+        damaged[int(share * len(content))] ^= 0x55
+        path.write_bytes(damaged)
         with pytest.raises(ConfigError, match="damaged or cut short"):
             list(open_source(str(path)).items())
 
@@ -117,7 +117,7 @@ def test_a_cut_zip_is_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     for length in (30, len(content) // 2, len(content) - 10):
         path.write_bytes(content[:length])
-        with pytest.raises(ConfigError, match="no whole zip archive"):
+        with pytest.raises(ConfigError, match="not a complete zip archive"):
             open_source(str(path))
 
 
@@ -147,7 +147,10 @@ def test_a_member_that_stands_in_a_tar_twice_is_refused(tmp_path: Path, packing:
         path = path.with_name("a.tar.gz")
     with pytest.raises(ConfigError) as caught:
         list(open_source(str(path)).items())
-    assert str(caught.value) == f"{path}: {'' if packing == 'tar' else './'}cat/1.png stands in it twice; pack it again"
+    assert (
+        str(caught.value)
+        == f"{path}: {'' if packing == 'tar' else './'}cat/1.png is in the archive twice; pack it again"
+    )
 
 
 # --- archives inside ---------------------------------------------------------------------------------------

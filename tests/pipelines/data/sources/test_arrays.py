@@ -75,8 +75,8 @@ def test_fortran_order_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert (pixels_of(source)[None][0] == array).all()
     assert len(list(source.items())) == 3
     content = Path(path).read_bytes()
-    for spoilt in (content[:-1], content + b"x"):
-        Path(path).write_bytes(spoilt)
+    for damaged in (content[:-1], content + b"x"):
+        Path(path).write_bytes(damaged)
         with pytest.raises(ConfigError, match="cut short or more bytes"):
             list(open_source(path).items())
 
@@ -182,7 +182,7 @@ def test_folders_of_arrays(tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:-1])
     bad = bad_of(open_source(str(tmp_path / "images")))
     assert set(bad) == {"cat/bad.npy", "00.npy"}
-    assert bad["cat/bad.npy"].startswith("no whole .npy file")
+    assert bad["cat/bad.npy"].startswith("not a complete .npy file")
     assert bad["00.npy"].startswith("cut short")
 
 
@@ -294,11 +294,11 @@ def test_damaged_files(tmp_path: Path) -> None:
     for content, said in [
         (whole[:-1], "cut short: holds 19 of the 20 rows"),
         (whole + whole, "more bytes"),
-        (whole[:30], "no whole .npy"),
-        (whole.replace(b"'shape'", b"'shap!'"), "no whole .npy"),
+        (whole[:30], "not a complete .npy"),
+        (whole.replace(b"'shape'", b"'shap!'"), "not a complete .npy"),
         (whole.replace(b"(20, 6, 5)", b"(20,-6, 5)"), "damaged|empty|whole"),
         (whole.replace(b"(20, 6, 5)", b"(2,99999999,9)"), "promises"),
-        (b"\x93NUMPY\x09\x00" + whole[8:], "no whole .npy|version"),
+        (b"\x93NUMPY\x09\x00" + whole[8:], "not a complete .npy|version"),
     ]:
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=said) as caught:

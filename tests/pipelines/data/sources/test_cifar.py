@@ -239,7 +239,7 @@ def test_arrays_keep_shape_and_order() -> None:
 
 
 @given(st.data())
-def test_a_spoilt_pickle_is_one_line(data: st.DataObject) -> None:
+def test_a_damaged_pickle_is_one_line(data: st.DataObject) -> None:
     content = bytearray(python2({b"data": PLANES[0, :2, :30], b"labels": [1, 2], b"x": {b"y": [None, True, 1.5, "z"]}}))
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -284,9 +284,9 @@ def batch(**changes: object) -> Callable[[bytes], bytes]:
         (spoil("data_batch_2", batch(labels=[1])), "needs a list of 7 numbers as labels"),
         (spoil("data_batch_2", batch(labels=["cat"] * COUNT)), "needs a list of 7 numbers"),
         (spoil("data_batch_2", batch(labels=[10] * COUNT)), "has label 10, but there are 10 classes"),
-        (spoil("data_batch_2", lambda content: content[:-900]), "data_batch_2: no whole pickle"),
-        (spoil("data_batch_2", lambda content: b""), "data_batch_2: no whole pickle"),
-        (spoil("data_batch_2", lambda content: b"hello"), "data_batch_2: no whole pickle"),
+        (spoil("data_batch_2", lambda content: content[:-900]), "data_batch_2: not a complete pickle"),
+        (spoil("data_batch_2", lambda content: b""), "data_batch_2: not a complete pickle"),
+        (spoil("data_batch_2", lambda content: b"hello"), "data_batch_2: not a complete pickle"),
         (spoil("batches.meta", lambda content: python2([1])), "batches.meta: holds no label_names"),
         (lambda files: files.pop("cifar-10-batches-py/data_batch_5"), "holds no data_batch_5"),
         (lambda files: files.pop("cifar-10-batches-py/test_batch"), "holds no test_batch"),

@@ -1,4 +1,4 @@
-"""IDX files, packed or not, in folders, archives and buckets; whatever is wrong with one is said in a line."""
+"""IDX files, packed or not, in folders, archives and buckets; every fault raises an error of one line."""
 
 from __future__ import annotations
 

@@ -276,13 +276,13 @@ def test_damaged_and_mixed_files(tmp_path: Path) -> None:
     path = table(tmp_path / "a.parquet", STRUCT)
     content = path.read_bytes()
     path.write_bytes(content[:-20])
-    with pytest.raises(ConfigError, match="no whole Parquet file") as caught:
+    with pytest.raises(ConfigError, match="not a complete Parquet file") as caught:
         open_source(str(path))
     assert "\n" not in str(caught.value)
-    spoilt = bytearray(content)
-    spoilt[6:60] = bytes(54)
-    path.write_bytes(spoilt)
-    with pytest.raises(ConfigError, match="no whole Parquet file"):
+    damaged = bytearray(content)
+    damaged[6:60] = bytes(54)
+    path.write_bytes(damaged)
+    with pytest.raises(ConfigError, match="not a complete Parquet file"):
         list(open_source(str(path)).items())
     table(tmp_path / "set" / "train.parquet", STRUCT)
     table(tmp_path / "set" / "more.parquet", STRUCT)

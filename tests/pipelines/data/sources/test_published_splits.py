@@ -373,7 +373,7 @@ def test_splits_of_symbolic_links_in_an_archive_are_asked_for(tmp_path: Path, li
         ("train=", "auto, none"),
         ("holdout=x", "auto, none"),
         ("val=val2017", "names no train split"),
-        ("train=trian", "no folder with images is called so"),
+        ("train=trian", "no folder with images has this name"),
         ("train=val,train=train,test=t*", "every image there goes to another split"),
         ("train=train,test=train", "train is in train and in test"),
     ],

@@ -1,4 +1,4 @@
-"""What a source is, is decided by looking; what it cannot be is said in one line."""
+"""The reader of a source is chosen by its content; what cannot be read raises an error of one line."""
 
 from __future__ import annotations
 
