@@ -14,11 +14,8 @@ from pipelines.data.sources.splits.layout import Layout, place_of
 from pipelines.data.sources.splits.names import listed_splits
 from pipelines.data.sources.splits.option import SplitOption
 from pipelines.data.sources.streams import OneFile
+from pipelines.data.sources.webdataset import Samples, place_and_class
 
-_CLASS = "\1"
-"""Marks the class that a WebDataset names (``000012.cls`` beside ``000012.jpg``) in a label."""
-_SAMPLE_BYTES = 64 << 20
-"""Images of one sample that are held back until the class of the sample comes."""
 _Key = tuple[int, str]
 """The number of an archive, and a path in it."""
 
@@ -114,11 +111,11 @@ class ImageStream(Source):
         return self._fingerprint()
 
     def class_of(self, label: str) -> str | None:
-        place, marked, named = label.partition(_CLASS)
-        return printable(named) if marked else self._layout.split_and_class(place)[1]
+        place, named = place_and_class(label)
+        return self._layout.split_and_class(place)[1] if named is None else named
 
     def split_of(self, label: str) -> str | None:
-        return self._layout.split_and_class(label.partition(_CLASS)[0])[0]
+        return self._layout.split_and_class(place_and_class(label)[0])[0]
 
     def items(self) -> Iterator[Item]:
         places: dict[str, str] = {}
@@ -130,10 +127,7 @@ class ImageStream(Source):
         skipped: dict[str, str] = {}  # the places of symbolic links
         symbolic = 0
         seen: set[int] = set()  # hashes of names: of millions, too, they fit the memory
-        waiting: list[ImageFile] = []  # images of one sample, for their class, which may lie behind them
-        sample = ""  # the key that these have in common
-        held = 0
-        named = ("", "")  # the key of a class that lay before its images, and the class
+        samples = Samples(self._where)
         for found in self._walk(oddities):
             path = found.place
             if found.is_hard and found.link is not None:
@@ -150,16 +144,7 @@ class ImageStream(Source):
             if is_image(path):
                 content = found.read()
             elif path.endswith(".cls"):
-                text = found.read()
-                named = (_key(found), text.decode("utf-8", "replace").strip() if isinstance(text, bytes) else "")
-                if named[1] and sample == named[0]:
-                    if held > _SAMPLE_BYTES:
-                        raise ConfigError(
-                            f"{self._where}: {printable(found.path)} names the class of images of more than "
-                            f"{_SAMPLE_BYTES:,} bytes before it; pack it before them"
-                        )
-                    yield from (_labelled(image, named[1]) for image in waiting)
-                    waiting = []
+                yield from samples.add_class(found)
                 continue
             elif may_be_image(path) and is_image_content(found.head()):
                 content = found.read()
@@ -171,22 +156,8 @@ class ImageStream(Source):
             if once in seen:
                 raise ConfigError(f"{self._where}: {printable(found.path)} is in the archive twice; pack it again")
             seen.add(once)
-            key = _key(found)
-            if key != sample:
-                yield from waiting
-                waiting, sample, held = [], key, 0
-            item = self._item(found, content, places)
-            if isinstance(item, BadFile):
-                yield item
-            elif named[1] and key == named[0]:
-                yield _labelled(item, named[1])
-            else:
-                waiting.append(item)
-                held += len(item.content)
-                if held > _SAMPLE_BYTES:  # they are no sample: names with a dot, such as frame.0001.png
-                    yield from waiting
-                    waiting = []
-        yield from waiting
+            yield from samples.add(found, self._item(found, content, places))
+        yield from samples.rest()
         yield from self._hard_links(_resolved(hard, targets), places)
         self._layout = Layout(self._where, places, self._splits, lists, skipped)
         self.origins = self._layout.origins
@@ -242,16 +213,6 @@ def _resolved(hard: dict[_Key, list[Found]], targets: dict[_Key, _Key]) -> dict[
 
 def _plain(path: str) -> str:
     return path.removeprefix("./").lstrip("/")
-
-
-def _key(found: Found) -> str:
-    """What a WebDataset's files of one sample have in common: the path up to the first dot of the name."""
-    folder, _, name = found.place.rpartition("/")
-    return f"{found.archive}/{folder}/{name.partition('.')[0]}"
-
-
-def _labelled(image: ImageFile, label: str) -> ImageFile:
-    return ImageFile(image.path, image.content, image.split, f"{image.label}{_CLASS}{label}")
 
 
 def no_images(where: str, suffixes: Counter[str], ignored: Sequence[str] = ()) -> ConfigError:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fvae import ConfigError
-from pipelines.data.sources import BadFile, ImageFile, image_files, open_source
+from pipelines.data.sources import BadFile, ImageFile, open_source, webdataset
 from pipelines.data.sources.archives import archive_folders
 from pipelines.data.sources.tars import TarReader
 from tests.pipelines.data.input_builders import tar_bytes, zip_bytes
@@ -388,7 +388,7 @@ def test_every_image_of_a_sample_has_its_class(tmp_path: Path) -> None:
 
 
 def test_images_that_wait_for_a_class_fill_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_files, "_SAMPLE_BYTES", 600)
+    monkeypatch.setattr(webdataset, "SAMPLE_BYTES", 600)
     files = pngs(*(f"frame.{number:03}.png" for number in range(20)))
     source = open_source(tar(tmp_path / "a.tar", files, "w"))
     assert {path: content for path, (content, _, _) in files_of(source).items()} == files
