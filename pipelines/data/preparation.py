@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fvae.config import ConfigError
-from fvae.data.digests import content_hash
+from fvae.data.manifest import content_hash
 from pipelines.cli.progress import Steps
 from pipelines.data.decode.image import describe
 from pipelines.data.decode.pool import decode_source

@@ -10,7 +10,6 @@ data sets, other budgets, or what the search space does not hold.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
