@@ -27,10 +27,11 @@ from fvae.data.images import Dataset
 from fvae.flops import parameters_and_flops
 from fvae.workers import Workers
 from pipelines.data.datasets import load_dataset
+from pipelines.training.events import EpochDone, Event, Events
 from pipelines.training.job import JOB
 from pipelines.training.ray_session import ray_session
 from pipelines.training.worker import WorkerTask, train
-from pipelines.training.worker_group import Events, fetched, ray_images, run_job
+from pipelines.training.worker_group import fetched, ray_images, run_job
 from pipelines.training.worker_resources import WorkerResources
 
 MODEL = {"family": "flow", "flow_levels": 2, "flow_depth": 4, "coupling_width": 64}
@@ -75,9 +76,9 @@ def through_ray(options: argparse.Namespace, workers: int) -> float:
     model, config = configs(dataset, options.epochs, options.batch_size)
     speeds: list[float] = []
 
-    def on_event(event: dict[str, Any]) -> None:
-        if "epoch" in event:
-            speeds.append(event["epoch"]["images_per_second"])
+    def on_event(event: Event) -> None:
+        if isinstance(event, EpochDone):
+            speeds.append(event.metrics.images_per_second)
 
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, JOB).touch()  # by which workers know the driver's disk
@@ -111,7 +112,7 @@ class Parts:
     update: float
 
 
-def time_parts(task: dict[str, Any], events: Events) -> None:
+def time_parts(task: dict[str, Any], events: Events) -> Parts:
     """On each worker: the parts of a step, each timed by itself, all workers beginning it together."""
     workers = Workers.of_process_group()
     images = (fetched(task["images"][split]) for split in ("train", "val"))
@@ -144,7 +145,7 @@ def time_parts(task: dict[str, Any], events: Events) -> None:
             timed("exchange", functools.partial(batch.backward, images_, noise, count))
             taken["exchange"][-1] -= taken["gradient"][-1]
         timed("update", functools.partial(update, trainer))
-    events.put({"rank": workers.rank, **{part: statistics.median(values) for part, values in taken.items()}})
+    return Parts(**{part: statistics.median(values) for part, values in taken.items()})
 
 
 def update(trainer: Trainer) -> None:
@@ -160,15 +161,12 @@ def update(trainer: Trainer) -> None:
 def parts(options: argparse.Namespace, workers: int) -> Parts:
     """Worker 0's."""
     dataset = images(options)
-    found: list[dict[str, Any]] = []
     task = {
         "configs": configs(dataset, 100, options.batch_size),
         "images": ray_images(dataset, ("train", "val")),
     }
     resources = WorkerResources(workers=workers)
-    run_job(time_parts, task, name="parts", resources=resources, max_failures=0, on_event=found.append)
-    (first,) = [each for each in found if each.pop("rank") == 0]
-    return Parts(**first)
+    return run_job(time_parts, task, name="parts", resources=resources, max_failures=0, on_event=lambda event: None)
 
 
 def main() -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import ray
 from torch import Tensor
 
 from fvae.data.images import Dataset
-from fvae.evaluation import NonFiniteError
 from fvae.model import Model
 from pipelines.evaluation.image_scores import Measured, Reading
-from pipelines.evaluation.worker import EvaluationTask, evaluate_task
+from pipelines.evaluation.worker import EvaluationTask, ReadingDone, SamplesDone, evaluate_task
 from pipelines.storage import StorageError
-from pipelines.training.worker_group import JobFailed, job_session, ray_images, run_job
+from pipelines.training.events import Event, Notice
+from pipelines.training.train_controller import JobFailed
+from pipelines.training.worker_group import job_session, ray_images, run_job
 from pipelines.training.worker_resources import WorkerResources
 
 STARTS = 4
@@ -37,12 +37,11 @@ class EvaluationJob:
         advance: Callable[[int], None],
         say: Callable[[str], None],
     ) -> None:
-        """``keep`` is given each reading as it is done, ``advance`` the samples that were measured (fewer than none
-        for those that were lost with a worker), ``say`` a line now and then."""
+        """``keep`` is called with each reading as it is done, ``advance`` with the number of samples that were measured
+        (negative for those that were lost with a worker), ``say`` with each notice."""
         self._model, self._dataset, self._left = model, dataset, list(readings)
         self._seed, self._split, self._resources = seed, split, resources
         self._keep, self._advance, self._say = keep, advance, say
-        self._failure: str | None = None
         self._unkept = 0
 
     def run(self) -> None:
@@ -75,27 +74,22 @@ class EvaluationJob:
                         on_event=self._on_event,
                     )
                 except JobFailed as failed:
-                    if self._left and self._failure is None:
+                    if self._left:
                         self._start_again(start, failed)
-                if self._failure is not None:
-                    raise NonFiniteError(self._failure)
                 if not self._left:
                     return
 
-    def _on_event(self, event: dict[str, Any]) -> None:
-        if "warning" in event:
-            self._say(event["warning"])
-        if "samples" in event:
-            self._advance(event["samples"])
-            self._unkept += event["samples"]
-        if "measured" in event:
-            reading, bits, seconds = event["measured"]
-            measured = Measured(Reading(*reading), bits, seconds)
-            self._keep(measured)
-            self._left.remove(measured.reading)
-            self._unkept -= measured.reading.k * len(measured.bits)
-        if "failure" in event:
-            self._failure = event["failure"]
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Notice(line):
+                self._say(line)
+            case SamplesDone(count):
+                self._advance(count)
+                self._unkept += count
+            case ReadingDone(measured):
+                self._keep(measured)
+                self._left.remove(measured.reading)
+                self._unkept -= measured.reading.k * len(measured.bits)
 
     def _start_again(self, start: int, failed: JobFailed) -> None:
         if start == STARTS:

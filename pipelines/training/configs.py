@@ -25,7 +25,7 @@ class TrainConfigs(NamedTuple):
 
 
 def train_configs(settings: TrainSettings, dataset: Dataset, say: Callable[[str], None]) -> TrainConfigs:
-    """Put together what the settings name; ``say`` gets a line for what is worth knowing.
+    """Put together what the settings name; ``say`` is called with a line for what is worth knowing.
 
     Raises ``ConfigError`` where they do not fit together, or not the images; ``StorageError`` where MLflow does not
     answer.

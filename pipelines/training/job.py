@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,11 +131,6 @@ def artifacts(run: Storage) -> tuple[Artifact, ...]:
     """What a complete job left for MLflow."""
     present = {info.key for info in run.list() if "/" not in info.key}
     return (*(Artifact(run, name) for name in (JOB, *PICTURES) if name in present), Artifact(run.child(MLFLOW), MODEL))
-
-
-def epochs_of(events: Sequence[dict[str, Any]]) -> tuple[EpochMetrics, ...]:
-    """Epochs as workers sent them."""
-    return tuple(EpochMetrics(**event) for event in events)
 
 
 def _difference(theirs: dict[str, Any], mine: dict[str, Any], part: str) -> str:

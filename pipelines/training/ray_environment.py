@@ -1,6 +1,6 @@
-"""Settings of Ray and Tune that must stand before they are imported (MLflow's: ``pipelines.tracking.tracker``).
+"""Environment variables of Ray and Tune, set before they are imported (MLflow's: ``pipelines.tracking.tracker``).
 
-Nobody is called home, and nothing prints into the live table. A variable that the user has set stays.
+Usage statistics are disabled, and nothing prints into the live table. A variable that the user has set stays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ Ray may leave one pending for ever whose machine was lost and has come back."""
 
 DEFAULTS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_SECONDS),
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how often Train looks whether its workers live or are done
+    # From one poll of Train's workers to the next. It collects one report of an epoch at each, so that epochs shorter
+    # than this wait for it (benchmarks/workers_report.py).
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Tune's CSV, JSON and TensorBoard copies of the ledger
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own progress tables

@@ -1,4 +1,4 @@
-"""A training: workers are started and watched, MLflow is written, the result is printed."""
+"""Runs a training job: starts and watches the workers, logs to MLflow, prints the result."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.console import Console
 import pipelines.training.ray_environment  # noqa: F401  (before Ray is imported)
 from fvae.data.images import Dataset, steps_per_epoch
 from fvae.epoch_metrics import EpochMetrics
+from fvae.evaluation import NonFiniteError
 from fvae.flops import parameters_and_flops
 from pipelines.storage import Storage, StorageError
 from pipelines.storage.json_objects import address
@@ -18,10 +19,10 @@ from pipelines.tracking.tracker import RunTracker, TrialSnapshot
 from pipelines.training import main_memory
 from pipelines.training.configs import TrainConfigs
 from pipelines.training.display import TrainDisplay
+from pipelines.training.events import EpochDone, Event, Notice, StepDone, TrainingStarted
 from pipelines.training.job import (
     TrainResult,
     artifacts,
-    epochs_of,
     read_result,
     write_mlflow_model,
     write_result,
@@ -54,11 +55,11 @@ class Training:
         self.parameters, self.flops = parameters_and_flops(configs.model)
         self.history: list[EpochMetrics] = []
         self.system: dict[int, dict[str, float]] = {}
-        """What the machines did, by epoch: only of those trained since this process started."""
+        """System metrics by epoch: only of those trained since this process started."""
         self.result = read_result(run)
         self._starts = 0
         self.tracking = False
-        """Whether MLflow has been told of the job since this process started."""
+        """Whether this process has begun to log the job to MLflow."""
         self.tracker = RunTracker(
             storage=settings.all_runs(),
             dataset_name=dataset.name,
@@ -67,7 +68,7 @@ class Training:
         )
 
     def carry_out(self) -> int:
-        """Train what is left, tell MLflow, print the result. Returns the exit status."""
+        """Train what is left, log it to MLflow, print the result. Returns the exit status."""
         if self.result is None:
             plan = what_is_trained(self.settings, self.dataset, self.configs, self.run)
             self.console.print(plan, highlight=False, soft_wrap=True, markup=False)
@@ -79,9 +80,9 @@ class Training:
         patience = CLOSING_SECONDS
         try:
             if self.result is None:
-                result = self._train()
+                self.result = self._train()
                 self.lease.check()
-                write_result(self.run, result)
+                write_result(self.run, self.result)
                 self._track()
             interrupted = False
         except StorageError:  # after minutes of trying: what MLflow still lacks, the next start brings it
@@ -100,9 +101,10 @@ class Training:
         return self._print_result()
 
     def _train(self) -> TrainResult:
-        """Run the workers to the end of the training, and return which end that was."""
+        """Run the workers to the end of the training. Returns how it ended."""
+        from pipelines.training.train_controller import JobFailed
         from pipelines.training.worker import WorkerTask, train  # Ray takes seconds to import: not to show what is done
-        from pipelines.training.worker_group import JobFailed, job_session, ray_images, run_job
+        from pipelines.training.worker_group import job_session, ray_images, run_job
 
         resources = self.settings.resources()
         require_room(self.settings, self.configs)
@@ -122,7 +124,7 @@ class Training:
                 **self.settings.execution(),
             )
             try:
-                run_job(
+                return run_job(
                     train,
                     task,
                     name=self.name,
@@ -132,46 +134,42 @@ class Training:
                     on_event=self._on_event,
                 )
             except KeyboardInterrupt:
-                self.tracker.begin_to_close(interrupted=True)  # MLflow hears of it while Ray ends
+                self.tracker.begin_to_close(interrupted=True)  # MLflow learns of it while Ray ends
                 raise
+            except NonFiniteError as error:
+                return TrainResult(status="failed", reason=str(error), history=tuple(self.history))
             except JobFailed as failed:
-                if self.result is None:  # else a worker was lost when all was done
-                    raise StorageError(
-                        f"{self.name}: {failed}; the same command goes on from the last checkpoint"
-                    ) from failed
-        assert self.result is not None
-        return self.result
+                raise StorageError(
+                    f"{self.name}: {failed}; the same command goes on from the last checkpoint"
+                ) from failed
 
-    def _on_event(self, event: dict[str, Any]) -> None:
-        """What :func:`pipelines.training.worker.train` tells."""
+    def _on_event(self, event: Event) -> None:
+        """Called with the events of :func:`pipelines.training.worker.train`."""
         self.lease.check()  # the workers of a job that another process has taken over must end
-        if "warning" in event:
-            self.notices.say(event["warning"])
-        if "history" in event:
-            self.history = list(epochs_of(event["history"]))
-            self._display.started(event["workers"], event["step"], again=self._starts > 0)
-            self._starts += 1
-        if "step" in event:
-            self._display.step(event["step"])
-        if "epoch" in event:
-            (measured,) = epochs_of([event["epoch"]])
-            if measured.epoch > len(self.history) + 1:
-                return  # a late word from workers that were given up
-            self.history = [*self.history[: measured.epoch - 1], measured]
-            self.system[measured.epoch] = event["system"]
-            self._display.epoch(measured)
-            self._track()
-        if "failure" in event:
-            self.result = TrainResult(status="failed", reason=event["failure"], history=tuple(self.history))
-        if "complete" in event:
-            self.result = TrainResult(status="complete", history=tuple(self.history), **event["complete"])
+        match event:
+            case Notice(line):
+                self.notices.say(line)
+            case TrainingStarted(history, workers, step):
+                if self._starts:  # epochs whose report was lost with the workers
+                    for metrics in history[len(self.history) :]:
+                        self._display.epoch(metrics)
+                self.history = list(history)
+                self._display.started(workers, step, again=self._starts > 0)
+                self._starts += 1
+            case StepDone(step):
+                self._display.step(step)
+            case EpochDone(metrics, system):
+                self.history = [*self.history[: metrics.epoch - 1], metrics]
+                self.system[metrics.epoch] = system
+                self._display.epoch(metrics)
+                self._track()
 
     def _start_tracking(self) -> None:
         self.tracker.start()
         self.tracking = True
 
     def _track(self) -> None:
-        """Tell MLflow how the job is now."""
+        """Log the present state of the job to MLflow."""
         result = self.result
         complete = result is not None and result.status == "complete"
         if complete:

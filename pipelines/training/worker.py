@@ -1,4 +1,4 @@
-"""What every worker of a training job does."""
+"""The training loop of every worker: restores the last checkpoint, trains, writes checkpoints, keeps the model."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from fvae.workers import Workers
 from pipelines.storage import open_storage
 from pipelines.training.checkpoint_clock import CheckpointClock
 from pipelines.training.checkpoints import CHECKPOINTS, BackgroundWriter, Checkpoint, CheckpointStore
-from pipelines.training.job import JOB
+from pipelines.training.events import EpochDone, Events, StepDone, TrainingStarted
+from pipelines.training.job import JOB, TrainResult
 from pipelines.training.machine_metrics import WorkerFigures
 from pipelines.training.model_files import keep_model
-from pipelines.training.worker_group import Events, SentImages, fetched
+from pipelines.training.worker_group import SentImages, fetched
 
 STEP_SECONDS = 2.0
-"""Between two words of how many steps are done."""
+"""From one report of progress within an epoch to the next."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerTask:
-    """What a worker is told, the same for all of them. Picklable."""
+    """What the workers train, the same for all of them. Picklable."""
 
     storage: str
     """URI of the run."""
@@ -50,11 +51,10 @@ def _pays_as_graph(task: WorkerTask, workers: Workers, device: torch.device) -> 
     return device.type == "cuda" and workers.count == 1 and not short
 
 
-def train(task: WorkerTask, events: Events) -> None:
-    """Train ``task`` to its end, from its last checkpoint where there is one.
+def train(task: WorkerTask, events: Events) -> TrainResult:
+    """Train ``task`` to its end, from its last checkpoint where there is one. Returns how it ended.
 
-    Events, from worker 0: ``history`` (what had been measured before), then an ``epoch`` each, a ``step`` now and then,
-    and ``complete``.
+    Events: ``TrainingStarted``, then ``EpochDone`` after every epoch and ``StepDone`` every :data:`STEP_SECONDS`.
     """
     storage = open_storage(task.storage)
     require(
@@ -80,14 +80,13 @@ def train(task: WorkerTask, events: Events) -> None:
     first = workers.rank == 0
     writer = BackgroundWriter(store) if first else None
     if first:
-        history = [dataclasses.asdict(metrics) for metrics in trainer.history]
-        events.put({"history": history, "workers": workers.count, "step": trainer.step})
+        events.put(TrainingStarted(tuple(trainer.history), workers.count, trainer.step))
     figures = WorkerFigures(workers, device)
     clock = CheckpointClock(
         workers, device, task.checkpoint_seconds, lambda: ray.train.get_preemption_info() is not None
     )
 
-    said = time.monotonic()
+    sent = time.monotonic()
 
     def checkpoint(val_bpd: float | None = None) -> None:
         state = trainer.state()
@@ -96,24 +95,27 @@ def train(task: WorkerTask, events: Events) -> None:
         clock.saved()
 
     def after_step() -> None:
-        nonlocal said
+        nonlocal sent
         if clock.due(trainer.step):
             checkpoint()
-        if first and time.monotonic() - said >= STEP_SECONDS:
-            said = time.monotonic()
-            events.put({"step": trainer.step})
+        if first and time.monotonic() - sent >= STEP_SECONDS:
+            sent = time.monotonic()
+            events.put(StepDone(trainer.step))
 
     while not trainer.finished:
         metrics = trainer.train_epoch(after_step)
         checkpoint(metrics.val_bpd)
         system = figures.since_last()
-        if first:  # not by ray.train.report, which waits for the controller to look: every 2 s
-            events.put({"epoch": dataclasses.asdict(metrics), "system": system})
+        events.report(EpochDone(metrics, system), dataclasses.asdict(metrics) | system)
     if writer:
         writer.finish()
         keep_model(trainer, storage)
-        best = {"best_epoch": trainer.best_epoch, "best_val_bpd": trainer.best_val_bpd}
-        events.put({"complete": best})
+    return TrainResult(
+        status="complete",
+        history=tuple(trainer.history),
+        best_epoch=trainer.best_epoch,
+        best_val_bpd=trainer.best_val_bpd,
+    )
 
 
 def _restore(trainer: Trainer, store: CheckpointStore) -> None:

@@ -71,13 +71,12 @@ def evaluate(options: list[str], folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def waiting(task: Any, events: Any) -> None:
-        def put(event: dict[str, Any]) -> None:
-            events.put(event)
-            if "measured" in event:
-                (folder / "measured").touch()
-                until((folder / "go").exists, "the file 'go'")
+        def report(event: Any, metrics: Any) -> None:
+            events.report(event, metrics)
+            (folder / "measured").touch()
+            until((folder / "go").exists, "the file 'go'")
 
-        evaluation_worker.evaluate_task(task, SimpleNamespace(put=put))  # type: ignore[arg-type]
+        evaluation_worker.evaluate_task(task, SimpleNamespace(put=events.put, report=report))  # type: ignore[arg-type]
 
     KeptReadings.add = adding  # type: ignore[method-assign]
     evaluation_job.evaluate_task = waiting  # type: ignore[assignment]

@@ -24,6 +24,7 @@ from pipelines.data.settings import IngestSettings
 from pipelines.retraining.settings import RetrainSettings
 from pipelines.storage import open_storage
 from pipelines.tracking.settings import default_tracking_uri
+from pipelines.training.events import EpochDone, Event
 from tests.commands import Called, call
 from tests.waiting import DEADLINE, until
 
@@ -153,9 +154,9 @@ def die_at(moment: str) -> None:
         if reached == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def hearing(self: Training, event: dict[str, Any]) -> None:
+    def hearing(self: Training, event: Event) -> None:
         hear(self, event)
-        if "epoch" in event and moment == "epoch":
+        if isinstance(event, EpochDone) and moment == "epoch":
             until(lambda: list(self.run.child(CHECKPOINTS).list()) != [], "its checkpoint, written in the background")
             reach("epoch")
 
@@ -186,9 +187,9 @@ def wait_at_the_first_epoch(folder: Path) -> None:
 
     hear = Training._on_event
 
-    def hearing(self: Training, event: dict[str, Any]) -> None:
+    def hearing(self: Training, event: Event) -> None:
         hear(self, event)
-        if "epoch" in event:
+        if isinstance(event, EpochDone):
             (folder / "begun").touch()
             until((folder / "go").exists, "the file 'go'")
 

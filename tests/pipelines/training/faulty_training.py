@@ -89,16 +89,16 @@ class Faults:
             log.write(json.dumps(line) + "\n")
 
 
-def faulty(faults: Faults) -> Callable[[Any, Any], None]:
+def faulty(faults: Faults) -> Callable[[Any, Any], Any]:
     """The training function with moments in it."""
 
-    def train(task: Any, events: Any) -> None:
-        _train(task, events, faults)
+    def train(task: Any, events: Any) -> Any:
+        return _train(task, events, faults)
 
     return train
 
 
-def _train(task: Any, events: Any, faults: Faults) -> None:
+def _train(task: Any, events: Any, faults: Faults) -> Any:
     from fvae import train as fvae_train
     from fvae import training_state
     from fvae.files import written_whole
@@ -164,7 +164,7 @@ def _train(task: Any, events: Any, faults: Faults) -> None:
     fvae_train.evaluate, training_state.write_tensors = evaluating, writing  # type: ignore[assignment]
     train_worker.keep_model = keeping  # type: ignore[assignment]
     checkpoint_clock.LOOK_SECONDS = 0.5
-    THEIRS(task, events)
+    return THEIRS(task, events)
 
 
 THEIRS = train_worker.train
@@ -188,6 +188,6 @@ def run(faults: Faults, options: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from tests.pipelines import faulty_training  # by this name the workers find it too
+    from tests.pipelines.training import faulty_training  # by this name the workers find it too
 
     faulty_training.run(faulty_training.Faults(Path(sys.argv[1]), json.loads(sys.argv[2]), os.getpid()), sys.argv[3:])

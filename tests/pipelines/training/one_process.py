@@ -6,8 +6,7 @@ Ray Train itself runs the workers in ``test_train_command.py``, ``test_retrain.p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -17,9 +16,9 @@ import torch
 from fvae.data.images import Dataset
 from pipelines.training import worker as train_worker
 from pipelines.training import worker_group
-from pipelines.training.worker_group import carry_out
+from pipelines.training.events import Event, Events
+from pipelines.training.worker_loop import carry_out
 from pipelines.training.worker_resources import WorkerResources
-from pipelines.training.worker_warnings import raise_trouble
 
 
 def without_ray(patch: pytest.MonkeyPatch) -> None:
@@ -31,29 +30,35 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ray.train, "get_preemption_info", lambda: None)
 
 
+class Direct(Events):
+    """Events that need no queue and no Ray Train: each is handed over at once."""
+
+    def __init__(self, on_event: Callable[[Event], None]) -> None:
+        self.put = on_event  # type: ignore[method-assign]
+
+    def report(self, event: Event, metrics: Mapping[str, Any]) -> None:
+        self.put(event)
+
+
 def _images(dataset: Dataset, splits: Sequence[str]) -> dict[str, Any]:
     return {split: dataset.images(split) for split in splits}
 
 
 def _run_job(
-    loop: Callable[[Any, Any], None],
+    loop: Callable[[Any, Any], Any],
     config: Any,
     *,
     name: str,
     resources: WorkerResources,
     max_failures: int,
-    on_event: Callable[[dict[str, Any]], None],
+    on_event: Callable[[Event], None],
     resize_seconds: float = 0.0,
-) -> None:
+) -> Any:
     """:func:`pipelines.training.worker_group.run_job` with one worker, which is not started again."""
-
-    def put(event: dict[str, Any]) -> None:
-        raise_trouble(event)
-        on_event(event)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(resources.cpus)
     try:
-        carry_out(loop, config, SimpleNamespace(put=put))  # type: ignore[arg-type]
+        return carry_out(loop, config, Direct(on_event))
     finally:
         torch.set_num_threads(threads)

@@ -15,10 +15,12 @@ from fvae.config import ConfigError
 from fvae.memory import training_memory
 from pipelines import train
 from pipelines.data.datasets import memory_bytes
-from pipelines.training import main_memory, worker_group
+from pipelines.training import main_memory, worker_loop
+from pipelines.training.events import Event, Events
 from pipelines.training.settings import TrainSettings
-from pipelines.training.worker_warnings import raise_trouble
+from pipelines.training.worker_loop import carry_out
 from tests.commands import call
+from tests.pipelines.training.one_process import Direct
 
 pytestmark = pytest.mark.core
 
@@ -99,44 +101,19 @@ def test_refused_memory_is_told_from_other_errors() -> None:
     assert not main_memory.ran_out(f"The actor died unexpectedly before finishing this task. {guess} memory usage.")
 
 
-class Kept(list[dict[str, Any]]):
-    put = list.append
-
-
 def test_a_worker_that_runs_out_ends_the_job_with_one_line() -> None:
-    events = Kept()
-
-    def loop(config: None, events: Any) -> None:
+    def loop(config: None, events: Events) -> None:
         torch.empty(2**60)
 
-    with pytest.raises(RuntimeError):
-        worker_group.carry_out(loop, None, events)  # type: ignore[arg-type]
-    (event,) = events
+    events: list[Event] = []
     with pytest.raises(ConfigError, match=r"worker 0 on .* ran out of memory \(.*the machine has .*GiB\); a smaller"):
-        raise_trouble(event)
+        carry_out(loop, None, Direct(events.append))
+    assert not events
 
 
 def test_a_card_that_is_full_is_not_the_machine_s_memory() -> None:
-    line = worker_group._out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    line = worker_loop._out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     assert "ran out of memory (CUDA out of memory" in line and "the machine has" not in line
-
-
-class GroupError(Exception):
-    """As Ray Train's, with what each worker ended with."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.worker_failures = {0: error}
-
-
-def test_workers_that_ray_ends_for_want_of_memory_start_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    retry, stop = worker_group.FailureDecision.RETRY, worker_group.FailureDecision.RAISE
-    monkeypatch.setattr(worker_group.DefaultFailurePolicy, "make_decision", lambda self, error: retry)
-    policy = worker_group._FailurePolicy(ray.train.FailureConfig(max_failures=10), Kept())  # type: ignore[arg-type]
-    lost = GroupError(ray.exceptions.ActorDiedError())
-    low = GroupError(ray.exceptions.OutOfMemoryError("the node was running low on memory"))
-    assert [policy.make_decision(error) for error in (lost, low, lost, low)] == [retry, retry, retry, stop]
-    assert "its machine ran out of memory" in worker_group._how_it_ended(low, 10)
 
 
 def test_the_machine_s_memory_is_known() -> None:

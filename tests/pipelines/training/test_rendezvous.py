@@ -5,17 +5,12 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import ray.train
 import torch
 import torch.distributed as distributed
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
-from ray.train.v2.api.exceptions import ControllerError
 
-from pipelines.training import rendezvous, worker_group
-from pipelines.training.ray_environment import DEFAULTS, START_SECONDS
+from pipelines.training import rendezvous
 from tune.run import trial_workers
 from tune.run.trial_workers import TrialWorker
 
@@ -50,36 +45,3 @@ def test_a_worker_that_nobody_joins_gives_up(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(trial_workers, "MEETING", datetime.timedelta(milliseconds=200))
     with pytest.raises(RuntimeError):
         worker.join("127.0.0.1", store.port)
-
-
-class Kept(list[dict[str, Any]]):
-    put = list.append
-
-
-def test_workers_that_do_not_start_are_a_line_at_once() -> None:
-    retry = worker_group.FailureDecision.RETRY
-    events = Kept()
-    policy = worker_group._FailurePolicy(ray.train.FailureConfig(max_failures=10), events)  # type: ignore[arg-type]
-    late = ControllerError(WorkerGroupStartupTimeoutError(2))
-    failed = ControllerError(WorkerGroupStartupFailedError("Traceback\nGloo connectFullMesh failed"))
-    assert [policy.make_decision(error) for error in (late, late, failed, late)] == [retry] * 4
-    assert [event["warning"] for event in events] == [
-        f"Ray has given the workers no place within {START_SECONDS} s: asking again",
-        "the workers did not start (Gloo connectFullMesh failed): starting them again",
-        f"Ray has given the workers no place within {START_SECONDS} s: asking again",
-    ]
-
-
-def test_workers_that_are_not_started_again_are_no_such_line() -> None:
-    events = Kept()
-    policy = worker_group._FailurePolicy(ray.train.FailureConfig(max_failures=10), events)  # type: ignore[arg-type]
-    final = ControllerError(RuntimeError("Gloo connectFullMesh failed"))
-    assert policy.make_decision(final) is worker_group.FailureDecision.RAISE
-    assert not events
-    assert worker_group._how_it_ended(final, 10) == "Gloo connectFullMesh failed"
-
-
-def test_train_asks_again_after_as_long() -> None:
-    from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
-
-    assert DEFAULTS[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR] == str(START_SECONDS)

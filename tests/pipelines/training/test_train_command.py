@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,12 +27,13 @@ from pipelines.train import main
 from pipelines.training import main_memory
 from pipelines.training import worker as train_worker
 from pipelines.training.configs import train_configs
+from pipelines.training.events import Event
 from pipelines.training.job import default_name, identity, open_job
 from pipelines.training.settings import TrainSettings
 from pipelines.training.worker import WorkerTask
-from pipelines.training.worker_group import carry_out
+from pipelines.training.worker_loop import carry_out
 from tests.commands import Called, call
-from tests.pipelines.training.one_process import without_ray
+from tests.pipelines.training.one_process import Direct, without_ray
 from tests.pipelines.training.training_cluster import HASTE
 from tests.pipelines.training.trainings import EPOCHS, MODEL, OPTIONS, TRAIN, uninterrupted
 from tests.versions import of_the_first_version
@@ -409,10 +409,10 @@ def test_workers_that_see_another_disk_are_refused(tmp_path: Path) -> None:
         compile=False,
         checkpoint_activations=False,
     )
-    told: list[dict[str, Any]] = []
+    events: list[Event] = []
     with pytest.raises(ConfigError, match="is not the driver's; give a folder that all machines share"):
-        carry_out(train_worker.train, task, SimpleNamespace(put=told.append))  # type: ignore[arg-type]
-    assert "is not the driver's" in told[0]["trouble"][1]
+        carry_out(train_worker.train, task, Direct(events.append))
+    assert not events
 
 
 def test_no_password_of_a_tracking_server_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
