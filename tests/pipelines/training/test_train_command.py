@@ -18,6 +18,8 @@ from mlflow import MlflowClient
 
 from fvae import ConfigError, Trainer, load
 from fvae.data.images import ImageDataset
+from fvae.epoch_metrics import EpochMetrics
+from fvae.evaluation import NonFiniteError
 from fvae.flops import parameters_and_flops
 from pipelines.data.datasets import load_dataset
 from pipelines.storage import open_storage
@@ -27,7 +29,7 @@ from pipelines.train import main
 from pipelines.training import main_memory
 from pipelines.training import worker as train_worker
 from pipelines.training.configs import train_configs
-from pipelines.training.events import Event
+from pipelines.training.events import EpochDone, Event, Events, TrainingStarted
 from pipelines.training.job import default_name, identity, open_job
 from pipelines.training.settings import TrainSettings
 from pipelines.training.worker import WorkerTask
@@ -41,6 +43,8 @@ from tests.versions import of_the_first_version
 pytestmark = pytest.mark.core
 
 ROOT = Path(__file__).parents[3]
+FIGURES = dict.fromkeys(("train_bpd", "val_bpd", "grad_norm", "images_per_second", "sigma1", "sigma2"), 1.0)
+"""The figures of an epoch that nothing has measured."""
 COMPARED = ("train_bpd", "val_bpd", "grad_norm", "sigma1", "sigma2")
 
 
@@ -225,6 +229,29 @@ def test_a_figure_that_is_not_finite_ends_the_job_with_its_reason(alone: None, t
     assert f"failed: {result['reason']}" in done.out
     again = train(tmp_path, *options)
     assert again.status == 1 and result["reason"] in again.out and "parameters" not in again.out
+
+
+def test_an_epoch_whose_report_is_lost_with_the_workers_is_shown_when_they_go_on(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = (
+        EpochMetrics(epoch=epoch, time_ms=epoch, images=1257 * epoch, seconds=float(epoch), **FIGURES)
+        for epoch in (1, 2, 3)
+    )
+
+    def loop(task: WorkerTask, events: Events) -> None:
+        events.put(TrainingStarted((), 2, 0))
+        events.report(EpochDone(first, {}), {})
+        events.put(TrainingStarted((first, second), 1, 20))
+        events.report(EpochDone(third, {}), {})
+        raise NonFiniteError("the loss of step 31 is nan")
+
+    monkeypatch.setattr(train_worker, "train", loop)
+    done = train(tmp_path, "--name", "job")
+    assert done.status == 1 and "failed: the loss of step 31 is nan" in done.out, done
+    shown = [line.split()[:2] for line in done.out.splitlines() if line.startswith(("epoch ", "1 worker goes"))]
+    assert shown == [["epoch", "1/4"], ["epoch", "2/4"], ["1", "worker"], ["epoch", "3/4"]]
+    assert [epoch["epoch"] for epoch in result_of(tmp_path / "job")["history"]] == [1, 2, 3]
 
 
 def test_out_of_memory_in_the_first_epoch_leaves_the_name_to_the_same_job(
