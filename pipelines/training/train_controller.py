@@ -92,7 +92,7 @@ class RestartWatcher(ControllerCallback):
                 raise JobFailed(line)
 
 
-class Trainer(TorchTrainer):
+class JobTrainer(TorchTrainer):
     """A ``TorchTrainer`` that can be ended from another thread.
 
     It has no actor for Ray's datasets: none are read, and every start of the workers would wait for it.

@@ -23,7 +23,7 @@ from pipelines.training.autoscaler import await_machines
 from pipelines.training.events import Event, Events, Notice
 from pipelines.training.ray_session import ray_session
 from pipelines.training.rendezvous import MEETING
-from pipelines.training.train_controller import ReportForwarder, RestartWatcher, Trainer, job_error
+from pipelines.training.train_controller import JobTrainer, ReportForwarder, RestartWatcher, job_error
 from pipelines.training.worker_loop import on_worker
 from pipelines.training.worker_resources import WorkerResources, each_worker, workers_on
 
@@ -131,7 +131,7 @@ def run_job(
     callbacks: list[Any] = [ReportForwarder(events), RestartWatcher(events)]  # Ray's type has UserCallbacks alone
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # the one line of JobFailed is enough
     with tempfile.TemporaryDirectory(prefix="fvae-train-", ignore_cleanup_errors=True) as scratch:
-        trainer = Trainer(
+        trainer = JobTrainer(
             on_worker,
             train_loop_config={"loop": loop, "config": config, "events": events, "threads": resources.cpus},
             scaling_config=scaling(resources, resize_seconds),

@@ -29,9 +29,9 @@ from pipelines.training.ray_environment import DEFAULTS, START_SECONDS
 from pipelines.training.ray_session import ray_session
 from pipelines.training.train_controller import (
     JobFailed,
+    JobTrainer,
     ReportForwarder,
     RestartWatcher,
-    Trainer,
     job_error,
 )
 from pipelines.training.worker_group import run_job
@@ -210,7 +210,7 @@ def test_ray_s_trainer_hands_over_its_controller_and_makes_an_actor_for_datasets
     base = data_parallel_trainer.DataParallelTrainer
     assert parameters(base._register_sigint_handler) == ["self", "controller"]
     assert "self._register_sigint_handler(controller)" in inspect.getsource(base._initialize_and_run_controller)
-    trainer = Trainer(lambda: None)
+    trainer = JobTrainer(lambda: None)
     theirs = [type(each) for each in base._create_default_callbacks(trainer)]
     assert DatasetsCallback in theirs
     assert [type(each) for each in trainer._create_default_callbacks()] == [
