@@ -17,7 +17,8 @@ from pipelines.cli.terminal import make_console
 from pipelines.cluster.submission import run_or_submit
 from pipelines.data.datasets import load_dataset
 from pipelines.storage.run_lock import explained_disk, locked
-from pipelines.tracking.stores import tracking_uri, unreachable_for_now
+from pipelines.tracking.connection import unreachable_for_now
+from pipelines.tracking.tracking_uri import tracking_uri
 from pipelines.training.configs import train_configs
 from pipelines.training.job import (
     JOB,

@@ -18,9 +18,10 @@ from pipelines.cli import command_line
 from pipelines.cli.redaction import plain_url
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.tracking.artifact_locations import settle
+from pipelines.tracking.connection import unreachable_for_now
 from pipelines.tracking.database import WorkingCopy
 from pipelines.tracking.settings import artifact_place, default_tracking_uri, quiet_mlflow, server_environment
-from pipelines.tracking.stores import VARIABLE, tracking_uri, unreachable_for_now
+from pipelines.tracking.tracking_uri import VARIABLE, tracking_uri
 
 ROOT = Path(__file__).parents[1]
 """The folder with the Makefile."""

@@ -15,8 +15,9 @@ from pipelines.cli.terminal import make_console
 from pipelines.data.datasets import load_dataset
 from pipelines.storage.json_objects import address
 from pipelines.storage.run_lock import explained_disk, locked
-from pipelines.tracking.stores import tracking_uri, unreachable_for_now
+from pipelines.tracking.connection import unreachable_for_now
 from pipelines.tracking.tracker import Artifact
+from pipelines.tracking.tracking_uri import tracking_uri
 from pipelines.training.worker_warnings import Notices
 from pipelines.ui import how_to_open
 from tune.map.page import write_page

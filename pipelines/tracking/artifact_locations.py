@@ -1,4 +1,4 @@
-"""Where the artifacts of MLflow's SQLite database are, also after its folder was copied, moved or synchronised.
+"""Addresses of artifacts in MLflow's SQLite database, corrected after its folder was copied, moved or synchronised.
 
 MLflow stores absolute addresses. Those of a database that lies beside its runs are relative in truth: they lead to
 ``mlartifacts`` in the same folder or prefix. :func:`settle` rewrites the addresses of another place to this one, so
@@ -15,7 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 from fvae.config import ConfigError
 from pipelines.storage import Storage, open_storage
-from pipelines.tracking.settings import artifact_place, default_tracking_uri
+from pipelines.tracking.database import BUSY_SECONDS
+from pipelines.tracking.settings import artifact_place, default_tracking_uri, sqlite_path
 
 _FOLDER = "mlartifacts"
 _EXPERIMENT = re.compile(rf"(?:file:|s3:|/).*/{_FOLDER}()")
@@ -27,8 +28,6 @@ _COLUMNS = (
     ("model_versions", "source", _RUN_OR_MODEL),
     ("model_versions", "storage_location", _RUN_OR_MODEL),
 )
-_BUSY_SECONDS = 20.0
-"""Seconds that another process may keep the database locked."""
 
 
 def settle(tracking_uri: str, storage: Storage) -> None:
@@ -36,19 +35,18 @@ def settle(tracking_uri: str, storage: Storage) -> None:
 
     In the database of ``storage`` itself that is beside it, without exception. Another SQLite database may serve
     several storages: there only what lies beside it now, and was written elsewhere, is rewritten. A tracking server,
-    or a database that does not exist yet, is left alone.
+    or a database that does not exist yet, stays as it is.
 
     Raises ``ConfigError`` where the addresses are of another place and the database cannot be written.
     """
-    if not tracking_uri.startswith("sqlite:///"):
+    path = sqlite_path(tracking_uri)
+    if path is None or not path.exists():
         return
-    path = Path(tracking_uri.removeprefix("sqlite:///").partition("?")[0]).resolve()
+    path = path.resolve()
     own = f"sqlite:///{path}" == default_tracking_uri(storage)
     place = artifact_place(storage) if own else artifact_place(open_storage(path.parent))
-    if not path.exists():
-        return
     try:
-        with contextlib.closing(sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)) as database:
+        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)) as database:
             _rewrite(database, place, only_present=not own)
     except sqlite3.OperationalError as error:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Files and folders of a search, wherever they are stored, and how they reach MLflow's artifact store."""
+"""Upload of files and folders, local or on S3, to the artifact store of an MLflow run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.storage.local_copies import read_from
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Where one of these stands, MLflow has been told of another store or of how to write to it: then it writes itself.
+# Where one of these is set, MLflow has settings of its own for its store: then MLflow writes there.
 _MLFLOWS_OWN_S3 = ("MLFLOW_S3_ENDPOINT_URL", "MLFLOW_S3_UPLOAD_EXTRA_ARGS")
 
 
@@ -27,11 +27,11 @@ class Artifact:
     storage: Storage
     """Where it lies."""
     key: str
-    """Its key there; of a folder, the prefix without the ``/`` at its end."""
+    """Its key there; for a folder, the prefix without the ``/`` at its end."""
 
     @property
     def name(self) -> str:
-        """What it is called in MLflow: the last part of the key."""
+        """Its name in MLflow: the last part of the key."""
         return self.key.rpartition("/")[2]
 
     def stamp(self) -> str:
@@ -51,7 +51,7 @@ def log_artifact(client: MlflowClient, run_id: str, artifact_uri: str, artifact:
     Through a server, MLflow writes it.
 
     Args:
-        client: of the run's tracking server or database.
+        client: the client of the run's tracking server or database.
         run_id: the run.
         artifact_uri: the run's ``info.artifact_uri``.
         artifact: a file or a folder. ``FileNotFoundError`` where it is missing.
@@ -74,7 +74,7 @@ def is_missing(artifact_uri: str, artifact: Artifact) -> bool:
 
 
 def mlflow_writes_s3() -> bool:
-    """Whether MLflow's own settings for S3 stand in the environment: its artifacts there are its business then."""
+    """Whether MLflow has settings of its own for S3 in the environment; its artifacts are then its own to write."""
     return any(os.environ.get(name) for name in _MLFLOWS_OWN_S3)
 
 

@@ -5,7 +5,7 @@ SQLite needs a local disk, so MLflow works on ``runs/s3/BUCKET/PREFIX/mlflow.db`
     database = WorkingCopy(open_storage("s3://bucket/runs"))
     database.bring()      # the store's snapshot, where the working copy is missing or behind it
     ...                   # MLflow writes
-    database.put()        # the whole of it as one object, unless somebody else has put another one meanwhile
+    database.put()        # the whole of it as one object, unless another machine has put one there meanwhile
     database.close()
 
 Beside the working copy lie ``mlflow.db.json``, which says what of it the store has, and ``mlflow.db.lock``, held by
@@ -31,8 +31,8 @@ from pipelines.storage import Storage
 
 DATABASE = "mlflow.db"
 
-# Seconds that another process may keep the database locked; MLflow's transactions are short.
-_BUSY_SECONDS = 20.0
+BUSY_SECONDS = 20.0
+"""Seconds that another process may keep the database locked; MLflow's transactions are short."""
 
 
 class DatabaseConflict(Exception):
@@ -43,7 +43,7 @@ def database_path(storage: Storage) -> Path:
     """Where MLflow's SQLite database of these runs lies on this machine: beside them, or the working copy's place."""
     if storage.local_path is not None:
         return storage.local_path.resolve() / DATABASE
-    # `=3F` and not `%3F`, because what stands in a database's URI is unquoted.
+    # `=3F` and not `%3F`, because the path in a database's URI is unquoted.
     parts = [quote(part, safe=" +@,:").replace("%", "=") for part in storage.uri.removeprefix("s3://").split("/")]
     return Path("runs", "s3", *parts, DATABASE).resolve()
 
@@ -54,7 +54,7 @@ class WorkingCopy:
     def __init__(self, storage: Storage) -> None:
         self.path = database_path(storage)
         self.notes: list[str] = []
-        """What the user should know of how the working copy came about, a line each."""
+        """How the working copy came about, where the user should know it: a line each."""
         self._storage = storage
         self._uri = f"{storage.uri}/{DATABASE}"
         self._record_path = self.path.with_name(f"{DATABASE}.json")
@@ -69,7 +69,8 @@ class WorkingCopy:
         """Make the working copy what it should be; a second call does nothing.
 
         The store's snapshot replaces a working copy that is behind it. One with changes that the store never had is
-        kept aside first, and :attr:`notes` says so. While another process uses the working copy it stays as it is.
+        copied to a file of its own first, and :attr:`notes` says so. While another process uses the working copy, it
+        stays as it is.
 
         Raises ``StorageError`` where the store does not answer, ``ConfigError`` for a damaged database, ``OSError``
         where the folder cannot be written. May be called again then.
@@ -81,7 +82,7 @@ class WorkingCopy:
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # replacing it now would take it from under the other's feet
+            except BlockingIOError:  # another process uses it: it stays
                 pass
             else:
                 self._replace_if_behind()
@@ -94,8 +95,8 @@ class WorkingCopy:
     def put(self) -> None:
         """Put the database into the store, whole, if it has changed since that was last done.
 
-        Raises ``DatabaseConflict`` where the store has somebody else's by now, which is left as it is. Otherwise as
-        :meth:`bring`.
+        Raises ``DatabaseConflict`` where the store has that of another machine by now, which stays as it is; otherwise
+        what :meth:`bring` raises.
         """
         if self._lock is None or not self.path.exists():
             return
@@ -118,7 +119,7 @@ class WorkingCopy:
         self._write_record({"version": self._stored_version(), "sha256": digest})
 
     def close(self) -> None:
-        """Others may replace the working copy from now on."""
+        """Let other processes replace the working copy from now on."""
         if self._lock is not None:
             fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing is not enough where a forked child has the file too
             self._lock.close()
@@ -163,7 +164,7 @@ class WorkingCopy:
         """A version that is not the recorded one may still be ours: put before a kill, or copied with its bucket."""
         if _digest(self._storage.read(DATABASE)) not in {record.get("sha256"), record.get("sending")}:
             raise DatabaseConflict(
-                f"somebody else has put another one there, and it was left as it is; these runs are in {self.path} "
+                f"another machine has put its own there, which stays as it is; these runs are in {self.path} "
                 "alone. For several machines at once, set MLFLOW_TRACKING_URI to an MLflow server"
             )
 
@@ -174,10 +175,10 @@ class WorkingCopy:
             return None
 
     def _record(self) -> dict[str, Any]:
-        """Of the store's object that the working copy comes from: ``version`` and ``sha256`` of the content.
+        """``version`` and ``sha256`` of the store's object that the working copy comes from.
 
         ``sending`` is the content that was being put when the process died. Without a record every other content
-        counts as somebody else's.
+        counts as another machine's.
         """
         try:
             return read_json(self._record_path)
@@ -210,10 +211,10 @@ def _overwrite(path: Path, content: bytes) -> None:
 
 def _backup(source: Path, target: Path) -> None:
     # `rw`: a journal that a killed process left is rolled back first, but a missing file is not made.
-    opened = sqlite3.connect(f"file:{quote(str(source))}?mode=rw", uri=True, timeout=_BUSY_SECONDS)
+    opened = sqlite3.connect(f"file:{quote(str(source))}?mode=rw", uri=True, timeout=BUSY_SECONDS)
     with (
         contextlib.closing(opened) as connection,
-        contextlib.closing(sqlite3.connect(target, timeout=_BUSY_SECONDS)) as copy,
+        contextlib.closing(sqlite3.connect(target, timeout=BUSY_SECONDS)) as copy,
     ):
         connection.backup(copy)
 

@@ -1,4 +1,4 @@
-"""A saved model as a folder that MLflow serves: its code, its weights and what it needs, no pickle.
+"""Write a saved model as an MLflow model, a folder that MLflow serves: code, weights, requirements, no pickle.
 
     write_model_folder(Path("my-model"), Path("my-model-for-mlflow"), dataset_name="digits")
 
@@ -41,7 +41,7 @@ def write_model_folder(saved_model: Path, destination: Path, *, dataset_name: st
     Args:
         saved_model: a folder that ``fvae.save`` wrote.
         destination: a local folder.
-        dataset_name: what the model was trained on; stands in the folder's metadata.
+        dataset_name: the data set that the model was trained on, for the folder's metadata.
 
     Raises ``ConfigError`` where ``saved_model`` is no saved model, ``OSError`` where the disk fails. No package
     registry is asked.
@@ -94,13 +94,11 @@ def _signature(config: ModelConfig) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
-    from pipelines.tracking.pyfunc_model import DEFAULTS
+    from pipelines.tracking.pyfunc_model import DEFAULTS, pass_inputs_unconverted
 
     types = {str: "string", int: "long", float: "double"}
     params = [ParamSpec(name, types[type(value)], value) for name, value in DEFAULTS.items()]
     inputs = Schema([TensorSpec(np.dtype("uint8"), (-1, *config.image_shape))])
     signature = ModelSignature(inputs=inputs, params=ParamSchema(params))
-    # With this the scoring server hands on what was sent. Otherwise it makes it uint8 first, without a word: 1.5 and
-    # "1" become 1.
-    signature._is_signature_from_type_hint = True
+    pass_inputs_unconverted(signature)
     return signature

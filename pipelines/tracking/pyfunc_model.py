@@ -1,4 +1,4 @@
-"""A trained model as MLflow serves it: MLflow runs this file, which lies in the model's folder beside ``code/fvae``.
+"""MLflow pyfunc of a trained model: MLflow runs this file, which lies in the model's folder beside ``code/fvae``.
 
     {"inputs": images [N, C, H, W], "params": {"task": "score", "k": 64, "seed": 0}}  →  bits/dim of each image [N]
 
@@ -7,6 +7,7 @@ It imports nothing of this product but ``fvae``. See :mod:`pipelines.tracking.mo
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ import mlflow.pyfunc
 import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow.models import set_model
+from mlflow.models import ModelSignature, set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from torch import Tensor
@@ -27,7 +28,7 @@ from fvae.scores import rows_at_once, score
 
 TASKS = ("score", "sample", "reconstruct", "encode")
 DEFAULTS: dict[str, Any] = {"task": "score", "k": 1, "seed": 0, "count": 16, "temperature": 1.0}
-"""Every param of ``predict``, with what it is where a request does not give it."""
+"""Every param of ``predict`` with its default."""
 WEIGHTS = "weights"
 """The artifact that :func:`fvae.load` reads."""
 
@@ -38,7 +39,7 @@ _KINDS = {"f": "decimal numbers", "U": "text", "b": "true or false"}
 
 
 class RequestError(MlflowException):
-    """A request that cannot be answered: the server says HTTP 400 and this one line, without repeating the images."""
+    """A request that cannot be answered: the server answers HTTP 400 with one line, without repeating the images."""
 
     def __init__(self, line: str) -> None:
         super().__init__(line, INVALID_PARAMETER_VALUE)
@@ -52,7 +53,7 @@ class RequestError(MlflowException):
 class ImageModel(PythonModel):
     """A model of ``fvae``: on the GPU where there is one, always in float32."""
 
-    _skip_type_hint_validation = True  # `predict` checks what it gets, and more closely
+    _skip_type_hint_validation = True  # private to MLflow, see below: `predict` checks its input, and more closely
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights."""
@@ -161,16 +162,27 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
-def _take_over_params() -> None:
+# --- private parts of MLflow -------------------------------------------------------------------
+# MLflow gives no public way to see a request as it was sent. The parts used are `_skip_type_hint_validation` above and
+# the two below; test_serving.py fails where a version of MLflow changes one of them.
+
+
+def pass_inputs_unconverted(signature: ModelSignature) -> None:
+    """Let the scoring server pass on what was sent, where it would make it uint8 silently: 1.5 and "1" become 1."""
+    signature._is_signature_from_type_hint = True
+
+
+def _check_params_ourselves() -> None:
     """Let this model see its params as they were sent.
 
-    MLflow drops those with an unknown name, without a word to whoever sent them, and for a value of another type it
-    sends all images back. Its own check stays for every other model, and where MLflow has another one by now.
+    MLflow silently drops those with an unknown name, and answers a value of another type with all images. Its own
+    check stays for every other model, and where MLflow no longer has this one.
     """
     theirs = getattr(mlflow.pyfunc, "_enforce_params_schema", None)
     if theirs is None or getattr(theirs, "of_fvae", False):
         return
 
+    @functools.wraps(theirs)
     def check(params: Any, schema: Any) -> Any:
         if {each.name for each in getattr(schema, "params", ())} == set(DEFAULTS):
             return _with_defaults(params)
@@ -180,5 +192,5 @@ def _take_over_params() -> None:
     mlflow.pyfunc._enforce_params_schema = check  # type: ignore[attr-defined]
 
 
-_take_over_params()
+_check_params_ourselves()
 set_model(ImageModel())

@@ -1,4 +1,4 @@
-"""Models and runs as MLflow names them, found again: ``models:/name/3``, ``models:/name@alias``, ``runs:/ID/model``.
+"""Registered models and runs, found by MLflow's names: ``models:/name/3``, ``models:/name@alias``, ``runs:/ID/model``.
 
 uri = tracking_uri_of(open_storage("runs"))
 with model_location("models:/fvae-digits@champion", uri) as folder:
@@ -24,10 +24,10 @@ from pipelines.cli.redaction import plain_url, without_secrets
 from pipelines.storage import Storage, StorageError, open_storage
 from pipelines.tracking.artifact_locations import settle
 from pipelines.tracking.artifacts import reachable
-from pipelines.tracking.database import WorkingCopy
+from pipelines.tracking.connection import connect, search_runs
 from pipelines.tracking.model_folder import ARTIFACT, MLMODEL
-from pipelines.tracking.settings import default_tracking_uri, quiet_mlflow
-from pipelines.tracking.stores import tracking_uri
+from pipelines.tracking.settings import working_copy
+from pipelines.tracking.tracking_uri import tracking_uri
 
 if TYPE_CHECKING:  # it costs a second to import, which a model in a folder does not need
     from mlflow import MlflowClient
@@ -39,7 +39,7 @@ _PARENT_TAG = "mlflow.parentRunId"
 
 
 class RunConfigs(NamedTuple):
-    """What a run was, as its params say."""
+    """The configs of a run, read from its params."""
 
     model: ModelConfig
     train: TrainConfig
@@ -55,8 +55,8 @@ def tracking_uri_of(storage: Storage) -> str:
     Raises ``StorageError`` and ``ConfigError`` as :meth:`WorkingCopy.bring` and :func:`tracking_uri` do.
     """
     uri = tracking_uri(storage)
-    if uri == default_tracking_uri(storage) and storage.local_path is None:
-        with contextlib.closing(WorkingCopy(storage)) as database:
+    if database := working_copy(uri, storage):
+        with contextlib.closing(database):
             database.bring()
     settle(uri, storage)
     return uri
@@ -85,7 +85,7 @@ def run_configs(run_id: str, tracking_uri: str) -> RunConfigs:
     ``StorageError`` where MLflow does not answer.
     """
     with _explained(f"run {run_id}", tracking_uri):
-        data = _client(tracking_uri).get_run(run_id).data
+        data = connect(tracking_uri, create=False).get_run(run_id).data
     require(
         "model.family" in data.params,
         f"run {run_id}: no model's run (it has no param model.family); name a trial's or a training's",
@@ -119,20 +119,13 @@ def finished_runs(experiment: str, tracking_uri: str) -> list[FinishedRun]:
     what = f"experiment {experiment}"
     runs: list[Run] = []
     with _explained(what, tracking_uri):
-        client = _client(tracking_uri)
+        client = connect(tracking_uri, create=False)
         found = client.get_experiment_by_name(experiment)
         if found is None:
             raise ConfigError(f"no such experiment in {plain_url(tracking_uri)}; `make ui` shows their names")
-        token = None
-        while token != "":
-            page = client.search_runs(
-                [found.experiment_id],
-                "attributes.status = 'FINISHED'",
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
-            runs += page
-            token = page.token or ""
+        runs += search_runs(
+            client, found.experiment_id, "attributes.status = 'FINISHED'", order_by="attributes.start_time ASC"
+        )
     finished = []
     for run in runs:
         params, metrics = run.data.params, run.data.metrics
@@ -146,23 +139,13 @@ def finished_runs(experiment: str, tracking_uri: str) -> list[FinishedRun]:
     return finished
 
 
-def _client(tracking_uri: str) -> MlflowClient:
-    if tracking_uri.startswith("sqlite:///"):  # which would be made, empty
-        path = tracking_uri.removeprefix("sqlite:///")
-        require(Path(path).exists(), f"no runs there: {path} does not exist")
-    quiet_mlflow()  # before the import, which reads some of it
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri)
-
-
 def _storage(location: str, tracking_uri: str, temporary: str) -> Storage:
     """Where the model lies; where only MLflow can read it, a copy below ``temporary``."""
     if not location.startswith(("models:", "runs:")):
         storage = open_storage(location)
     else:
         with _explained(location, tracking_uri):
-            uri = _artifact_uri(_client(tracking_uri), location)
+            uri = _artifact_uri(connect(tracking_uri, create=False), location)
         found = reachable(uri)
         if found is None:
             from mlflow.artifacts import download_artifacts
@@ -204,7 +187,7 @@ def _at(place: str, location: str) -> str:
 
 @contextlib.contextmanager
 def _explained(what: str, tracking_uri: str) -> Iterator[None]:
-    """What MLflow raises, in one line: ``ConfigError`` for what is not there, ``StorageError`` for all else."""
+    """Turn what MLflow raises into one line: ``ConfigError`` for what is missing, ``StorageError`` for all else."""
     try:
         yield
     except ConfigError as error:
@@ -226,7 +209,7 @@ def _fields(config: type, params: Mapping[str, str], prefix: str) -> dict[str, A
 
 
 def _value(name: str, hint: Any, text: str) -> Any:
-    """``str(value)`` undone, for a field that is an int, a float, a bool, text or one of them or ``None``."""
+    """Undo ``str(value)`` for a field that is an int, a float, a bool, text, or one of them or ``None``."""
     if isinstance(hint, types.UnionType):
         hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
     try:

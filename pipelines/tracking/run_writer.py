@@ -1,4 +1,4 @@
-"""One MLflow run, brought to the state that a snapshot describes. Importing this module imports MLflow.
+"""Write one MLflow run: bring it to the state that a snapshot describes. Importing this module imports MLflow.
 
 Every write is the difference between what MLflow holds of the run and the snapshot: a kill at any point leaves a
 difference for the next start, never a second run or a second point. Runs are found by tags that ``create_run`` stores
@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from pipelines.tracking.artifacts import Artifact, is_missing, log_artifact
+from pipelines.tracking.connection import search_runs
 from pipelines.tracking.snapshot import MODEL_ARTIFACT, EpochSnapshot, TrialSnapshot
 
 # A stopped trial is no failure, but with KILLED the filter `attributes.status = 'FINISHED'` means the comparable ones.
@@ -39,7 +40,7 @@ _BEST_SO_FAR = "best/val_bpd_so_far"
 
 @dataclass
 class RunState:
-    """What MLflow holds of one run."""
+    """The state of one run in MLflow."""
 
     id: str
     artifact_uri: str
@@ -82,20 +83,15 @@ class RunWriter:
         wanted = [f"tags.`{tag}` = '{value}'" for tag, value in tags.items()]
         if status:
             wanted.append(f"attributes.status = '{status}'")
-        token = None
-        while True:
-            page = self._client.search_runs([experiment_id], " and ".join(wanted), ViewType.ALL, page_token=token)
-            yield from (RunState.of(run, certain=False) for run in page)
-            token = page.token
-            if not token:
-                return
+        found = search_runs(self._client, experiment_id, " and ".join(wanted), deleted=True)
+        return (RunState.of(run, certain=False) for run in found)
 
     def find_one(self, experiment_id: str, tags: Mapping[str, str]) -> RunState | None:
         """The experiment's run that has all these ``tags``; one in MLflow's trash where there is no other."""
         return min(self.find(experiment_id, tags), key=lambda run: run.deleted, default=None)
 
     def restore(self, run: RunState) -> None:
-        """Bring the run back where it was deleted."""
+        """Restore the run where it was deleted."""
         if run.deleted:
             self._client.restore_run(run.id)
             run.deleted = False

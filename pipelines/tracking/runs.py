@@ -1,4 +1,4 @@
-"""What belongs together in MLflow: a search, one parent with a nested run per trial, or one run of its own.
+"""MLflow runs of a search, a parent with a nested run per trial, or of one training.
 
 What MLflow holds is read at the start; :mod:`pipelines.tracking.run_writer` writes what it lacks. Importing this module
 imports MLflow.
@@ -53,7 +53,7 @@ class SearchRuns:
         tags: Mapping[str, str],
         trials: int,
     ) -> None:
-        """``trials``: about how many are to be written now."""
+        """``trials``: about how many trials are to be written now."""
         self._writer = RunWriter(client)
         self._experiment_id = find_experiment(client, experiment_name, artifact_location)
         self._search_id = search_id
@@ -91,13 +91,13 @@ class SearchRuns:
         refuse(self._conflicts)
 
     def interrupt_running(self, except_trials: Collection[str] = ()) -> None:
-        """Correct the runs that are RUNNING in MLflow while nothing runs them."""
+        """End the runs that are RUNNING in MLflow while nothing runs them."""
         for trial_id, run in self._trials.items():
             if trial_id not in except_trials and not run.deleted:
                 self._writer.interrupt(run, "KILLED")
 
     def _read(self, status: str | None = None) -> RunState | None:
-        """Take in the search's trials, of MLflow's ``status`` or all. Returns the parent where it is among them."""
+        """Read the search's trials, those of MLflow's ``status`` or all. Returns the parent where it is among them."""
         parent = None
         for run in self._writer.find(self._experiment_id, {_SEARCH_TAG: self._search_id}, status):
             if trial_id := run.tags.get(_TRIAL_TAG):
@@ -120,7 +120,7 @@ class SearchRuns:
 
 
 def _preferred(known: RunState | None, run: RunState) -> RunState:
-    """Of two runs with the same tags, the one that is not in MLflow's trash."""
+    """The one of two runs with the same tags that is not in MLflow's trash."""
     return run if known is None or known.deleted else known
 
 
@@ -155,7 +155,7 @@ class TrainingRun:
 
     @property
     def run_id(self) -> str:
-        """MLflow's."""
+        """MLflow's id of the run."""
         return self._run.id
 
     def write_trial(self, trial: TrialSnapshot) -> None:
@@ -163,5 +163,5 @@ class TrainingRun:
         self.model_version = self._writer.write_trial(self._run, trial)
 
     def break_off(self, status: str) -> None:
-        """If it is RUNNING, it is ``status`` from now on (``KILLED`` or ``FAILED``), until it is written again."""
+        """End the run with ``status`` (``KILLED`` or ``FAILED``) where it is RUNNING, until it is written again."""
         self._writer.interrupt(self._run, status)

@@ -1,13 +1,14 @@
-"""Where MLflow keeps what, and this product's defaults for its environment variables. MLflow is not imported."""
+"""MLflow's environment variables, default database and place of artifacts. MLflow is not imported."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipelines.storage import Storage
-from pipelines.tracking.database import database_path
+from pipelines.tracking.database import WorkingCopy, database_path
 
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -41,6 +42,18 @@ def default_tracking_uri(storage: Storage) -> str:
     return f"sqlite:///{database_path(storage)}"
 
 
+def working_copy(tracking_uri: str, storage: Storage) -> WorkingCopy | None:
+    """The database of ``tracking_uri`` where it is this machine's working copy of the one in a remote ``storage``."""
+    is_copy = storage.local_path is None and tracking_uri == default_tracking_uri(storage)
+    return WorkingCopy(storage) if is_copy else None
+
+
+def sqlite_path(tracking_uri: str) -> Path | None:
+    """The file of an SQLite database; ``None`` for another database or a server."""
+    prefix = "sqlite:///"
+    return Path(tracking_uri.removeprefix(prefix).partition("?")[0]) if tracking_uri.startswith(prefix) else None
+
+
 def artifact_place(storage: Storage) -> str:
     """URI of the artifacts of the runs in ``storage``: beside them."""
     folder = storage.local_path
@@ -48,9 +61,9 @@ def artifact_place(storage: Storage) -> str:
 
 
 def artifact_location(tracking_uri: str, storage: Storage) -> str | None:
-    """What a new experiment is given as its place for artifacts; ``None``: its server decides.
+    """The place for artifacts of a new experiment; ``None``: its server decides.
 
-    A database would otherwise take ``./mlruns`` of whoever came first.
+    A database would otherwise take ``./mlruns`` of the process that uses it first.
     """
     return None if urlsplit(tracking_uri).scheme in {"http", "https"} else artifact_place(storage)
 

@@ -1,4 +1,4 @@
-"""A trial or a training as MLflow shows it: what the trackers of :mod:`pipelines.tracking.tracker` are told."""
+"""Snapshots of a trial or a training, which the trackers of :mod:`pipelines.tracking.tracker` write to MLflow."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class TrialSnapshot:
 
 
 def run_params(model: Mapping[str, Any], train: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's params under the product's names: ``model.*`` (what its family has), ``train.*`` and ``data.*``."""
+    """Return a run's params under the product's names: ``model.*`` (its family's), ``train.*`` and ``data.*``."""
     parts = {"model": fields_in_use(model), "train": train, "data": dataset}
     return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
 
@@ -74,8 +74,8 @@ def run_params(model: Mapping[str, Any], train: Mapping[str, Any], dataset: Mapp
 def epoch_snapshot(
     measured: EpochMetrics, model: Mapping[str, Any], system: Mapping[str, float] | None = None
 ) -> EpochSnapshot:
-    """An epoch of ``model`` (its config's fields) under the product's metric names, and with what its machines did
-    (``system/…``)."""
+    """Return an epoch of ``model`` (its config's fields) under the product's metric names, and with the metrics of its
+    machines (``system/…``)."""
     in_bins = scales_in_bins(model, measured.sigma1, measured.sigma2)
     metrics = {
         "train/bpd": measured.train_bpd,

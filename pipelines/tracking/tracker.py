@@ -1,9 +1,9 @@
-"""A search or a training in MLflow, written from the background: it never waits for MLflow nor ends because of it.
+"""Track a search or a training in MLflow from a background thread, which neither delays nor ends it.
 
     storage = open_storage("runs")  # or s3://bucket/prefix
     tracker = SearchTracker(storage=storage, dataset_name="digits", search_name="digits-0")
     tracker.start()
-    tracker.record_trial(snapshot)        # as often as liked: the whole trial so far, not what is new
+    tracker.record_trial(snapshot)        # at any time: the whole trial so far, not what is new
     tracker.finish([Artifact(storage, "digits-0/tradeoff.html")])
     tracker.close()
     for problem in tracker.problems: ...
@@ -63,7 +63,7 @@ class SearchTracker(BackgroundTracker["SearchRuns"]):
     ) -> None:
         """
         Args:
-            storage: of all searches; this one's files lie below ``search_name``.
+            storage: the storage of all searches; this one's files lie below ``search_name``.
             dataset_name: the experiment is ``fvae/<dataset_name>``.
             search_name: the parent run's name.
             params: the parent run's params. MLflow keeps a param for ever: what may change, such as the number of
@@ -79,11 +79,11 @@ class SearchTracker(BackgroundTracker["SearchRuns"]):
         self._search_artifacts: tuple[Artifact, ...] = ()  # under `_changed`
 
     def record_trial(self, trial: TrialSnapshot) -> None:
-        """Tell how a trial is now. Only the latest snapshot of each trial is kept for the next round."""
+        """Record the present state of a trial. Only its latest snapshot is kept for the next round."""
         self._record(trial)
 
     def finish(self, artifacts: Sequence[Artifact] = ()) -> None:
-        """The search has its result: ``artifacts`` go to the parent run, which is FINISHED.
+        """Record that the search has its result: ``artifacts`` go to the parent run, which is FINISHED.
 
         Without it the parent run becomes KILLED or FAILED in :meth:`close`. Trials still running become KILLED with
         the tag ``status`` = ``interrupted`` either way.
@@ -115,7 +115,7 @@ class SearchTracker(BackgroundTracker["SearchRuns"]):
         )
         with self._changed:
             recorded = frozenset(self._recorded)
-        # Runs that a killed process left RUNNING. Those recorded here are told how they are by their snapshots.
+        # Runs that a killed process left RUNNING. Those recorded here get their state from their snapshots.
         runs.interrupt_running(except_trials=recorded)
         return runs
 
@@ -138,11 +138,11 @@ class RunTracker(BackgroundTracker["TrainingRun"]):
     ) -> None:
         """
         Args:
-            storage: of all runs; this one's files lie below ``run_name``.
+            storage: the storage of all runs; this one's files lie below ``run_name``.
             dataset_name: the experiment is ``fvae/<dataset_name>``, unless there is a parent run.
             run_name: the run's name.
             parent_run_id: the run, such as a search's, that it is nested under, in that run's experiment.
-            tags: the run's tags, beside those that say how it is.
+            tags: the run's tags, beside those of its state.
             tracking_uri: default: ``MLFLOW_TRACKING_URI`` where set, else :func:`default_tracking_uri`.
             write_interval: seconds between two rounds of writing; what comes in between is written as one batch.
         """
@@ -154,7 +154,7 @@ class RunTracker(BackgroundTracker["TrainingRun"]):
         self._model_version: int | None = None
 
     def record(self, training: TrialSnapshot) -> None:
-        """Tell how the training is now; its ``id`` is always the same. Only the latest is kept for the next round.
+        """Record the present state of the training; its ``id`` is always the same. Only the latest is kept.
 
         One that is not recorded as ended is KILLED or FAILED after :meth:`close`, with the tag ``status`` =
         ``interrupted``.
@@ -163,12 +163,12 @@ class RunTracker(BackgroundTracker["TrainingRun"]):
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the run, once it is there."""
+        """MLflow's id of the run, once it has been created."""
         return self._run_id
 
     @property
     def model_version(self) -> int | None:
-        """The version of ``registered_as`` that this run's model is, once it is registered."""
+        """The version of the registered model ``registered_as`` that is this run's, once it is registered."""
         return self._model_version
 
     def _write_end(self, outcome: Outcome | None, closing: bool) -> None:

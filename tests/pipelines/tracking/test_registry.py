@@ -153,7 +153,7 @@ def test_a_run_of_another_kind_is_one_clear_line(finished):
     for name, params, said in [
         ("not ours", {}, "no model's run"),
         ("newer", {"model.family": "vae", "model.colour": "blue"}, "colour: no such field"),
-        ("spoilt", {"model.family": "vae", "model.channels": "one"}, "model.channels='one': must be of type int"),
+        ("damaged", {"model.family": "vae", "model.channels": "one"}, "model.channels='one': must be of type int"),
     ]:
         run = mlflow.create_run(experiment, run_name=name, tags={"mlflow.parentRunId": search.info.run_id})
         for key, value in params.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import shutil
@@ -17,14 +18,19 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow.pyfunc
 import numpy as np
 import pytest
 import torch
+from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc import PythonModel
+from mlflow.types import ParamSchema, ParamSpec
 
 import fvae
 from fvae import ConfigError, ModelConfig, build, load, save
 from fvae.scores import score
 from pipelines.storage import open_storage
+from pipelines.tracking import pyfunc_model
 from pipelines.tracking.model_folder import REQUIREMENTS, write_model_folder
 from pipelines.tracking.settings import default_tracking_uri, server_environment
 from pipelines.tracking.tracker import Artifact, RunTracker, TrialSnapshot
@@ -283,7 +289,30 @@ def test_writing_the_folder_again_replaces_it_and_leaves_nothing_else(saved, tmp
 
 
 def test_requirements_are_those_of_the_project():
-    said = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert set(REQUIREMENTS) <= set(said)
+    declared = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert set(REQUIREMENTS) == set(declared)
     assert {text.split(">=")[0] for text in REQUIREMENTS} == {"torch", "numpy", "safetensors"}
     assert Path(fvae.__file__).parent == PROJECT / "fvae"
+
+
+def test_the_private_parts_of_mlflow_are_there_and_do_what_serving_needs():
+    """Of ``pyfunc_model.py``, one by one: where MLflow changes one, this says which."""
+    theirs = mlflow.pyfunc._enforce_params_schema  # the model's own check around it, or MLflow's
+    assert list(inspect.signature(theirs).parameters) == ["params", "schema"]
+    schema = ParamSchema([ParamSpec("k", "long", 1)])
+    assert theirs({"k": 2, "other": 3}, schema) == {"k": 2}  # other models' params are MLflow's to check
+
+    signature = ModelSignature(params=schema)
+    pyfunc_model.pass_inputs_unconverted(signature)
+    written = Model(signature=signature).to_dict()
+    assert written["is_signature_from_type_hint"] is True
+    assert Model.from_dict(written)._is_signature_from_type_hint() is True
+
+    def predict(self, context, model_input: list[str], params=None):
+        raise AssertionError
+
+    left = type("Left", (PythonModel,), {"predict": predict, "_skip_type_hint_validation": True})
+    wrapped = type("Wrapped", (PythonModel,), {"predict": predict})
+    assert left.predict is predict is not wrapped.predict
+    assert not hasattr(pyfunc_model.ImageModel.predict, "_is_pyfunc")
+    assert hasattr(wrapped.predict, "_is_pyfunc")

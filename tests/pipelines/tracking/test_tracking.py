@@ -28,6 +28,7 @@ from pipelines.tracking import background as background_tracker
 from pipelines.tracking import run_writer as mlflow_run_writer
 from pipelines.tracking.connection import _put_in_place
 from pipelines.tracking.database import database_path
+from pipelines.tracking.run_identity import run_identity
 from pipelines.tracking.settings import artifact_location, quiet_mlflow, server_environment
 from pipelines.tracking.tracker import RunTracker, TrialSnapshot
 from tests.pipelines.dying import Death, Died, die_at
@@ -394,11 +395,11 @@ def test_a_copy_of_an_earlier_version_has_an_identity_of_its_own(seen_first: boo
     storage = open_storage(tmp_path)
     storage.write("first/tracking.json", json.dumps({"search_id": "earlier"}).encode())
     if seen_first:
-        assert background_tracker._identity(storage, "first", own_database=True) == "earlier"
+        assert run_identity(storage, "first", own_database=True) == "earlier"
     shutil.copytree(tmp_path / "first", tmp_path / "second")
-    second = background_tracker._identity(storage, "second", own_database=True)
-    assert second != "earlier" == background_tracker._identity(storage, "first", own_database=True)
-    assert second == background_tracker._identity(storage, "second", own_database=True)
+    second = run_identity(storage, "second", own_database=True)
+    assert second != "earlier" == run_identity(storage, "first", own_database=True)
+    assert second == run_identity(storage, "second", own_database=True)
     kept = json.loads(storage.read("first/tracking.json"))
     assert kept == {"search_id": "earlier", "storage": storage.uri, "name": "first"}
 
@@ -525,9 +526,9 @@ def test_a_second_maker_of_the_database_does_not_replace_the_first(tmp_path: Pat
 def test_a_server_that_refuses_connections_is_one_problem(folder: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow's own retries, which take minutes, would be a second problem: the tracker's end waits a minute."""
     monkeypatch.setattr(background_tracker, "_CLOSING_RETRIES", (0.01,))
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
-        port = nobody.getsockname()[1]
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
+        port = silent.getsockname()[1]
         tracker = folder.search_tracker(tracking_uri=f"http://127.0.0.1:{port}")
         for snapshot in folder.trials():
             tracker.record_trial(snapshot)
@@ -537,7 +538,7 @@ def test_a_server_that_refuses_connections_is_one_problem(folder: Runs, monkeypa
     assert str(port) in problem and "\n" not in problem
 
 
-def test_a_server_that_never_answers_holds_up_nobody(folder: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_delays_no_recording(folder: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""MLflow's database beside a bucket: the same for everybody, never overwritten, whole after a death between any steps.
+"""MLflow's database beside a bucket: the same for all machines, never overwritten, whole after a kill between steps.
 
 Real SQLite files and a real S3 server; at the end with MLflow and a search on top.
 """
@@ -122,7 +122,7 @@ def test_an_unchanged_database_is_not_put_again(database: Database, s3: str, mon
     assert database.stored == "ab"
 
 
-def test_somebody_elses_database_is_never_overwritten(database: Database) -> None:
+def test_another_machines_database_is_never_overwritten(database: Database) -> None:
     with contextlib.closing(database.on("A")) as here:
         note(here.path, "a")
         here.put()
@@ -220,7 +220,7 @@ def test_open_connections_see_what_was_brought(database: Database) -> None:
         assert reader.execute("SELECT COUNT(*) FROM entries").fetchone() == (3,)
 
 
-def test_what_is_put_is_consistent_while_somebody_writes(database: Database) -> None:
+def test_what_is_put_is_consistent_while_mlflow_writes(database: Database) -> None:
     with contextlib.closing(database.on("A")) as here:
         note(here.path, "a")
         with contextlib.closing(sqlite3.connect(here.path)) as writer:
@@ -417,7 +417,7 @@ def test_two_machines_at_once_are_reported_and_overwrite_nothing(runs: Runs, mon
     here.finish()
     here.close()
     (problem,) = here.problems
-    assert problem.startswith(f"MLflow: mlflow.db not kept in {storage.uri}: somebody else")
+    assert problem.startswith(f"MLflow: mlflow.db not kept in {storage.uri}: another machine")
     assert "MLFLOW_TRACKING_URI" in problem
     assert storage.info("mlflow.db").version == stored
 

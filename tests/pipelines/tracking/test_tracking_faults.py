@@ -119,7 +119,7 @@ def test_a_server_killed_and_answers_lost_in_the_middle(
     with FaultProxy(server.url, {1: "reset", 2: "reset", 4: "reset"}, counted=counted) as proxy:
         tracker = runs.run_tracker(tracking_uri=proxy.url)
         tracker.flush()
-        assert proxy.faults  # the run is there, but nobody knows
+        assert proxy.faults  # the run is there, but its id was lost
         for epochs in (1, 2):
             tracker.record(runs.training("running", epochs))
             assert tracker.flush()

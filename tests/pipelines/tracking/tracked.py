@@ -156,7 +156,7 @@ class Runs:
         return dataclasses.replace(snapshot, **changes)
 
     def training(self, status: str, epochs: int, later_ms: int = 0) -> TrialSnapshot:
-        """As the first trial, and its model is registered."""
+        """The first trial again, whose model is registered."""
         changes = {"id": TRAINING, "registered_as": f"model-{self.dataset}"}
         return self.trial(0, status, epochs, later_ms=later_ms, **changes)
 
@@ -259,7 +259,7 @@ class Subject:
     def __init__(self, what: str, runs: Runs) -> None:
         self.is_search, self.runs = what == "search", runs
         self.name = TRIALS[0] if self.is_search else TRAINING
-        """Of the run that has the epochs."""
+        """The run that has the epochs."""
         self.whole = runs.whole_search if self.is_search else runs.whole_training
 
     def start(self) -> Tracker:

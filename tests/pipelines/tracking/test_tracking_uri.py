@@ -18,9 +18,11 @@ from fvae.config import ConfigError
 from pipelines import ui
 from pipelines.cli.redaction import has_secret, without_secrets
 from pipelines.storage import StorageError, open_storage
-from pipelines.tracking import stores as tracking_stores
+from pipelines.tracking import connection
+from pipelines.tracking import tracking_uri as tracking_uris
+from pipelines.tracking.connection import unreachable_for_now
 from pipelines.tracking.settings import default_tracking_uri
-from pipelines.tracking.stores import tracking_uri, unreachable_for_now
+from pipelines.tracking.tracking_uri import tracking_uri
 from tests.commands import call
 
 pytestmark = pytest.mark.core
@@ -51,7 +53,7 @@ pytestmark = pytest.mark.core
     }.items(),
 )
 def test_what_can_never_work_is_one_line(uri: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tracking_stores, "_installed", lambda module: module == "psycopg2")
+    monkeypatch.setattr(tracking_uris, "_installed", lambda module: module == "psycopg2")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(ConfigError) as failure:
         tracking_uri(open_storage(tmp_path))
@@ -69,7 +71,7 @@ def test_a_database_gets_the_driver_that_is_installed(monkeypatch: pytest.Monkey
     assert chosen("postgres://me@host/mlflow") == "postgresql+psycopg2://me@host/mlflow"
     for uri in ("postgresql+psycopg2://host/mlflow", "https://me:secret@host/mlflow", "sqlite:///mlflow.db?timeout=9"):
         assert chosen(uri) == uri
-    monkeypatch.setattr(tracking_stores, "_installed", lambda module: module in {"psycopg", "MySQLdb"})
+    monkeypatch.setattr(tracking_uris, "_installed", lambda module: module in {"psycopg", "MySQLdb"})
     assert chosen("postgresql://host/mlflow") == "postgresql+psycopg://host/mlflow"
     assert chosen("mysql://host/mlflow") == "mysql+mysqldb://host/mlflow"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -77,9 +79,9 @@ def test_a_database_gets_the_driver_that_is_installed(monkeypatch: pytest.Monkey
 
 
 def test_what_does_not_answer_now_is_one_line() -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
-        port = nobody.getsockname()[1]
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen
+        port = silent.getsockname()[1]
         at = f"127.0.0.1:{port}"
         for uri in (
             f"http://me:secret@{at}",
@@ -155,7 +157,7 @@ def test_the_advice_has_the_secrets_of_the_environment(
     variable: str, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
-    word = tracking_stores._in_a_shell(uri)
+    word = connection._in_a_shell(uri)
     assert "secret" not in word
     assert subprocess.run(["sh", "-c", f"printf %s {word}"], capture_output=True, text=True).stdout == uri
 
