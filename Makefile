@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadsco
 .DEFAULT_GOAL := help
 .PHONY: help search test test-system test-faults test-gpu gpu-report lint ui lock clean
 
-help:  ## Say what there is.
+help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 search: .venv/installed  ## Search VAE, flow and f-VAE on the digits; draw the map. ARGS="--dataset PATH" for your images.
@@ -21,13 +21,13 @@ test-system: .venv/installed-dev  ## The tests that need system programs, and ro
 	@$(BIN)/python -m tests.system_programs
 	@$(PYTEST) -m system $(ARGS)
 
-test-faults: .venv/installed-dev  ## Everything that can be lost is lost, at every moment.
+test-faults: .venv/installed-dev  ## The tests that kill processes, machines and stores, at every moment.
 	@$(PYTEST) -m faults $(ARGS)
 
 test-gpu:  ## The tests that need a CUDA GPU, and of Python torch, numpy, safetensors, pyarrow and pytest alone.
 	@$(ANY_PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
 
-gpu-report:  ## All that a GPU is to show, in eight minutes; it needs what test-gpu does. ARGS="--mnist DIR".
+gpu-report:  ## Measure the product on a GPU, in eight minutes; it needs what test-gpu does. ARGS="--mnist DIR".
 	@$(ANY_PYTHON) -m benchmarks.gpu_report $(ARGS)
 
 lint: .venv/installed-dev

@@ -308,8 +308,8 @@ def train_one(entry: Entry, seed: int, place: str, file: Path) -> None:
             model[f"{name}_init"] = entry.model[f"{name}_bins"] / bins
     config = ModelConfig(channels=channels, height=height, width=width, bins=bins, **model)
     settings = {"epochs": EPOCHS[entry.images], "learning_rate": RATE} | entry.train
-    with variant(entry.variant) as kind:
-        trainer = kind(config, TrainConfig(seed=seed, **settings), train, val)
+    with variant(entry.variant):
+        trainer = Trainer(config, TrainConfig(seed=seed, **settings), train, val)
     row: dict[str, Any] = {"failure": None, "params": trainer.model.parameter_count()}
     if file.name.startswith("starts-"):
         write_text(file, json.dumps(row | {"starts": first_steps(trainer, train, val, seed)}))

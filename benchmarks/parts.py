@@ -11,26 +11,27 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from fvae import Trainer, bijections, networks
+from fvae import bijections, networks
 from fvae.bijections import ChannelAffine, SplitPrior
 from fvae.convolution import convolve
 from fvae.flow import MultiScaleFlow
+from fvae.optimizer_step import OptimizerStep
 
 DROPOUT = 0.1
 
 
-class AdamaxTrainer(Trainer):
+class AdamaxStep(OptimizerStep):
     """Adam with the infinity norm, as Glow and Flow++ are trained."""
 
-    def _optimizer(self, groups: dict[float, list[nn.Parameter]]) -> torch.optim.Optimizer:
+    def make_optimizer(self, groups: dict[float, list[nn.Parameter]]) -> torch.optim.Optimizer:
         parameters = [{"params": parameters, "lr": peak} for peak, parameters in groups.items()]
         return torch.optim.Adamax(parameters, betas=(0.9, 0.99), foreach=True)
 
 
-class ApartTrainer(Trainer):
+class ApartStep(OptimizerStep):
     """The gradients of F and of everything else are clipped apart, each to the limit."""
 
-    def _clip(self) -> Tensor:
+    def clip(self) -> Tensor:
         of_flow = {id(parameter) for parameter in self.model.flow.parameters()}
         groups = [
             [parameter for parameter in self.parameters if (id(parameter) in of_flow) == flow] for flow in (True, False)
@@ -86,25 +87,21 @@ class DroppingCoupling(bijections.CouplingLayer):
         return bijections.bounded(log_scale), shift
 
 
-VARIANTS: dict[str, tuple[type[Trainer], dict[str, type[nn.Module]]]] = {
-    "": (Trainer, {}),
-    "adamax": (AdamaxTrainer, {}),
-    "clipped apart": (ApartTrainer, {}),
-    "last ActNorm": (Trainer, {"fvae.objective.MultiScaleFlow": NormalizedFlow}),
-    "mixing before the split": (Trainer, {"fvae.flow.SplitPrior": MixedSplitPrior}),
-    "dropout 0.1": (
-        Trainer,
-        {"fvae.networks.ResidualBlock": DroppingBlock, "fvae.flow.CouplingLayer": DroppingCoupling},
-    ),
+VARIANTS: dict[str, dict[str, type]] = {
+    "": {},
+    "adamax": {"fvae.train.OptimizerStep": AdamaxStep},
+    "clipped apart": {"fvae.train.OptimizerStep": ApartStep},
+    "last ActNorm": {"fvae.objective.MultiScaleFlow": NormalizedFlow},
+    "mixing before the split": {"fvae.flow.SplitPrior": MixedSplitPrior},
+    "dropout 0.1": {"fvae.networks.ResidualBlock": DroppingBlock, "fvae.flow.CouplingLayer": DroppingCoupling},
 }
-"""The trainer of each variant, and the parts that take the place of the product's while a model is built."""
+"""The parts of each variant, which take the place of the product's while a trainer is made."""
 
 
 @contextlib.contextmanager
-def variant(name: str) -> Iterator[type[Trainer]]:
-    """The trainer of a variant; models that are built within the block have its parts."""
-    trainer, replaced = VARIANTS[name]
+def variant(name: str) -> Iterator[None]:
+    """Trainers that are made within the block have the parts of a variant."""
     with contextlib.ExitStack() as stack:
-        for place, part in replaced.items():
+        for place, part in VARIANTS[name].items():
             stack.enter_context(patch(place, part))
-        yield trainer
+        yield

@@ -47,18 +47,9 @@ class OptimizerStep:
         self.parameters = [parameter for group in groups.values() for parameter in group]
         self.ema_parameters = [parameter for group in ema_groups.values() for parameter in group]
         self._peak_rates = list(groups)
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": parameters, "lr": torch.tensor(peak, device=self.device) if graph else peak}
-                for peak, parameters in groups.items()
-            ],
-            weight_decay=config.weight_decay,
-            betas=(0.9, 0.99),
-            fused=True,
-            capturable=graph,
-        )
-        self.guard = FiniteGuard(model, workers)
         self._micro_batch_size, self._graph = micro_batch_size, graph
+        self.optimizer = self.make_optimizer(groups)
+        self.guard = FiniteGuard(model, workers)
         self.static_step: StaticStep | None = None
         self.global_batch: GlobalBatch | None = None
 
@@ -96,6 +87,16 @@ class OptimizerStep:
         self.optimizer.zero_grad(set_to_none=True)
         get_ema_multi_avg_fn(ema_decay)(self.ema_parameters, self.parameters, 0)
         return loss, grad_norm
+
+    def make_optimizer(self, groups: dict[float, list[nn.Parameter]]) -> torch.optim.Optimizer:
+        """Return the optimizer of parameters that are grouped by their peak learning rate."""
+        parameters = [
+            {"params": parameters, "lr": torch.tensor(peak, device=self.device) if self._graph else peak}
+            for peak, parameters in groups.items()
+        ]
+        return torch.optim.AdamW(
+            parameters, weight_decay=self.config.weight_decay, betas=(0.9, 0.99), fused=True, capturable=self._graph
+        )
 
     def clip(self) -> Tensor:
         """Bring the gradient's norm down to the limit. Returns the norm before."""

@@ -82,11 +82,22 @@ print(fvae.__file__, tuple(fvae.load("model").sample(1).shape))
     assert done.stdout == f"{installed}/fvae/__init__.py (1, 1, 4, 4)\n"
 
 
-def test_a_command_without_its_packages_says_how_to_install_them(installed: Path) -> None:
-    program = "import runpy\nruntime = runpy.run_module('pipelines.train', run_name='__main__')"
-    done = python(installed, program, without=("ray", "tyro"))
-    assert done.returncode == 2
-    assert done.stderr == "error: ray, tyro: not installed; pip install '.[search,cluster]' in fvae's folder\n"
+@pytest.mark.parametrize(
+    ("module", "without", "named"),
+    [
+        ("tune.search", ("ray", "tyro"), "ray, tyro"),
+        ("pipelines.train", ("mlflow", "rich"), "mlflow, rich"),
+        ("pipelines.cluster.roles", ("boto3", "botocore"), "boto3"),
+        ("pipelines.schedule", ("apscheduler",), "apscheduler"),
+        ("pipelines.services", ("supervisor",), "supervisor"),
+    ],
+)
+def test_a_command_without_its_packages_says_how_to_install_them(
+    installed: Path, module: str, without: tuple[str, ...], named: str
+) -> None:
+    done = python(installed, f"import runpy\nrunpy.run_module({module!r}, run_name='__main__')", without=without)
+    line = f"error: {named}: not installed; pip install '.[search,cluster]' in the folder of pyproject.toml\n"
+    assert (done.returncode, done.stderr) == (2, line)
 
 
 def test_searching_training_and_evaluating_need_nothing_of_the_extra_cluster(installed: Path) -> None:

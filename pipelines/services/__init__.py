@@ -2,3 +2,7 @@
 
 python -m pipelines.services up --data ~/fvae-data --artifacts s3://BUCKET/mlflow
 """
+
+from pipelines.cli.packages import require_packages
+
+require_packages("supervisor")

@@ -325,11 +325,10 @@ def test_an_epoch_trains_on_every_image_once(count: int, batch_size: int) -> Non
     train = TrainConfig(epochs=2, batch_size=batch_size)
     trained = Trainer(config("flow", bins=256), train, numbered, numbered)
     seen = []
-    for _ in range(trained.steps_per_epoch):
-        seen += trained._next_batch()[:, 0, 0, 0].tolist()
-        trained.step += 1
+    for step in range(trained.steps_per_epoch):
+        seen += trained._batches.share(step)[:, 0, 0, 0].tolist()
     assert sorted(seen) == list(range(count))
-    assert trained._images_seen(trained.step) == count
+    assert trained._batches.images_before(trained.steps_per_epoch) == count
 
 
 def test_bf16_trains_near_float32_and_evaluates_in_float32() -> None:

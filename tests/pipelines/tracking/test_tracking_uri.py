@@ -21,7 +21,7 @@ from pipelines.storage import StorageError, open_storage
 from pipelines.tracking import connection
 from pipelines.tracking import tracking_uri as tracking_uris
 from pipelines.tracking.connection import unreachable_for_now
-from pipelines.tracking.settings import default_tracking_uri
+from pipelines.tracking.settings import default_tracking_uri, sqlite_path
 from pipelines.tracking.tracking_uri import tracking_uri
 from tests.commands import call
 
@@ -259,3 +259,22 @@ def test_the_command_that_opens_the_pages_works_when_pasted(
 def test_where_a_server_keeps_the_runs_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow.lan:5000")
     assert ui.how_to_open(open_storage(tmp_path)) == "http://mlflow.lan:5000"
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("sqlite:////runs/mlflow.db", "/runs/mlflow.db"),
+        ("sqlite:///mlflow.db?timeout=5", "mlflow.db"),
+        ("postgresql://host/mlflow", None),
+        ("http://host:5000", None),
+    ],
+)
+def test_the_file_of_a_database(uri: str, path: str | None) -> None:
+    assert sqlite_path(uri) == (path and Path(path))
+
+
+def test_reading_makes_no_database(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"no runs there: {tmp_path}/mlflow.db does not exist"):
+        connection.connect(f"sqlite:///{tmp_path}/mlflow.db?timeout=5", create=False)
+    assert not list(tmp_path.iterdir())
