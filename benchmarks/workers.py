@@ -125,7 +125,7 @@ def time_parts(task: dict[str, Any], events: Events) -> Parts:
     taken: dict[str, list[float]] = {field.name: [] for field in dataclasses.fields(Parts)}
 
     def timed(part: str, action: Any) -> Any:
-        workers.add_up(torch.zeros(1))
+        workers.all_reduce(torch.zeros(1))
         started = time.perf_counter()
         result = action()
         taken[part].append(1000 * (time.perf_counter() - started))

@@ -1,4 +1,4 @@
-"""Bits/dim of a whole split: every image, in float32, with noise that a seed fixes."""
+"""Evaluation: bits/dim of every image of a split, in float32, with noise that a seed fixes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def evaluate(
                 done += len(batch)
     finally:
         model.train(training)
-    bits, measured = workers.add_up(bits).cpu(), workers.add_up(measured).cpu()
+    bits, measured = workers.all_reduce(bits).cpu(), workers.all_reduce(measured).cpu()
     if not bool((measured == 1).all()):
         raise RuntimeError(f"{int((measured != 1).sum())} of {len(bits)} images were not measured exactly once")
     require_finite(bits)

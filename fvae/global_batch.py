@@ -1,4 +1,4 @@
-"""The gradient of one global batch, whatever the number of workers that share it and the memory that they have."""
+"""Gradient of one global batch, shared by any number of workers (DDP) and split into micro-batches."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ class Model(Objective):
 
     ``images`` are a NumPy array or a tensor ``[B, C, H, W]`` of levels 0 … bins − 1, of any integer dtype (uint8 as a
     rule) and on any device. Where they have another shape, are no integers or leave 0 … bins − 1, the methods raise
-    ``ValueError``; where they are neither an array nor a tensor, ``TypeError``. (Levels on a GPU are not looked at.)
-    What the methods give are tensors on the model's device.
+    ``ValueError``; where they are neither an array nor a tensor, ``TypeError``. (Levels on a GPU are not checked.)
+    The methods return tensors on the model's device.
 
     Noise comes from ``generator``, on the model's device, where one is given, else from torch's global one.
     """

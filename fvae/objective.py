@@ -210,13 +210,13 @@ class Objective(nn.Module):
         self._initialized = True
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load a state, which also says whether ActNorm is set: a look now, and none in each forward."""
+        """Load a state, which also says whether ActNorm is set: it is checked now, and not in each forward."""
         result = super().load_state_dict(*args, **kwargs)
-        self.look_at_actnorm()
+        self.check_actnorm()
         return result
 
-    def look_at_actnorm(self) -> None:
-        """See whether the flow's ActNorm is set, once its state has come from elsewhere."""
+    def check_actnorm(self) -> None:
+        """Check whether the flow's ActNorm is set, after its state was loaded."""
         self._initialized = self.flow.initialized
 
 

@@ -1,4 +1,4 @@
-"""Where float32 must be float32, whatever autocast and the user's settings give the rest."""
+"""Contexts of full float32 precision, without autocast and TF32, whatever the user's settings are."""
 
 from __future__ import annotations
 

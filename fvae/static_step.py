@@ -1,4 +1,4 @@
-"""A training step that reads and writes the same memory every time, so that a GPU can replay it as one CUDA graph.
+"""Training step in static memory, which a GPU can replay as one CUDA graph.
 
 A small model's step is a thousand kernels of microseconds, which a GPU finishes faster than Python launches them. As a
 graph (docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs) they are launched at once.
@@ -113,7 +113,7 @@ class StaticStep:
             self._run()
 
     def _capture(self) -> None:
-        """Make the graph; where this GPU's libraries or memory do not let it, say so, and go on without."""
+        """Capture the graph; where this GPU's libraries or memory do not allow it, warn, and go on without."""
         self.optimizer.zero_grad(set_to_none=True)  # the graph's gradients lie in its own memory
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         before = torch.cuda.current_stream(self.device)

@@ -211,8 +211,8 @@ class Trainer:
             if self.workers.count > 1:
                 images = self._batches.first_whole()
             self.model.initialize(images, noise=noise)
-        self.workers.follow_first(self.model.state_dict().values())
-        self.model.look_at_actnorm()
+        self.workers.broadcast(self.model.state_dict().values())
+        self.model.check_actnorm()
         self.ema.load_state_dict(self.model.state_dict())
 
     def _source(self, images: Array | ImageSource) -> ImageSource:
@@ -229,7 +229,7 @@ class Trainer:
     def _reduced_sums(self) -> Tensor:
         """Σ bits/dim over all workers' images and Σ gradient norm of the epoch so far, float64 ``[2]``."""
         sums = self._sums.clone()
-        self.workers.add_up(sums[:1])
+        self.workers.all_reduce(sums[:1])
         return sums
 
     # --- checkpoints -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The processes that train or evaluate one model together."""
+"""Workers: the processes of ``torch.distributed`` that train or evaluate one model together."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Workers:
     """
 
     rank: int = 0
-    """This process, from 0. Worker 0 writes."""
+    """The number of this process, from 0. Worker 0 writes."""
     count: int = 1
-    """All of them."""
+    """The number of processes."""
 
     def __post_init__(self) -> None:
         require(0 <= self.rank < self.count, f"rank={self.rank}: must be from 0 to count − 1 = {self.count - 1}")
@@ -42,15 +42,15 @@ class Workers:
             return cls()
         return cls(rank=distributed.get_rank(), count=distributed.get_world_size())
 
-    def add_up(self, tensor: Tensor) -> Tensor:
-        """Replace ``tensor``, which every worker has in the same shape, by its sum over the workers."""
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Replace ``tensor``, which every worker has in the same shape, by its sum over the workers; return it."""
         if self.count > 1:
             distributed.all_reduce(tensor)
         return tensor
 
     @torch.no_grad()
-    def follow_first(self, tensors: Iterable[Tensor]) -> None:
-        """Replace the tensors, of any dtype, by worker 0's."""
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Replace the tensors, of any dtype, by those of worker 0."""
         if self.count == 1:
             return
         for tensor in tensors:

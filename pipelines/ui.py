@@ -17,7 +17,7 @@ from fvae.config import ConfigError, require
 from pipelines.cli import command_line
 from pipelines.cli.redaction import plain_url
 from pipelines.storage import Storage, StorageError, open_storage
-from pipelines.tracking.artifact_locations import settle
+from pipelines.tracking.artifact_locations import correct_artifact_locations
 from pipelines.tracking.connection import unreachable_for_now
 from pipelines.tracking.database import WorkingCopy
 from pipelines.tracking.settings import artifact_place, default_tracking_uri, quiet_mlflow, server_environment
@@ -56,7 +56,7 @@ def main(settings: UISettings) -> int:
         raise StorageError(f"{VARIABLE}: {note}")
     require(not uri.startswith("http"), f"{VARIABLE}={plain_url(uri)}: already a server; open it there")
     _require_free(settings)
-    settle(uri, storage)
+    correct_artifact_locations(uri, storage)
     quiet_mlflow()
     if note := unreachable_for_now(uri):
         raise StorageError(note)

@@ -21,7 +21,7 @@ from fvae.model import Model
 from pipelines.cli.redaction import plain_url, without_secrets
 from pipelines.retraining.decision import Decision
 from pipelines.storage import Storage, StorageError
-from pipelines.tracking.artifact_locations import settle
+from pipelines.tracking.artifact_locations import correct_artifact_locations
 from pipelines.tracking.database import DatabaseConflict, WorkingCopy
 from pipelines.tracking.registry import RunConfigs, model_location, run_configs, tracking_uri_of
 from pipelines.tracking.settings import artifact_location, default_tracking_uri, quiet_mlflow
@@ -68,7 +68,7 @@ def opened_tracking(runs: Storage) -> Iterator[tuple[str, WorkingCopy | None]]:
         return
     with contextlib.closing(WorkingCopy(runs)) as database:
         database.bring()
-        settle(default_tracking_uri(runs), runs)
+        correct_artifact_locations(default_tracking_uri(runs), runs)
         yield default_tracking_uri(runs), database
 
 

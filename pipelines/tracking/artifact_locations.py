@@ -1,8 +1,9 @@
 """Addresses of artifacts in MLflow's SQLite database, corrected after its folder was copied, moved or synchronised.
 
 MLflow stores absolute addresses. Those of a database that lies beside its runs are relative in truth: they lead to
-``mlartifacts`` in the same folder or prefix. :func:`settle` rewrites the addresses of another place to this one, so
-that a copy never reads from or writes to what it was copied from, and a moved folder finds its artifacts and models.
+``mlartifacts`` in the same folder or prefix. :func:`correct_artifact_locations` rewrites the addresses of another place
+to this one, so that a copy never reads from or writes to what it was copied from, and a moved folder finds its
+artifacts and models.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _COLUMNS = (
 )
 
 
-def settle(tracking_uri: str, storage: Storage) -> None:
+def correct_artifact_locations(tracking_uri: str, storage: Storage) -> None:
     """Let every address in the database of ``tracking_uri`` lead to where its artifacts are now.
 
     In the database of ``storage`` itself that is beside it, without exception. Another SQLite database may serve

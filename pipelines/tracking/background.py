@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 from fvae.config import ConfigError, one_line
 from pipelines.cli.redaction import without_secrets
 from pipelines.storage import Storage, StorageError
-from pipelines.tracking.artifact_locations import settle
+from pipelines.tracking.artifact_locations import correct_artifact_locations
 from pipelines.tracking.connection import connect, unreachable_for_now
 from pipelines.tracking.database import DATABASE, DatabaseConflict
 from pipelines.tracking.run_identity import run_identity
@@ -243,7 +243,7 @@ class BackgroundTracker(ABC, Generic[RunsT]):
             self._database.bring()
         if not self._tracking_uri.startswith("http") and (note := unreachable_for_now(self._tracking_uri)):
             raise StorageError(note)
-        settle(self._tracking_uri, self._storage)
+        correct_artifact_locations(self._tracking_uri, self._storage)
         return self._make_runs(connect(self._tracking_uri))
 
 

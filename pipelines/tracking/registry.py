@@ -22,7 +22,7 @@ from fvae.config import ConfigError, ModelConfig, one_line, require
 from fvae.train_config import TrainConfig
 from pipelines.cli.redaction import plain_url, without_secrets
 from pipelines.storage import Storage, StorageError, open_storage
-from pipelines.tracking.artifact_locations import settle
+from pipelines.tracking.artifact_locations import correct_artifact_locations
 from pipelines.tracking.artifacts import reachable
 from pipelines.tracking.connection import connect, search_runs
 from pipelines.tracking.model_folder import ARTIFACT, MLMODEL
@@ -58,7 +58,7 @@ def tracking_uri_of(storage: Storage) -> str:
     if database := working_copy(uri, storage):
         with contextlib.closing(database):
             database.bring()
-    settle(uri, storage)
+    correct_artifact_locations(uri, storage)
     return uri
 
 

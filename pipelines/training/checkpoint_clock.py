@@ -46,7 +46,7 @@ class CheckpointClock:
         pace = (now - self._asked) / max(1, step - self._asked_step) if self._asked_step >= 0 else now - self._asked
         wait = min(LOOK_SECONDS, self._saved + self.seconds - now)
         answer = torch.tensor([due, step + max(1, int(wait / max(pace, 1e-6)))], device=self.device)
-        self.workers.follow_first([answer])
+        self.workers.broadcast([answer])
         self._asked, self._asked_step = now, step
         due, self._ask_at = bool(answer[0]), int(answer[1])
         if due:

@@ -27,7 +27,7 @@ class WorkerFigures:
         on_gpu = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
         table = torch.zeros(self.workers.count, 3, dtype=torch.float64, device=self.device)
         table[self.workers.rank] = torch.tensor([used, peak / 2**20, on_gpu / 2**20], dtype=torch.float64)
-        table = self.workers.add_up(table).cpu()  # a row per worker
+        table = self.workers.all_reduce(table).cpu()  # a row per worker
         figures = {
             "system/workers": float(self.workers.count),
             "system/cpu_utilization_percentage": float(table[:, 0].mean()),

@@ -126,7 +126,7 @@ def _restore(trainer: Trainer, store: CheckpointStore) -> None:
         trainer.load_state(state, checkpoint.key)
         val_bpd = float("nan") if checkpoint.val_bpd is None else checkpoint.val_bpd
         chosen = torch.tensor([checkpoint.step, val_bpd], dtype=torch.float64, device=trainer.device)
-    trainer.workers.follow_first([chosen])
+    trainer.workers.broadcast([chosen])
     step, val_bpd = chosen.tolist()
     if trainer.workers.rank and step >= 0:
         checkpoint = Checkpoint(int(step), None if val_bpd != val_bpd else val_bpd)

@@ -119,7 +119,7 @@ def test_a_state_says_once_whether_it_is_set(source: str, monkeypatch: pytest.Mo
     else:
         for mine, theirs in zip(second.state_dict().values(), first.state_dict().values(), strict=True):
             mine.copy_(theirs)
-        second.look_at_actnorm()
+        second.check_actnorm()
     monkeypatch.setattr(second, "_initialize", lambda *arguments: pytest.fail("looked again"))
     second.train().bits_per_dim(random_images(config, 8))
     second.load_state_dict(build(config).state_dict())  # of a model whose ActNorm is not set

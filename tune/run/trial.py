@@ -176,7 +176,7 @@ class TrialTraining:
         cannot be kept is trained again, so a storage that fails here ends nothing.
         """
         keep = torch.tensor(self._may_go_on(), device=self.device)
-        self.workers.follow_first([keep])
+        self.workers.broadcast([keep])
         if keep and self.checkpoints is not None:
             with contextlib.suppress(OSError, ConfigError):
                 self._save(self.checkpoints)
@@ -193,7 +193,7 @@ class TrialTraining:
     def _checkpoint_due(self) -> bool:
         assert self.checkpoints is not None
         due = torch.tensor(self.checkpoints.due(self.trainer), device=self.trainer.device)
-        self.workers.follow_first([due])  # one clock for all
+        self.workers.broadcast([due])  # one clock for all
         return bool(due)
 
     def _save(self, checkpoints: Checkpoints) -> None:

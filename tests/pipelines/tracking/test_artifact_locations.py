@@ -13,7 +13,7 @@ import pytest
 
 from fvae.config import ConfigError
 from pipelines.storage import Storage, open_storage
-from pipelines.tracking.artifact_locations import settle
+from pipelines.tracking.artifact_locations import correct_artifact_locations
 from pipelines.tracking.database import database_path
 from pipelines.tracking.registry import model_location, tracking_uri_of
 from pipelines.tracking.settings import artifact_place, default_tracking_uri
@@ -146,8 +146,10 @@ def test_a_database_that_cannot_be_changed_is_one_line(runs: Runs, tmp_path: Pat
             lambda path, **options: original(f"file:{str(path).replace('%', '%25')}?mode=ro", uri=True, **options),
         )
         with pytest.raises(ConfigError, match="copy the whole folder to where it can be written") as failure:
-            settle(default_tracking_uri(copy.storage), copy.storage)
-        settle(default_tracking_uri(runs.storage), runs.storage)  # nothing to change: reading is enough
+            correct_artifact_locations(default_tracking_uri(copy.storage), copy.storage)
+        correct_artifact_locations(
+            default_tracking_uri(runs.storage), runs.storage
+        )  # nothing to change: reading is enough
     assert "\n" not in str(failure.value)
 
 
