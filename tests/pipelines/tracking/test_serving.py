@@ -79,7 +79,7 @@ def server(folder, empty_database) -> Iterator[str]:
     tracker.record(
         TrialSnapshot(id="run", family="fvae", status="complete", artifacts=artifacts, registered_as="fvae-digits")
     )
-    tracker.close()
+    tracker.close(timeout=150)
     assert tracker.problems == []
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -103,7 +103,7 @@ def server(folder, empty_database) -> Iterator[str]:
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 400
     while time.monotonic() < end and process.poll() is None:
         try:
             urllib.request.urlopen(url, timeout=60).close()
