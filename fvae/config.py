@@ -175,8 +175,8 @@ class ModelConfig:
             require_positive("sigma1_init", self.sigma1_init)
             require(
                 self.dequantization == "uniform",
-                f"dequantization={self.dequantization!r}: a {self.family} has only 'uniform', "
-                "or likelihood='discretized', which uses no dequantization",
+                f"dequantization={self.dequantization!r}: leave it 'uniform' for a {self.family}; "
+                "likelihood='discretized' uses no dequantization",
             )
         else:
             require(
