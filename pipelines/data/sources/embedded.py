@@ -12,7 +12,7 @@ import numpy as np
 from pipelines.data.sources.base import Item, Pixels, Source, digest
 
 SPLIT_SEED = 20180916
-"""Seeds the split of the digits, which has the same test images in every search."""
+"""Seed of the split of the digits, which has the same test images in every search."""
 VAL_SHARE = 0.1
 TEST_SHARE = 0.2
 PATCH = 16
