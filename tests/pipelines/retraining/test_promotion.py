@@ -129,7 +129,7 @@ def test_what_may_be_done_is_asked_before_anything_is(place: Place) -> None:
 
 # --- a process that dies ---------------------------------------------------------------------------------------------
 
-STEPS = ("write", "set_tag", "set_alias", "finish", "told")
+STEPS = ("write", "set_tag", "set_alias", "finish", "report")
 """In their order; between two of them, and within each, the process may die."""
 
 
@@ -156,17 +156,17 @@ def die(place: Place, decision: Decision, step: str, when: str) -> None:
     """Carry ``decision`` out up to there."""
     registered = Dying(MODEL, NAME, place.uri, place.runs, step=step, when=when)
     promoter = place.promoter(registered)
-    if step == "told":
+    if step == "report":
 
-        def told(_: Decision) -> None:
+        def report(_: Decision) -> None:
             raise Died
 
-        promoter._told = told
+        promoter._report = report
     with pytest.raises(Died):
         promoter.carry_out(decision)
 
 
-MOMENTS = [*((step, when) for step in STEPS[:-1] for when in ("before", "after")), ("told", "before")]
+MOMENTS = [*((step, when) for step in STEPS[:-1] for when in ("before", "after")), ("report", "before")]
 
 
 @pytest.mark.parametrize(("step", "when"), MOMENTS)
