@@ -38,8 +38,9 @@ def shared_bucket(s3_client: Any) -> str:
 
 
 @pytest.fixture
-def storage(shared_bucket: str, proxy: FaultProxy) -> Storage:
+def storage(shared_bucket: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """A place in a bucket with one object ``held``; the proxy has not counted anything yet."""
+    set_constants({"READ_TIMEOUT": 60.0}, monkeypatch.setattr)  # on a busy machine no request may take longer
     storage = open_storage(f"{shared_bucket}/place-{uuid.uuid4().hex[:8]}")
     storage.write("held", CONTENT)
     proxy.reset()
