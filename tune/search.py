@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":  # the code beside this file, not of another checkout that the environment may know
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    folder = Path(__file__).resolve().parent
+    # Without this folder, which Python puts first: its `statistics` would hide the standard library's.
+    sys.path[:] = [str(folder.parent), *(each for each in sys.path if Path(each).resolve() != folder)]
 
 from pipelines.cli import command_line
 from pipelines.cluster.submission import run_or_submit
