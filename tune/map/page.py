@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
+import numpy as np
 import plotly.graph_objects as go
 from markupsafe import Markup
 
@@ -29,6 +30,8 @@ PICTURES = (
     ("reconstructions (original, then rebuilt)", "reconstructions.png"),
     ("interpolations between two images", "interpolations.png"),
 )
+PICTURED = 4
+"""Models of each family whose pictures are shown, from its smallest to its largest: all of them take megabytes."""
 
 COMPARED: tuple[Literal["difference", "ratio"], ...] = ("difference", "ratio")
 
@@ -73,7 +76,7 @@ def write_page(run: Storage, tradeoff: Mapping[str, Any], records: Sequence[Tria
         fits=[_fit_row(tradeoff, family) for family in FAMILIES],
         reference=_reference(tradeoff["hypervolume"]["reference"]),
         models=[_model_row(trial, tradeoff) for trial in models],
-        pictures=_pictures(run, models),
+        pictures=_pictures(run, _evenly_chosen(models)),
         incomplete=[_incomplete_row(trial) for trial in trials if trial["status"] != "complete"],
     )
     run.write("tradeoff.html", page.encode())
@@ -195,6 +198,16 @@ def _reference(reference: Mapping[str, Any] | None) -> dict[str, str] | None:
     if reference is None:
         return None
     return {"params": f"{reference['params']:,}", "val_bpd": f"{reference['val_bpd']:.3f}"}
+
+
+def _evenly_chosen(models: Sequence[Trial]) -> list[Trial]:
+    """At most ``PICTURED`` models of each family, its smallest and its largest among them; ``models`` are by size."""
+    chosen = []
+    for family in FAMILIES:
+        own = [model for model in models if model["family"] == family]
+        places = np.linspace(0, len(own) - 1, min(PICTURED, len(own))).round().astype(int)
+        chosen += [own[place]["id"] for place in places]
+    return [model for model in models if model["id"] in chosen]
 
 
 def _pictures(run: Storage, trials: Sequence[Trial]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from tests.tune.map.test_tradeoff import EDGE_CASES
 from tests.tune.synthetic import SEARCH, failed, read_test, record, stopped, world, write_pictures
 from tune.map import scaling
 from tune.map.figures import size_figure
-from tune.map.page import write_page
+from tune.map.page import PICTURED, write_page
 from tune.map.plots import write_plot
 from tune.map.style import focus_range, format_count, format_seconds
 from tune.map.tradeoff import build_tradeoff
@@ -96,6 +96,19 @@ def test_page_escapes_what_users_named(page: str) -> None:
     # Inside the panels' scripts an end tag would end the script.
     assert "</script>'" not in page and HOSTILE not in page
     assert sum(tag == "script" for tag, _ in parsed.tags) == page.count("</script>")
+
+
+def test_pictures_are_of_a_few_models_of_each_front(
+    records: list[TrialRecord], tradeoff: dict[str, Any], tmp_path: Path
+) -> None:
+    front = tradeoff["fronts"]["flow"]
+    assert len(front) > PICTURED
+    for trial_id in front:
+        write_pictures(tmp_path / "trials" / trial_id)
+    write_page(open_storage(tmp_path), tradeoff, records)
+    tags = Tags((tmp_path / "tradeoff.html").read_text(encoding="utf-8")).tags
+    pictured = {str(attributes["alt"]).rpartition(" ")[2] for tag, attributes in tags if tag == "img"}
+    assert len(pictured) == PICTURED and {front[0], front[-1]} <= pictured <= set(front)
 
 
 def test_hover_shows_the_configuration_escaped(tradeoff: dict[str, Any]) -> None:
