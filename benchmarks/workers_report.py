@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pipelines.training.ray_environment  # noqa: F401  # isort: skip  (before Ray is imported)
 import ray.train
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-import pipelines.training.ray_environment  # noqa: F401
 from pipelines.training.ray_session import ray_session
 
 

@@ -113,7 +113,7 @@ def shared_ray(s3: str) -> Iterator[str]:
 
     head = {"num_cpus": 3, "include_dashboard": False, "object_store_memory": 300 * 2**20}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # Ray Train looks after its workers more often
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # as commands set it
         cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster.address
     cluster.shutdown()
@@ -123,7 +123,7 @@ def shared_ray(s3: str) -> Iterator[str]:
 def ray_address(shared_ray: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of the shared Ray, which commands that are called in this process use."""
     monkeypatch.setenv("RAY_ADDRESS", shared_ray)
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     return shared_ray
 
 

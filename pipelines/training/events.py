@@ -12,8 +12,7 @@ from fvae.epoch_metrics import EpochMetrics
 if TYPE_CHECKING:
     from ray.util.queue import Queue
 
-EVENT = "event"
-"""Key of the event among the metrics of a report."""
+    from pipelines.training.job import TrainResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,19 +47,25 @@ class StepDone(Event):
 
 @dataclasses.dataclass(frozen=True)
 class EpochDone(Event):
-    """The metrics of an epoch. Reported by all workers."""
+    """The metrics of an epoch. Reported by all workers, sent by worker 0."""
 
     metrics: EpochMetrics
     system: dict[str, float]
     """System metrics of the workers, by MLflow's names."""
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingDone(Event):
+    """A training has ended, and its model is kept. Sent by worker 0, which may be lost before Ray Train looks."""
+
+    result: TrainResult
+
+
 class Events:
     """Sends events from a worker, or from Ray Train's controller, to the driver.
 
-    Epochs and the like go through :meth:`report`, which Ray Train knows too. It is a collective call that keeps one
-    report at a time, so it serves neither progress within an epoch nor warnings, which come from any thread of any
-    worker: these go through :meth:`put`.
+    They do not travel in Ray Train's own reports, which are a collective call that the controller collects every now
+    and then: a report that waits there is lost with the workers, or when one of them fails.
     """
 
     def __init__(self, queue: Queue) -> None:
@@ -71,10 +76,10 @@ class Events:
         self._queue.put(event)
 
     def report(self, event: Event, metrics: Mapping[str, Any]) -> None:
-        """Send ``event`` with :func:`ray.train.report`, which every worker calls at the same point of its loop.
+        """Send worker 0's ``event``, and then call :func:`ray.train.report` with ``metrics``.
 
-        The driver receives worker 0's, after those that it sent before. Without a checkpoint: the workers write
-        their own, which are verified.
+        Every worker calls it at the same point of its loop. Without a checkpoint: the workers write their own, which
+        are verified.
 
         Args:
             event: of the same kind on every worker.
@@ -82,4 +87,6 @@ class Events:
         """
         import ray.train
 
-        ray.train.report({**metrics, EVENT: event})
+        if ray.train.get_context().get_world_rank() == 0:
+            self.put(event)
+        ray.train.report(dict(metrics))

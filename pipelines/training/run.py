@@ -19,7 +19,7 @@ from pipelines.tracking.tracker import RunTracker, TrialSnapshot
 from pipelines.training import main_memory
 from pipelines.training.configs import TrainConfigs
 from pipelines.training.display import TrainDisplay
-from pipelines.training.events import EpochDone, Event, Notice, StepDone, TrainingStarted
+from pipelines.training.events import EpochDone, Event, Notice, StepDone, TrainingDone, TrainingStarted
 from pipelines.training.job import (
     TrainResult,
     artifacts,
@@ -58,6 +58,7 @@ class Training:
         """System metrics by epoch: only of those trained since this process started."""
         self.result = read_result(run)
         self._starts = 0
+        self._done: TrainResult | None = None
         self.tracking = False
         """Whether this process has begun to log the job to MLflow."""
         self.tracker = RunTracker(
@@ -139,6 +140,8 @@ class Training:
             except NonFiniteError as error:
                 return TrainResult(status="failed", reason=str(error), history=tuple(self.history))
             except JobFailed as failed:
+                if self._done is not None:  # a worker was lost when all was done
+                    return self._done
                 raise StorageError(
                     f"{self.name}: {failed}; the same command goes on from the last checkpoint"
                 ) from failed
@@ -150,19 +153,23 @@ class Training:
             case Notice(line):
                 self.notices.say(line)
             case TrainingStarted(history, workers, step):
-                if self._starts:  # epochs whose report was lost with the workers
-                    for metrics in history[len(self.history) :]:
-                        self._display.epoch(metrics)
+                new = history[len(self.history) :] if self._starts else ()  # a worker was lost before it sent them
                 self.history = list(history)
+                for metrics in new:
+                    self._display.epoch(metrics)
+                if new:
+                    self._track()
                 self._display.started(workers, step, again=self._starts > 0)
                 self._starts += 1
             case StepDone(step):
                 self._display.step(step)
-            case EpochDone(metrics, system):
+            case EpochDone(metrics, system) if metrics.epoch <= len(self.history) + 1:  # else of workers that are lost
                 self.history = [*self.history[: metrics.epoch - 1], metrics]
                 self.system[metrics.epoch] = system
                 self._display.epoch(metrics)
                 self._track()
+            case TrainingDone(result):
+                self._done = result
 
     def _start_tracking(self) -> None:
         self.tracker.start()

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.train import Checkpoint, UserCallback
+from ray.train import UserCallback
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
@@ -22,33 +22,27 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from fvae.config import ConfigError
 from fvae.evaluation import NonFiniteError
 from pipelines.training import main_memory
-from pipelines.training.events import EVENT, Events, Notice
+from pipelines.training.events import Events, Notice
 from pipelines.training.ray_environment import START_SECONDS
-
-FINAL = (OSError, ConfigError, NonFiniteError)
-"""Errors of a worker that would occur again at every new start: they end the job."""
+from pipelines.training.worker_warnings import as_sent
 
 
 class JobFailed(RuntimeError):
     """Workers failed more often than they may. The message is one line: how the last one ended."""
 
 
-class ReportForwarder(UserCallback):
-    """Forwards reported events to the driver, and ends the job where a worker's error would occur again."""
+class FinalError(Exception):
+    """A worker's error that ends the job: ``args[0]``, made of the parts that every process can unpickle."""
 
-    def __init__(self, events: Events) -> None:
-        self._events = events
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        """Called when all workers have reported."""
-        with contextlib.suppress(RayError):  # the driver is gone, and Ray ends this process next
-            self._events.put(metrics[0][EVENT])
+class ErrorFilter(UserCallback):
+    """Ends the job where a worker's error would occur again."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called when workers have failed. What it raises ends the job, as the cause of a ``ControllerError``."""
         for error in worker_exceptions.values():
-            if is_final(error):
-                raise error
+            if (final := final_error(error)) is not None:
+                raise FinalError(final)
 
 
 class RestartWatcher(ControllerCallback):
@@ -113,16 +107,24 @@ class JobTrainer(TorchTrainer):
             ray.kill(self._controller)
 
 
-def is_final(error: BaseException) -> bool:
-    """Whether a worker's error would occur again at every new start. Ray's own may be ``OSError`` too: its time-outs,
-    when another worker is lost."""
-    return isinstance(error, FINAL) and not isinstance(error, RayError)
+def final_error(error: BaseException) -> OSError | ConfigError | NonFiniteError | None:
+    """A worker's error that would occur again at every new start, as it is sent to the driver; None for any other.
+
+    Ray's own errors may be ``OSError`` too: its time-outs, when another worker is lost.
+    """
+    if isinstance(error, NonFiniteError):
+        return NonFiniteError(str(error))
+    if isinstance(error, OSError | ConfigError) and not isinstance(error, RayError):
+        return as_sent(error)
+    return None
 
 
 def job_error(error: Exception, max_failures: int) -> Exception:
     """The exception of a job whose ``fit()`` has raised ``error``: the worker's own where it is final."""
     cause = error.controller_failure if isinstance(error, ControllerError) else error
-    if is_final(cause) or isinstance(cause, JobFailed):
+    if isinstance(cause, FinalError):  # Ray's own errors may be of the same classes as a worker's
+        return cause.args[0]
+    if isinstance(cause, JobFailed):
         return cause
     if line := _out_of_memory(error):
         return JobFailed(line)

@@ -16,7 +16,7 @@ from fvae.workers import Workers
 from pipelines.storage import open_storage
 from pipelines.training.checkpoint_clock import CheckpointClock
 from pipelines.training.checkpoints import CHECKPOINTS, BackgroundWriter, Checkpoint, CheckpointStore
-from pipelines.training.events import EpochDone, Events, StepDone, TrainingStarted
+from pipelines.training.events import EpochDone, Events, StepDone, TrainingDone, TrainingStarted
 from pipelines.training.job import JOB, TrainResult
 from pipelines.training.machine_metrics import WorkerFigures
 from pipelines.training.model_files import keep_model
@@ -54,7 +54,8 @@ def _pays_as_graph(task: WorkerTask, workers: Workers, device: torch.device) -> 
 def train(task: WorkerTask, events: Events) -> TrainResult:
     """Train ``task`` to its end, from its last checkpoint where there is one. Returns how it ended.
 
-    Events: ``TrainingStarted``, then ``EpochDone`` after every epoch and ``StepDone`` every :data:`STEP_SECONDS`.
+    Events: ``TrainingStarted``, then ``EpochDone`` after every epoch and ``StepDone`` every :data:`STEP_SECONDS`, and
+    ``TrainingDone``.
     """
     storage = open_storage(task.storage)
     require(
@@ -110,12 +111,15 @@ def train(task: WorkerTask, events: Events) -> TrainResult:
     if writer:
         writer.finish()
         keep_model(trainer, storage)
-    return TrainResult(
+    result = TrainResult(
         status="complete",
         history=tuple(trainer.history),
         best_epoch=trainer.best_epoch,
         best_val_bpd=trainer.best_val_bpd,
     )
+    if first:
+        events.put(TrainingDone(result))
+    return result
 
 
 def _restore(trainer: Trainer, store: CheckpointStore) -> None:

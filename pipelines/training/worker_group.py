@@ -23,7 +23,7 @@ from pipelines.training.autoscaler import await_machines
 from pipelines.training.events import Event, Events, Notice
 from pipelines.training.ray_session import ray_session
 from pipelines.training.rendezvous import MEETING
-from pipelines.training.train_controller import JobTrainer, ReportForwarder, RestartWatcher, job_error
+from pipelines.training.train_controller import ErrorFilter, JobTrainer, RestartWatcher, job_error
 from pipelines.training.worker_loop import on_worker
 from pipelines.training.worker_resources import WorkerResources, each_worker, workers_on
 
@@ -128,7 +128,7 @@ def run_job(
     # Ray Train's callbacks run in the controller, which is another process, and carry nothing between reports.
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # as long as the driver lives
     events = Events(queue)
-    callbacks: list[Any] = [ReportForwarder(events), RestartWatcher(events)]  # Ray's type has UserCallbacks alone
+    callbacks: list[Any] = [ErrorFilter(), RestartWatcher(events)]  # Ray's type has UserCallbacks alone
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # the one line of JobFailed is enough
     with tempfile.TemporaryDirectory(prefix="fvae-train-", ignore_cleanup_errors=True) as scratch:
         trainer = JobTrainer(

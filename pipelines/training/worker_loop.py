@@ -18,7 +18,7 @@ from pipelines.data.datasets import memory_bytes
 from pipelines.training import main_memory
 from pipelines.training.events import Events, Notice
 from pipelines.training.rendezvous import have_met
-from pipelines.training.train_controller import is_final, last_line
+from pipelines.training.train_controller import final_error, last_line
 from pipelines.training.worker_warnings import LOGGER
 
 Config = TypeVar("Config")
@@ -43,7 +43,7 @@ def carry_out(loop: Callable[[Config, Events], Result], config: Config, events: 
     try:
         return loop(config, events)
     except Exception as error:
-        if is_final(error):
+        if final_error(error) is not None:
             raise
         if main_memory.ran_out(error) or isinstance(error, torch.OutOfMemoryError):
             raise ConfigError(_out_of_memory(error)) from error

@@ -1,8 +1,9 @@
 """What a process on another machine tells the driver of its storage: what was tried again, and what ends the command.
 
-It has no terminal of its own, so both travel with a trial's results (``warnings``, the lines that
-:mod:`pipelines.storage` logged since the last one) or as a job's events, and with them ``trouble``: the error that no
-trial can be blamed for (a store that is down, a full disk, refused credentials).
+It has no terminal of its own, so both travel with a trial's results: ``warnings``, the lines that
+:mod:`pipelines.storage` logged since the last one, and ``trouble``, the error that no trial can be blamed for (a store
+that is down, a full disk, refused credentials). The workers of a job send their warnings as events, and their errors
+end the job in :mod:`pipelines.training.train_controller`.
 """
 
 from __future__ import annotations
@@ -62,6 +63,15 @@ def raise_trouble(result: dict[str, Any]) -> None:
     if "trouble" in result:
         kind, *arguments = result["trouble"]
         raise {"StorageError": StorageError, "OSError": OSError, "ConfigError": ConfigError}[kind](*arguments)
+
+
+def as_sent(error: OSError | ConfigError) -> OSError | ConfigError:
+    """``error`` as :func:`raise_trouble` raises it: of a class and with arguments that every process can unpickle."""
+    try:
+        raise_trouble(trouble(error))
+    except (OSError, ConfigError) as sent:
+        return sent
+    raise AssertionError("trouble() makes a result that raises")
 
 
 class Notices(WarningLines):

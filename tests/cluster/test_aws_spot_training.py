@@ -55,7 +55,7 @@ def add_machine(cluster: Cluster, instance: str) -> Any:
 
 def test_training_checkpoints_before_its_machine_goes_and_goes_on_on_another(cluster: Cluster, tmp_path: Path) -> None:
     taken = add_machine(cluster, OURS)
-    environment = os.environ | {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}
+    environment = os.environ | {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
     command = [sys.executable, "-m", "pipelines.train", *TRAINING.split(), "--storage", str(tmp_path / "runs")]
     log, checkpoints = tmp_path / "log", tmp_path / "runs" / "taken" / "checkpoints"
 

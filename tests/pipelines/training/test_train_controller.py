@@ -28,9 +28,10 @@ from pipelines.training.events import Event, Events, Notice
 from pipelines.training.ray_environment import DEFAULTS, START_SECONDS
 from pipelines.training.ray_session import ray_session
 from pipelines.training.train_controller import (
+    ErrorFilter,
+    FinalError,
     JobFailed,
     JobTrainer,
-    ReportForwarder,
     RestartWatcher,
     job_error,
 )
@@ -75,8 +76,6 @@ def test_reports_arrive_once_and_in_order_and_the_first_workers_result_is_return
     lines = [event.line for event in received if isinstance(event, Notice)]
     assert [line for line in lines if "before" not in line] == [f"{number} of worker 0" for number in range(3)]
     assert [line for line in lines if "before" in line] == [f"before {number}" for number in range(3)]
-    for number in range(3):
-        assert lines.index(f"before {number}") < lines.index(f"{number} of worker 0")
 
 
 @pytest.mark.parametrize(
@@ -140,13 +139,26 @@ def test_what_the_driver_raises_ends_the_job(ray_address: str) -> None:
 
 
 def test_only_an_error_of_the_loop_itself_is_final() -> None:
-    forwarder = ReportForwarder(Kept())
-    forwarder.after_exception(None, {0: RuntimeError("Connection closed by peer"), 1: ActorDiedError()})
-    forwarder.after_exception(None, {0: GetTimeoutError("the other worker is lost")})  # a TimeoutError, so an OSError
-    full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(OSError, match="No space left on device"):
-        forwarder.after_exception(None, {0: RuntimeError("Connection closed by peer"), 1: full})
-    assert job_error(ControllerError(full), 10) is full
+    errors = ErrorFilter()
+    errors.after_exception(None, {0: RuntimeError("Connection closed by peer"), 1: ActorDiedError()})
+    errors.after_exception(None, {0: GetTimeoutError("the other worker is lost")})  # a TimeoutError, so an OSError
+    full = OSError(errno.ENOSPC, "No space left on device", "/data/file")
+    with pytest.raises(FinalError) as raised:
+        errors.after_exception(None, {0: RuntimeError("Connection closed by peer"), 1: full})
+    error = job_error(ControllerError(raised.value), 10)
+    assert type(error) is OSError and str(error) == str(full)
+
+
+def test_a_final_error_is_one_line_whatever_its_class() -> None:
+    with pytest.raises(FinalError) as raised:
+        ErrorFilter().after_exception(None, {0: TimeoutError("timed out")})
+    error = job_error(ControllerError(raised.value), 10)
+    assert type(error) is StorageError and str(error) == "timed out"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space"), ConnectionError("no connection to the GCS")])
+def test_an_error_of_the_controller_is_not_taken_for_a_worker_s(error: Exception) -> None:
+    assert isinstance(job_error(error, 10), JobFailed) and isinstance(job_error(ControllerError(error), 10), JobFailed)
 
 
 def test_workers_that_do_not_start_are_a_notice_at_once() -> None:
@@ -192,8 +204,7 @@ def parameters(function: Callable[..., Any]) -> list[str]:
 def test_ray_s_callbacks_take_these_arguments() -> None:
     for ours, theirs, name in (
         (RestartWatcher, ControllerCallback, "after_controller_state_update"),
-        (ReportForwarder, ray.train.UserCallback, "after_report"),
-        (ReportForwarder, ray.train.UserCallback, "after_exception"),
+        (ErrorFilter, ray.train.UserCallback, "after_exception"),
     ):
         assert parameters(getattr(ours, name)) == parameters(getattr(theirs, name)), name
 
