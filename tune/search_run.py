@@ -36,7 +36,7 @@ from tune.show.display import SearchDisplay, reading_progress
 from tune.show.outcome import how_it_ended, say_interrupted, summary, trained_epochs, why_all_failed
 from tune.show.plan import Forecaster, what_it_costs, what_runs
 from tune.space import SearchSpace
-from tune.statistics.pareto import fronts
+from tune.stats.pareto import fronts
 
 if TYPE_CHECKING:  # they import Ray, which takes seconds
     from tune.run.assembly import Parts

@@ -3,7 +3,7 @@
 The rule, at each rung, for a trial with N parameters (:class:`StoppingRule` has its parameters):
 
 1. What will it reach? A forecast from its own learning curve and from trials of its size, with a spread
-   (:mod:`tune.statistics.forecasts`).
+   (:mod:`tune.stats.forecasts`).
 2. By how much would that enlarge the area that the front dominates? The front is what fully trained trials of its
    family have reached and running ones are forecast to reach. Where rivals of N parameters or less do better than
    it may hope for, that is nothing: size is known, so the expectation is exact given the forecast

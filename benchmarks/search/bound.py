@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.search.curves import Curves
 from fvae.config import FAMILIES
-from tune.statistics.pareto import Point, pareto_front
+from tune.stats.pareto import Point, pareto_front
 
 
 def fewest_epochs(curves: Curves, target: str, share: float) -> int:

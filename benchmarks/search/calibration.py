@@ -32,9 +32,9 @@ from fvae.likelihood import uniform_bits_per_dim
 from pipelines.cli import command_line
 from tune.records.ledger import Ledger, TrialRecord
 from tune.settings import Goal
-from tune.statistics.comparison import Band, Comparison
-from tune.statistics.forecasts import Forecasts
-from tune.statistics.frontiers import Paths, curve_of, frontiers, parameters
+from tune.stats.comparison import Band, Comparison
+from tune.stats.forecasts import Forecasts
+from tune.stats.frontiers import Paths, curve_of, frontiers, parameters
 from tune.stopping import StoppingRule
 
 SEEN = 2 / 3

@@ -17,7 +17,7 @@ from fvae import ConfigError, ModelConfig
 from fvae.config import FAMILIES
 from fvae.likelihood import uniform_bits_per_dim
 from tune.space import SearchSpace, suggestion_of
-from tune.statistics.pareto import Point, hypervolume, pareto_front
+from tune.stats.pareto import Point, hypervolume, pareto_front
 
 CURVES = Path(__file__).with_name("digits.parquet")
 """Written by :mod:`benchmarks.search.table`."""

@@ -136,8 +136,8 @@ def decode_shard(
             row = end
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # ConfigError is a ValueError
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"no whole shard of a data set ({cause})") from error
-    require(row == len(images), f"no whole shard of a data set ({row} of {len(images)} rows)")
+        raise ConfigError(f"not a complete shard of a data set ({cause})") from error
+    require(row == len(images), f"not a complete shard of a data set ({row} of {len(images)} rows)")
     return images, labels
 
 

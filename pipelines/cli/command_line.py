@@ -28,11 +28,8 @@ BAD_INPUT = 2
 def parse(settings: type[Settings]) -> Settings:
     """Read ``sys.argv`` into a dataclass with tyro. Raises ``ConfigError`` for options that do not fit.
 
-    ``--help`` and ``--version`` print what they show and raise ``SystemExit(0)``.
+    ``--help`` prints the options and raises ``SystemExit(0)``.
     """
-    if "--version" in sys.argv[1:]:
-        print(f"fvae {fvae.__version__}")
-        raise SystemExit(0)
     printed = io.StringIO()
     description = f"{(inspect.getdoc(settings) or '').strip()}\n\nThe option --version shows the version and exits."
     try:
@@ -53,10 +50,13 @@ def _program() -> str:
 
 
 def run(main: Callable[[Settings], int], settings: type[Settings]) -> None:
-    """Parse, run ``main``, exit with its status.
+    """Parse, run ``main``, exit with its status; ``--version`` prints the version instead.
 
     Bad input exits with :data:`BAD_INPUT` and one line, a store that fails with 1 and one line.
     """
+    if "--version" in sys.argv[1:]:
+        print(f"fvae {fvae.__version__}")
+        sys.exit(0)
     without_optimization()
     treat_as_ctrl_c()
     with tolerant_output():

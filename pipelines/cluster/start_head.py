@@ -22,6 +22,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,8 @@ from typing import Any
 
 from fvae.config import ConfigError, one_line
 from fvae.files import write_bytes
+from pipelines.cluster import crontab
 from pipelines.cluster.linux_processes import RunningProcess, find_process, start_detached
-from pipelines.services import crontab
 
 RECORD = Path("~/.ray/head.json")
 """The file of what Ray was started with, and of its processes."""
@@ -149,11 +150,12 @@ def start(options: list[str], autoscaling: str) -> int:
 
 def start_at_boot() -> None:
     """Have Ray started at boot, by a line in this user's crontab. A warning where that is not possible."""
-    command = "python -m pipelines.cluster.start_head again"
+    module = "-m pipelines.cluster.start_head again"
+    command = f"python {module}"
     environment = ". $HOME/fvae/pipelines/cluster/environment.sh"
     line = f"@reboot {environment}; cd $HOME/fvae && {command} >> $HOME/.ray/boot.log 2>&1"
     try:
-        crontab.set_line(line, lambda each: f" {command} " in each)
+        crontab.set_line(line, lambda each: re.search(rf"{re.escape(module)}(\s|$)", each) is not None)
     except ConfigError as error:
         print(f"warning: {error}; have `cd ~/fvae && .venv/bin/{command}` run at boot")
 

@@ -41,9 +41,9 @@ class IngestSettings:
     """Levels of a pixel, 2 to 256. Without --value-range the values are the levels 0 to bins - 1 themselves.
     Default: 256, or 2 where every value is 0 or 1."""
     val: float = VAL_SHARE
-    """Share of the validation images, where the source names no validation split."""
+    """Share of all images that becomes the validation split, where the source names no validation split."""
     test: float = TEST_SHARE
-    """Share of the test images, where the source names no test split."""
+    """Share of all images that becomes the test split, where the source names no test split."""
     splits: str = "auto"
     """Splits of the source: 'auto' as its folders and files are named, 'none' cuts all anew, or folders such as
     'train=train2017,val=val2017', which leaves out all others."""

@@ -121,9 +121,11 @@ class Database:
         except IntegrityError:
             raise
         except (OperationalError, InterfaceError) as error:
-            raise StorageError(f"--store={self.shown}: cannot be used ({one_line(error.orig)})") from error
+            raise StorageError(f"--store={self.shown}: cannot be used ({one_line(error.orig, 300)})") from error
         except DBAPIError as error:
-            raise ConfigError(f"--store={self.shown}: no database of schedules ({one_line(error.orig)})") from error
+            raise ConfigError(
+                f"--store={self.shown}: no database of schedules ({one_line(error.orig, 300)})"
+            ) from error
 
     def close(self) -> None:
         """End its connections."""

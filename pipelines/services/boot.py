@@ -16,7 +16,8 @@ from pathlib import Path
 
 from fvae.config import ConfigError
 from fvae.files import write_text
-from pipelines.services import crontab, supervision
+from pipelines.cluster import crontab
+from pipelines.services import supervision
 from pipelines.services.paths import Places
 
 _SYSTEMD = Path("/run/systemd/system")

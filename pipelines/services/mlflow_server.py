@@ -27,12 +27,14 @@ def answers(url: str) -> bool:
 def knows_admin(url: str, password: str) -> bool:
     """Whether ``password`` is that of the server's user admin. Raises ``StorageError`` where it does not answer."""
     try:
-        answer = _get(f"{url}/api/2.0/mlflow/experiments/search?max_results=1", auth=(ADMIN, password))
+        answer = _get(
+            f"{url}/api/2.0/mlflow/experiments/search?max_results=1", auth=(ADMIN.encode(), password.encode())
+        )
         if answer.status_code == requests.codes.unauthorized:
             return False
         answer.raise_for_status()
     except requests.RequestException as error:
-        raise StorageError(f"{url}: MLflow does not answer ({one_line(error)})") from error
+        raise StorageError(f"{url}: MLflow does not answer as it should ({one_line(error)})") from error
     return True
 
 

@@ -69,19 +69,28 @@ def _complete(place: dict[str, str], parts: list[dict[str, Any]], metadata: dict
 
 def abort_unfinished(bucket: str, prefix: str, older_than_seconds: float) -> int:
     """Abort the unfinished uploads below ``prefix`` that began so long ago; returns how many there were."""
+    uri = f"s3://{bucket}/{prefix}"
+    asked = {"Bucket": bucket, "Prefix": prefix}
+    found: list[dict[str, str]] = []
 
-    def pages() -> list[dict[str, Any]]:
-        return list(client().get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix))
+    def next_page() -> dict[str, Any]:
+        return request("list", uri, lambda: client().list_multipart_uploads(**asked))
+
+    while True:
+        page = next_page()
+        now = store_time(page)
+        found += [
+            {"Bucket": bucket, "Key": each["Key"], "UploadId": each["UploadId"]}
+            for each in page.get("Uploads", ())
+            if each["Initiated"].timestamp() <= now - older_than_seconds
+        ]
+        if not page.get("IsTruncated"):
+            break
+        asked |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     def abort(place: dict[str, str]) -> None:
         with contextlib.suppress(FileNotFoundError):
             request("abort", f"s3://{bucket}/{place['Key']}", lambda: client().abort_multipart_upload(**place))
 
-    found = [
-        {"Bucket": bucket, "Key": each["Key"], "UploadId": each["UploadId"]}
-        for page in request("list", f"s3://{bucket}/{prefix}", pages)
-        for each in page.get("Uploads", ())
-        if each["Initiated"].timestamp() <= store_time(page) - older_than_seconds
-    ]
     in_threads(abort, found)
     return len(found)

@@ -47,7 +47,8 @@ def connect(tracking_uri: str, *, create: bool = True) -> MlflowClient:
 def _client(tracking_uri: str) -> MlflowClient:
     quiet_mlflow()  # before the import, which reads some of it
     # Ray may have imported MLflow before its variables were set.
-    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
+    level = logging.getLevelName(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+    logging.getLogger("mlflow").setLevel(level if isinstance(level, int) else logging.CRITICAL)
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri)

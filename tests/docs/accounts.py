@@ -46,7 +46,7 @@ ACCOUNTS: dict[str, dict[str, Run | Check]] = {
         'make search ARGS="--likelihoods gaussian --name gaussian"': Check(
             "another search of minutes; tests/tune/run/test_assembly.py"
         ),
-        'make search ARGS="--seeds 3"': Check("another search of minutes; tests/tune/statistics/test_replicates.py"),
+        'make search ARGS="--seeds 3"': Check("another search of minutes; tests/tune/stats/test_replicates.py"),
         'make search ARGS="--name more --warm-start digits"': Run(
             "--trials 1 --epochs 1 --families flow --concurrent 1"
         ),

@@ -16,7 +16,7 @@ from tests.tune.curves import REST, trial
 from tune.propose.expected_front import ExpectedFronts
 from tune.records.ledger import Ledger, TrialRecord
 from tune.run.tune_scheduler import FrontScheduler
-from tune.statistics.forecasts import Forecasts
+from tune.stats.forecasts import Forecasts
 from tune.stopping import StoppingRule
 
 pytestmark = pytest.mark.core

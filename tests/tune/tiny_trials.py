@@ -23,7 +23,7 @@ from tune.run.callbacks import BudgetStopper, LedgerCallback
 from tune.run.resources import Resources
 from tune.run.tune_searcher import FrontSearcher
 from tune.settings import SearchSettings
-from tune.statistics.forecasts import Forecasts
+from tune.stats.forecasts import Forecasts
 
 PIXELS = np.random.default_rng(0).integers(0, 8, (60, 1, 4, 4), dtype=np.uint8)
 DATASET = ImageDataset(name="noise", bins=8, train=PIXELS[:40], val=PIXELS[40:50], test=PIXELS[50:])

@@ -1,7 +1,7 @@
 """The paper's claim: at which sizes the f-VAE needs fewer parameters than the flow for the same bits/dim.
 
-Every trial of every family informs one model of what is best at each size (:mod:`tune.statistics.stochastic_frontier`);
-families are then compared in samples of it (:mod:`tune.statistics.comparison`). Its intervals cover the luck of the
+Every trial of every family informs one model of what is best at each size (:mod:`tune.stats.stochastic_frontier`);
+families are then compared in samples of it (:mod:`tune.stats.comparison`). Its intervals cover the luck of the
 search (which hyperparameters happened to be tried), of the trainings' seeds and, where the test split has been read, of
 the images: two models are compared on the same ones, so what is easy about an image helps both. They do not cover other
 data sets, other budgets, or what the search space does not hold.
@@ -21,10 +21,10 @@ from tune.map.image_noise import BitsOfImages, ImageNoise
 from tune.map.share import best_shares
 from tune.map.training_compute import training_flops
 from tune.records.ledger import TrialRecord
-from tune.statistics.comparison import LEVEL_SHARES, Band, Comparison, shared_levels
-from tune.statistics.forecasts import Forecasts
-from tune.statistics.frontiers import MIN_TRIALS, Paths, frontiers, parameters, seed_spread
-from tune.statistics.pareto import Floats, Front, complete_trials, front_of, front_trials, size_and_bits
+from tune.stats.comparison import LEVEL_SHARES, Band, Comparison, shared_levels
+from tune.stats.forecasts import Forecasts
+from tune.stats.frontiers import MIN_TRIALS, Paths, frontiers, parameters, seed_spread
+from tune.stats.pareto import Floats, Front, complete_trials, front_of, front_trials, size_and_bits
 from tune.stopping import StoppingRule
 
 MAJORITY = 0.5

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.cli.quantities import duration
 from tune.map.style import LABELS, format_count
-from tune.statistics.pareto import Front
+from tune.stats.pareto import Front
 
 HOPELESS_FACTOR = 8
 """Where it takes more times the trials than this, more trials are not recommended."""

@@ -14,7 +14,7 @@ from fvae.config import FAMILIES
 from tune.map.style import COLORS, GREY, INK, LABELS, focus_range, format_count, format_seconds, rgba
 from tune.map.training_compute import Axis, best_so_far, trial_curve
 from tune.records.ledger import TrialRecord
-from tune.statistics.pareto import complete_trials
+from tune.stats.pareto import complete_trials
 
 SYMBOLS = {"fvae": "circle", "flow": "square", "vae": "diamond"}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"

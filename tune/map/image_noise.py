@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tune.records.ledger import TrialRecord
-from tune.statistics.frontiers import Paths
-from tune.statistics.pareto import Floats, front_trials
+from tune.stats.frontiers import Paths
+from tune.stats.pareto import Floats, front_trials
 
 IMAGE_DRAWS = 200
 """Resamples of the images."""

@@ -13,7 +13,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from fvae.config import FAMILIES
 from tune.records.ledger import TrialRecord
-from tune.statistics.pareto import complete_trials
+from tune.stats.pareto import complete_trials
 
 MIN_TRIALS = 4
 """Below it a forest has nothing to split."""

@@ -19,7 +19,7 @@ from tune.map.claim_text import by_share
 from tune.map.figures import FONT, comparison_figure, compute_figure, importance_figure, share_figure, size_figure
 from tune.map.style import COLORS, LABELS, format_count, format_seconds
 from tune.records.ledger import TrialRecord
-from tune.statistics.pareto import complete_trials
+from tune.stats.pareto import complete_trials
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PLOTLY = Path(__file__).with_name("plotly-basic.min.js")
@@ -76,7 +76,7 @@ def write_page(run: Storage, tradeoff: Mapping[str, Any], records: Sequence[Tria
         fits=[_fit_row(tradeoff, family) for family in FAMILIES],
         reference=_reference(tradeoff["hypervolume"]["reference"]),
         models=[_model_row(trial, tradeoff) for trial in models],
-        pictures=_pictures(run, _evenly_chosen(models)),
+        pictures=_evenly_chosen(_pictures(run, models)),
         incomplete=[_incomplete_row(trial) for trial in trials if trial["status"] != "complete"],
     )
     run.write("tradeoff.html", page.encode())
@@ -200,14 +200,14 @@ def _reference(reference: Mapping[str, Any] | None) -> dict[str, str] | None:
     return {"params": f"{reference['params']:,}", "val_bpd": f"{reference['val_bpd']:.3f}"}
 
 
-def _evenly_chosen(models: Sequence[Trial]) -> list[Trial]:
-    """At most ``PICTURED`` models of each family, its smallest and its largest among them; ``models`` are by size."""
+def _evenly_chosen(pictured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most ``PICTURED`` models of each family, its smallest and its largest among them; they are by size."""
     chosen = []
     for family in FAMILIES:
-        own = [model for model in models if model["family"] == family]
+        own = [model for model in pictured if model["family"] == family]
         places = np.linspace(0, len(own) - 1, min(PICTURED, len(own))).round().astype(int)
-        chosen += [own[place]["id"] for place in places]
-    return [model for model in models if model["id"] in chosen]
+        chosen += [own[place] for place in places]
+    return chosen
 
 
 def _pictures(run: Storage, trials: Sequence[Trial]) -> list[dict[str, Any]]:
@@ -221,6 +221,7 @@ def _pictures(run: Storage, trials: Sequence[Trial]) -> list[dict[str, Any]]:
             shown.append(
                 {
                     "id": trial["id"],
+                    "family": trial["family"],
                     "color": COLORS[trial["family"]],
                     "params": format_count(trial["params"]),
                     "val": f"{trial['val_bpd']:.3f}",

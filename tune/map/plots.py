@@ -18,7 +18,7 @@ from pipelines.storage import Storage
 from tune.map.style import COLORS, GREY, INK, LABELS, focus_range, format_count
 from tune.map.training_compute import best_so_far, trial_curve
 from tune.records.ledger import TrialRecord
-from tune.statistics.pareto import complete_trials
+from tune.stats.pareto import complete_trials
 
 MARKERS = {"fvae": "o", "flow": "s", "vae": "D"}
 DPI = 160

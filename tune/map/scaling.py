@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from tune.records.ledger import TrialRecord
-from tune.statistics.pareto import (
+from tune.stats.pareto import (
     Floats,
     Front,
     complete_trials,

@@ -1,7 +1,7 @@
 """How N parameters should be split: the fewest bits/dim against the share of them that lies in E and G.
 
 A flow has none of its parameters there (share 0), a VAE all of them (1), an f-VAE what is between. One model describes
-all trials (:mod:`tune.statistics.stochastic_frontier`), in which an f-VAE's frontier bends with its share as it does
+all trials (:mod:`tune.stats.stochastic_frontier`), in which an f-VAE's frontier bends with its share as it does
 with its size; its samples determine which share is the best at a size, with an interval.
 """
 
@@ -15,12 +15,12 @@ import numpy as np
 from fvae.config import ConfigError, ModelConfig
 from fvae.flops import encoder_and_decoder_parameters
 from tune.records.ledger import TrialRecord
-from tune.statistics.comparison import ENDS, Band
-from tune.statistics.forecasts import Forecasts
-from tune.statistics.frontier_curves import Points
-from tune.statistics.frontiers import likelihood_of
-from tune.statistics.pareto import Floats
-from tune.statistics.stochastic_frontier import SEED_SPREAD, sample_frontiers
+from tune.stats.comparison import ENDS, Band
+from tune.stats.forecasts import Forecasts
+from tune.stats.frontier_curves import Points
+from tune.stats.frontiers import likelihood_of
+from tune.stats.pareto import Floats
+from tune.stats.stochastic_frontier import SEED_SPREAD, sample_frontiers
 
 SIZES = 3
 """How many sizes are evaluated."""
@@ -49,7 +49,7 @@ def best_shares(
     shares between the smallest and the largest that were trained, the ``share`` of the fewest bits/dim with its 95%
     interval ``low`` to ``high``.
 
-    ``forecasts`` has learned from the trials; ``seed_spread`` is σ of :mod:`tune.statistics.stochastic_frontier`.
+    ``forecasts`` has learned from the trials; ``seed_spread`` is σ of :mod:`tune.stats.stochastic_frontier`.
     """
     likelihoods = sorted({likelihood_of(record) for record in records if record.family == "fvae"})
     found = {name: _of_likelihood(records, name, forecasts, seed, seed_spread) for name in likelihoods}

@@ -21,8 +21,8 @@ from tune.map.scaling import fit_family, saturation
 from tune.map.training_compute import training_flops
 from tune.records.accounting import account, trial_account
 from tune.records.ledger import TrialRecord
-from tune.statistics.pareto import complete_trials, fronts, hypervolume, size_and_bits
-from tune.statistics.replicates import spread
+from tune.stats.pareto import complete_trials, fronts, hypervolume, size_and_bits
+from tune.stats.replicates import spread
 
 
 def build_tradeoff(

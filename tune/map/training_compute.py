@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from fvae.epoch_metrics import EpochMetrics
 from fvae.flops import TRAINING_FACTOR
 from tune.records.ledger import TrialRecord
-from tune.statistics.pareto import pareto_front
+from tune.stats.pareto import pareto_front
 
 Axis = Literal["flops", "seconds"]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from fvae.likelihood import uniform_bits_per_dim
 from tune.propose.expected_improvement import Staircase, log_size
 from tune.records.ledger import Ledger, TrialRecord
-from tune.statistics.forecasts import LEAST_SPREAD, Forecast, Forecasts
-from tune.statistics.pareto import Floats
+from tune.stats.forecasts import LEAST_SPREAD, Forecast, Forecasts
+from tune.stats.pareto import Floats
 
 
 class TrialForecast(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy.special import ndtr
 
-from tune.statistics.pareto import Floats, Point, pareto_front
+from tune.stats.pareto import Floats, Point, pareto_front
 
 BEYOND = 2.0
 """How many times the largest size a front's area counts up to, or the largest model would add nothing."""

@@ -12,7 +12,7 @@
     study.optimize(objective, n_trials=50)
 
 The size is free, so it is known for every candidate. The loss is not: a surrogate (:mod:`tune.propose.surrogate`)
-forecasts that of untried points, learning curves (:mod:`tune.statistics.forecasts`) those of trials that are under way
+forecasts that of untried points, learning curves (:mod:`tune.stats.forecasts`) those of trials that are under way
 or pruned. The next point is the one of some hundred candidates by which the front's area is expected to grow the most
 (:mod:`tune.propose.expected_improvement`) for the epochs that it should cost.
 """
@@ -34,8 +34,8 @@ from tune.propose.expected_improvement import Staircase, log_size
 from tune.propose.observations import FAMILY, Observation, Observations
 from tune.propose.pool import DrawnPool, Pool, Proposal, params_of
 from tune.propose.surrogate import Surrogate
-from tune.statistics.forecasts import Forecast
-from tune.statistics.pareto import pareto_front
+from tune.stats.forecasts import Forecast
+from tune.stats.pareto import pareto_front
 
 LEAST_TRIALS = 3
 """Trials with a forecast that the surrogate needs."""

@@ -12,8 +12,8 @@ from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from tune.propose.pool import Params, above_zero, params_of
 from tune.propose.surrogate import UnitCube
-from tune.statistics.forecasts import Forecast, Forecasts
-from tune.statistics.pareto import Floats
+from tune.stats.forecasts import Forecast, Forecasts
+from tune.stats.pareto import Floats
 
 FAMILY, ID, SIZE = "family", "id", "size"
 """User attributes of trials, each optional. Trials of other families than the sampler's are rivals on the front, and
@@ -101,7 +101,7 @@ _STATUS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Curve:
-    """A trial as :class:`tune.statistics.forecasts.Curve`."""
+    """A trial as :class:`tune.stats.forecasts.Curve`."""
 
     id: str
     family: str

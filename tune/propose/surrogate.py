@@ -17,7 +17,7 @@ import optuna
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
-from tune.statistics.pareto import Floats
+from tune.stats.pareto import Floats
 
 LENGTH, VARIANCE = 3.0, 0.3
 """The kernel's, in the unit cube and (bits/dim)²: smooth, and far from sure of itself. Of the values tried these

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from tune.records.ledger import TrialRecord
-from tune.statistics.comparison import Comparison
-from tune.statistics.forecasts import Forecasts
-from tune.statistics.frontiers import MIN_TRIALS, frontiers, parameters
-from tune.statistics.pareto import complete_trials
+from tune.stats.comparison import Comparison
+from tune.stats.forecasts import Forecasts
+from tune.stats.frontiers import MIN_TRIALS, frontiers, parameters
+from tune.stats.pareto import complete_trials
 
 COMPARED = ("fvae", "flow")
 SWEEPS = 400

@@ -23,7 +23,7 @@ from tune.propose.candidates import Candidate, SpaceCandidates, point_of
 from tune.records.ledger import Ledger, TrialRecord
 from tune.records.search_folder import FORMAT, SEARCH
 from tune.space import suggestion_of
-from tune.statistics.pareto import complete_trials, fronts
+from tune.stats.pareto import complete_trials, fronts
 
 MLFLOW = "mlflow:"
 NAME = re.compile(r"\w[\w.-]*")

@@ -20,7 +20,7 @@ from tune.records.ledger import Ledger
 from tune.run.tune_searcher import Allowance, FrontSearcher
 from tune.settings import SearchSettings
 from tune.space import SearchSpace
-from tune.statistics.forecasts import Forecasts
+from tune.stats.forecasts import Forecasts
 from tune.stopping import StoppingRule
 
 SIGMA_LEARNING_RATE = 0.03

@@ -18,8 +18,8 @@ from tune.records.ledger import Ledger, TrialRecord
 from tune.records.training_time import SearchClock
 from tune.run.end_forecast import RemainingBudget
 from tune.settings import SearchSettings
-from tune.statistics.pareto import Point, hypervolume, pareto_front
-from tune.statistics.replicates import lacking
+from tune.stats.pareto import Point, hypervolume, pareto_front
+from tune.stats.replicates import lacking
 
 LEAST_GROWTH = 1e-3
 """Share of a family's hypervolume by which a trial must enlarge it to count as progress: about what another seed

@@ -18,7 +18,7 @@ from fvae.config import ConfigError
 from tune.propose.candidates import Candidate
 from tune.propose.proposers import Proposer
 from tune.records.ledger import Ledger, TrialRecord
-from tune.statistics.replicates import next_replicate
+from tune.stats.replicates import next_replicate
 
 
 class Allowance(Protocol):

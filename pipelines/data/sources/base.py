@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fvae.config import ConfigError
+from pipelines.cli.terminal import without_controls
 
 CHUNK_BYTES = 4 << 20
 """Pixels that a source of arrays hands over at a time."""
@@ -152,6 +153,13 @@ def printable(name: str) -> str:
         else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def kept_name(name: str) -> str:
+    """The name of a class or a data set as it is kept: itself, unless it holds control characters or is no UTF-8."""
+    if name.isascii() and name.isprintable():
+        return name
+    return without_controls(name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 def shortened(name: str, most: int = 80) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fvae.config import ConfigError, require
 from pipelines.data.sources.archives import DEEPEST, TAR_SUFFIX, too_deep
-from pipelines.data.sources.base import Source, printable, suffix_of
+from pipelines.data.sources.base import Source, kept_name, printable, suffix_of
 from pipelines.data.sources.file_names import HEAD, Clutter, is_image, is_image_content, may_be_image
 from pipelines.data.sources.files import Files, StoredFiles
 from pipelines.data.sources.folder_kinds import from_files
@@ -225,4 +225,4 @@ def _short(file_name: str) -> str:
     name = file_name
     while (shorter := _SUFFIXES.sub("", name)) not in ("", name):
         name = shorter
-    return printable(name)
+    return kept_name(name)

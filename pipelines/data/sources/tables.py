@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from fvae.config import ConfigError, require
 from fvae.data.manifest import MANIFEST
@@ -12,9 +11,6 @@ from pipelines.data.sources.splits.layout import Layout
 from pipelines.data.sources.splits.option import SplitOption
 from pipelines.data.sources.streams import OneFile
 from pipelines.data.sources.table_files import Columns, encoded_images, label_of, open_table
-
-if TYPE_CHECKING:
-    pass
 
 SUFFIXES = (".parquet", ".arrow", ".feather")
 

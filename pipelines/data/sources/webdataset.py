@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from fvae.config import ConfigError
 from pipelines.data.sources.archives import Found
-from pipelines.data.sources.base import BadFile, ImageFile, printable
+from pipelines.data.sources.base import BadFile, ImageFile, kept_name, printable
 
 _CLASS = "\1"
 """Separates the place of an image from the class of its sample, in a label."""
@@ -72,7 +72,7 @@ class Samples:
 def place_and_class(label: str) -> tuple[str, str | None]:
     """The place in the label of an image, and the class of its sample where it has one."""
     place, marked, name = label.partition(_CLASS)
-    return place, printable(name) if marked else None
+    return place, kept_name(name) if marked else None
 
 
 def _key(found: Found) -> str:

@@ -124,7 +124,7 @@ CONTENT = encode_shard(IMAGES, labels(40))
 @EXAMPLES
 @given(kept=st.integers(0, len(CONTENT) - 1))
 def test_a_truncated_shard_is_one_clear_line(kept: int) -> None:
-    with pytest.raises(ConfigError, match="no whole shard of a data set") as caught:
+    with pytest.raises(ConfigError, match="not a complete shard of a data set") as caught:
         decode_shard(CONTENT[:kept], (3, 4, 4))
     assert "\n" not in str(caught.value)
 
@@ -161,8 +161,8 @@ LABELS = pa.array([0, 1], pa.int32())
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        (b"", "no whole shard"),
-        (b"PAR1" * 20, "no whole shard"),
+        (b"", "not a complete shard"),
+        (b"PAR1" * 20, "not a complete shard"),
         (parquet({"pixels": PIXELS, "label": LABELS}), "fvae.format is None, not 1"),
         (parquet({"pixels": PIXELS, "label": LABELS}, LAYOUT | {"fvae.format": "2"}), "fvae.format is 2, not 1"),
         (parquet({"pixels": PIXELS, "label": LABELS}, LAYOUT | {"encoding": "png"}), "encoding is png, not difference"),
@@ -214,11 +214,11 @@ def test_a_shard_that_is_not_the_manifests_is_named() -> None:
     assert np.array_equal(reordered[4:], numbered(3)[::-1])
     fewer = encode_shard(numbered(2), labels(2))
     damaged = replaced(manifest, files, fewer, key, honest=True)
-    with pytest.raises(ConfigError, match=rf"{key}: no whole shard of a data set \(2 images, not 3\)"):
+    with pytest.raises(ConfigError, match=rf"{key}: not a complete shard of a data set \(2 images, not 3\)"):
         load_images(damaged, "train", files.fetch)
     with pytest.raises(ConfigError, match=f"{key}: 2 images, where the manifest has 3"):
         fetch_shard(damaged, damaged.of_split("train")[1], files.fetch)
-    with pytest.raises(ConfigError, match=f"{key}: no whole shard"):
+    with pytest.raises(ConfigError, match=f"{key}: not a complete shard"):
         load_images(replaced(manifest, files, b"no parquet", key, honest=True), "train", files.fetch)
     del files.contents[key]
     with pytest.raises(ConfigError, match=f"{key}: missing from the data set"):

@@ -13,7 +13,7 @@ from tests.tune.synthetic import record, stopped, true_bpd, world
 from tune.map.claim import build_claim
 from tune.records.ledger import TrialRecord
 from tune.records.scores import TestResult
-from tune.statistics.frontiers import MIN_TRIALS
+from tune.stats.frontiers import MIN_TRIALS
 
 pytestmark = pytest.mark.core
 

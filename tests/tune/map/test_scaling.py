@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.tune.synthetic import ALPHA, A, B, record, stopped, true_bpd, world
 from tune.map import scaling
 from tune.map.scaling import BEYOND, REPLICATES, PowerLaw, fit_family, fit_power_law, forecast_front
-from tune.statistics.pareto import Front, size_and_bits
+from tune.stats.pareto import Front, size_and_bits
 
 pytestmark = pytest.mark.core
 

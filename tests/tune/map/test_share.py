@@ -25,7 +25,7 @@ from tune.map.page import write_page
 from tune.map.share import best_shares, share_of
 from tune.map.tradeoff import build_tradeoff
 from tune.records.ledger import TrialRecord
-from tune.statistics.forecasts import Forecasts
+from tune.stats.forecasts import Forecasts
 
 pytestmark = pytest.mark.core
 

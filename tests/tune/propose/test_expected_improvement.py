@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune.propose.expected_improvement import Staircase
-from tune.statistics.pareto import hypervolume
+from tune.stats.pareto import hypervolume
 
 pytestmark = pytest.mark.core
 

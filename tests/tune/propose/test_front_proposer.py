@@ -25,7 +25,7 @@ from tune.propose.limits import Limits
 from tune.propose.surrogate import Surrogate, UnitCube
 from tune.records.ledger import Ledger, TrialRecord
 from tune.space import suggest
-from tune.statistics.forecasts import Forecasts
+from tune.stats.forecasts import Forecasts
 
 pytestmark = pytest.mark.core
 

@@ -15,7 +15,7 @@ from optuna.trial import BaseTrial, Trial, TrialState
 
 from tune.propose.define_by_run import UniformTrial
 from tune.propose.front_sampler import FrontSampler
-from tune.statistics.pareto import hypervolume
+from tune.stats.pareto import hypervolume
 
 pytestmark = pytest.mark.core
 

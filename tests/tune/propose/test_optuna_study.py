@@ -29,7 +29,7 @@ from tune.propose.optuna_study import FrozenTrials, write_studies
 from tune.records.attempts import Attempt
 from tune.records.ledger import TrialRecord
 from tune.records.scores import TestResult
-from tune.statistics.pareto import fronts
+from tune.stats.pareto import fronts
 
 pytestmark = pytest.mark.core
 

@@ -23,7 +23,7 @@ from tune.propose.expected_improvement import Staircase
 from tune.propose.undecided_sizes import UndecidedRanges, UndecidedSizes
 from tune.records.ledger import TrialRecord
 from tune.settings import SearchSettings
-from tune.statistics.forecasts import Forecasts
+from tune.stats.forecasts import Forecasts
 
 pytestmark = pytest.mark.core
 

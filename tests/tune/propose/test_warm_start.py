@@ -21,7 +21,7 @@ from tune.records.ledger import Ledger, TrialRecord
 from tune.records.search_folder import FORMAT, SEARCH
 from tune.run.mlflow_tracking import snapshot
 from tune.space import SearchSpace
-from tune.statistics.pareto import fronts
+from tune.stats.pareto import fronts
 
 pytestmark = pytest.mark.core
 

@@ -23,7 +23,7 @@ from tune.records.training_time import TIME, SearchClock
 from tune.run.budget import LEAST_GROWTH, Budget, FrontProgress
 from tune.run.callbacks import LedgerCallback
 from tune.settings import TRIALS, SearchSettings
-from tune.statistics.pareto import hypervolume
+from tune.stats.pareto import hypervolume
 
 pytestmark = pytest.mark.core
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from pipelines.data.sources.base import printable
+from pipelines.data.sources.base import kept_name
 from pipelines.data.sources.splits.names import (
     SplitName,
     are_splits,
@@ -116,7 +116,7 @@ class SplitFolders:
             depth = self._below_containers(parts, len(path))
             named = {len(folder.path) - 1 for folder in self._chains[place]}
             depth = next((above for above in range(start, len(path) - 1) if above not in named), depth)
-            classes[place] = printable(parts[depth]) if len(parts) > depth else None
+            classes[place] = kept_name(parts[depth]) if len(parts) > depth else None
             if classes[place] is None and name.part.isalpha() and len(letters[name.split]) > 1:
                 classes[place] = name.part
         return classes

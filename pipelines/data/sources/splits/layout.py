@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from pipelines.data.sources.base import LEFT_OUT, printable
+from pipelines.data.sources.base import LEFT_OUT, kept_name
 from pipelines.data.sources.splits.folders import SplitFolders
 from pipelines.data.sources.splits.names import are_splits, split_in_file_name, splits_of_file_names
 from pipelines.data.sources.splits.option import Parts, SplitOption
@@ -101,7 +101,7 @@ class Layout:
 
     def _class(self, parts: Parts, depth: int | None = None) -> str | None:
         depth = len(self._root) if depth is None else depth
-        return printable(parts[depth]) if len(parts) > depth else None
+        return kept_name(parts[depth]) if len(parts) > depth else None
 
     def _note_origins(self, origins: Iterable[tuple[str, str]]) -> None:
         for split, origin in dict.fromkeys(origins):

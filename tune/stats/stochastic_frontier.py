@@ -26,8 +26,8 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.special import log_ndtr, ndtri_exp
 from threadpoolctl import threadpool_limits
 
-from tune.statistics.frontier_curves import SAFETY, Curves, Points, fit_curves
-from tune.statistics.pareto import Floats
+from tune.stats.frontier_curves import SAFETY, Curves, Points, fit_curves
+from tune.stats.pareto import Floats
 
 LENGTH = 1.0
 """Decades of parameters over which g bends."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tune.statistics import stochastic_frontier
-from tune.statistics.comparison import shared_levels
-from tune.statistics.frontiers import Paths
-from tune.statistics.pareto import Front
+from tune.stats import stochastic_frontier
+from tune.stats.comparison import shared_levels
+from tune.stats.frontiers import Paths
+from tune.stats.pareto import Front
 
 pytestmark = pytest.mark.core
 

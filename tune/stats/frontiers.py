@@ -1,7 +1,7 @@
 """Frontiers of a search's families: samples of the fewest bits/dim that each family can reach at each size.
 
-Every trial counts: a part-trained one by its forecast (:mod:`tune.statistics.forecasts`). The model is in
-:mod:`tune.statistics.stochastic_frontier`.
+Every trial counts: a part-trained one by its forecast (:mod:`tune.stats.forecasts`). The model is in
+:mod:`tune.stats.stochastic_frontier`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from tune.records.ledger import TrialRecord
-from tune.statistics.forecasts import Forecasts
-from tune.statistics.frontier_curves import Points
-from tune.statistics.pareto import Floats
-from tune.statistics.stochastic_frontier import SWEEPS, sample_frontiers, seed_spread_of
+from tune.stats.forecasts import Forecasts
+from tune.stats.frontier_curves import Points
+from tune.stats.pareto import Floats
+from tune.stats.stochastic_frontier import SWEEPS, sample_frontiers, seed_spread_of
 
 MIN_TRIALS = 3
 """Complete trials that a family needs for a verdict."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tune.synthetic import failed, record, stopped, world
-from tune.statistics.pareto import front_of, fronts, hypervolume, interval95, pareto_front, resampled_fronts
+from tune.stats.pareto import front_of, fronts, hypervolume, interval95, pareto_front, resampled_fronts
 
 pytestmark = pytest.mark.core
 

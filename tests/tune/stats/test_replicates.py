@@ -9,8 +9,8 @@ import pytest
 
 from tests.tune.synthetic import record, stopped
 from tune.records.ledger import TrialRecord
-from tune.statistics.pareto import complete_trials, fronts
-from tune.statistics.replicates import lacking, next_replicate, replicate_seed, spread
+from tune.stats.pareto import complete_trials, fronts
+from tune.stats.replicates import lacking, next_replicate, replicate_seed, spread
 
 pytestmark = pytest.mark.core
 

@@ -1,6 +1,6 @@
 """Two families' frontiers compared: bits/dim at equal size, sizes at equal bits/dim, and which is better where.
 
-Both frontiers are samples (:mod:`tune.statistics.frontiers`), of which none rises with the size: a limit of N
+Both frontiers are samples (:mod:`tune.stats.frontiers`), of which none rises with the size: a limit of N
 parameters also admits fewer. Bands are pointwise 95% intervals. Ranges of sizes are decided
 by a simultaneous band instead, which holds the difference at all sizes in 95% of the samples, made wider by half: the
 chance errors of a search are partly common to all of a family's trials. So a difference that is found is seldom wrong,
@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tune.statistics.frontiers import Paths
-from tune.statistics.pareto import Floats, Front
+from tune.stats.frontiers import Paths
+from tune.stats.pareto import Floats, Front
 
 Answer = Literal["fewer", "more", "same", "undecided"]
 """Whether one family needs fewer parameters than the other, more, the same within :data:`SAME`."""

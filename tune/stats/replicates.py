@@ -12,7 +12,7 @@ from typing import TypedDict
 
 from fvae.data.images import derived_seed
 from tune.records.ledger import TrialRecord
-from tune.statistics.pareto import fronts
+from tune.stats.pareto import fronts
 
 
 class Spread(TypedDict):

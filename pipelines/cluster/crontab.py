@@ -22,9 +22,10 @@ def set_line(line: str | None, ours: Callable[[str], bool]) -> None:
     require(installed(), "crontab: not installed")
     listed = subprocess.run(["crontab", "-l"], capture_output=True, text=True, check=False)
     before = listed.stdout if listed.returncode == 0 else ""  # it fails where there is no crontab yet
-    after = "".join(f"{each}\n" for each in before.splitlines() if not ours(each))
+    lines = before.removesuffix("\n").split("\n") if before else []
+    after = "".join(f"{each}\n" for each in lines if not ours(each))
     if line is not None:
         after += f"{line}\n"
-    if after != before:
+    if after.rstrip("\n") != before.rstrip("\n"):
         done = subprocess.run(["crontab", "-"], input=after, capture_output=True, text=True, check=False)
-        require(done.returncode == 0, f"crontab: refuses the line ({one_line(done.stderr)})")
+        require(done.returncode == 0, f"crontab: refused ({one_line(done.stderr)})")

@@ -1,6 +1,6 @@
 """Curves a + b·N^−α through the trials of each family, fitted by robust least squares, and a trial's typical excess.
 
-The first step of :mod:`tune.statistics.stochastic_frontier`, which has the model's formulas.
+The first step of :mod:`tune.stats.stochastic_frontier`, which has the model's formulas.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from tune.statistics.pareto import Floats
+from tune.stats.pareto import Floats
 
 SAFETY = 3.0
 """Factor on the typical excess, by which trials' distances from their curve are taken for larger than they are."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.tune.curves import falling, trial
-from tune.statistics.forecasts import GAIN, GAIN_POWER, LEAST_SPREAD, Forecasts
+from tune.stats.forecasts import GAIN, GAIN_POWER, LEAST_SPREAD, Forecasts
 
 pytestmark = pytest.mark.core
 
