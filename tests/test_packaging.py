@@ -95,9 +95,21 @@ print(fvae.__file__, tuple(fvae.load("model").sample(1).shape))
 def test_a_command_without_its_packages_says_how_to_install_them(
     installed: Path, module: str, without: tuple[str, ...], named: str
 ) -> None:
-    done = python(installed, f"import runpy\nrunpy.run_module({module!r}, run_name='__main__')", without=without)
+    as_command = f"import runpy\nsys.argv[0] = '-m'\nrunpy.run_module({module!r}, run_name='__main__')"
+    done = python(installed, as_command, without=without)
     line = f"error: {named}: not installed; pip install '.[search,cluster]' in the folder of pyproject.toml\n"
     assert (done.returncode, done.stderr) == (2, line)
+
+
+def test_an_import_without_its_packages_is_an_import_error(installed: Path) -> None:
+    program = """
+try:
+    from pipelines.data.datasets import load_dataset
+except ImportError as error:
+    print(error)
+"""
+    done = python(installed, program, without=("mlflow",))
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("mlflow: not installed; pip install")
 
 
 def test_searching_training_and_evaluating_need_nothing_of_the_extra_cluster(installed: Path) -> None:

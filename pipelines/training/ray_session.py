@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -70,6 +71,7 @@ def ray_session(held_bytes: int, needed: Mapping[str, tuple[str, float]]) -> Ite
             raise ConfigError(f"{option}={amount}: there {verb} {have:g} on the largest node")
         yield
     finally:
+        gc.collect()  # references to Ray's objects in cycles: freed after the shutdown, they end the process
         ray.shutdown()
 
 
