@@ -36,7 +36,9 @@ ACCOUNTS: dict[str, dict[str, Run | Check]] = {
         "digits: 1,257 training, 180 validation and 360 test images of 8×8×1, 17 levels": Run(),
         'make search ARGS="--dataset path/to/images"': Check("needs the reader's images"),
         'make search ARGS="--dataset path/to/mnist --epochs 5"': Check("needs the reader's images"),
-        'make search ARGS="--dataset path/to/mnist --epochs 5 --max-params 50000"': Check("needs the reader's images"),
+        'make search ARGS="--dataset path/to/mnist --epochs 5 --max-params 50000 --trials 48 --time-budget 85m"': Check(
+            "needs the reader's images"
+        ),
         'make search ARGS="--dataset photos"': Check("another search of minutes"),
         'make search ARGS="--trials 60"': Run("--trials 4 --epochs 1 --concurrent 1"),
         'make search ARGS="--time-budget 2h"': Check("another search of hours; tests/tune/run/test_budget.py"),
