@@ -17,6 +17,7 @@ from pipelines.retraining.promotion import Promoter
 from pipelines.retraining.registered_model import CHAMPION, RegisteredModel
 from pipelines.storage import open_storage
 from pipelines.tracking.database import database_path
+from pipelines.training.events import EpochDone, Event
 from pipelines.training.run import Training
 from tests.pipelines import forked_commands
 from tests.pipelines.forks import Fork
@@ -117,9 +118,9 @@ def test_ctrl_c_leaves_a_job_that_goes_on(
     options = ("--dataset", data, "--config", config_file(tmp_path / "long.json", {"epochs": 60}))
     hear = Training._on_event
 
-    def hearing(self: Training, event: dict[str, Any]) -> None:
+    def hearing(self: Training, event: Event) -> None:
         hear(self, event)
-        if event.get("epoch", {}).get("epoch") == 3:
+        if isinstance(event, EpochDone) and event.metrics.epoch == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
